@@ -1,0 +1,1 @@
+"""Benchmarks: each prints its figures against the ceiling that bounds them, and ends with one line of JSON."""

@@ -1,0 +1,1 @@
+"""What the machine can do: one file an instruction.  See `instructions.registry` for the list."""

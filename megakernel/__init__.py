@@ -1,0 +1,1 @@
+"""How it runs: the Gluon kernel, its launch, the CPU virtual machine, and the engine (token ids in, token ids out)."""

@@ -1,0 +1,1 @@
+"""When and where: lowering, the DAG, placement, the page plan, proofs, the serialised program, simulation."""
