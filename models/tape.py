@@ -1,0 +1,262 @@
+"""The weight tape: where every weight lies, page by page, in the order in which a decode step streams them.
+
+A page is 16 KiB: 8 consecutive tiles of one block of 16 rows, each tile 16 rows of 128 bytes along K, so `[8, 16, tile_columns]`.
+A matrix is `[row block][page along K]`; rows are padded to whole blocks and K to whole pages, with zeros. Rows are permuted so that
+one block holds what must meet: the two halves of a RoPE pair, or gate and up of the same unit.
+
+This module is only the map. Copying weights along it is `models.packing`; which SM reads which page is the scheduler's business.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.config import ModelConfig
+from models.errors import UserError
+
+PAGE_BYTES = 16384
+TILE_BYTES = 128
+BLOCK_ROWS = 16
+TILES_PER_PAGE = PAGE_BYTES // (TILE_BYTES * BLOCK_ROWS)
+HALF_BLOCK = BLOCK_ROWS // 2
+CONSTANT_ALIGNMENT = 32  # fp32 elements: every vector of constants starts on a 128-byte line
+
+LAYER_KINDS = ("qkv", "o", "gate_up", "down")
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """One matrix on the tape, in packed rows and packed columns.
+
+    `row_map` int32 [blocks * 16]: the row of the concatenated `sources` that each packed row holds, -1 for a zero row.
+    `column_map` int32 [columns]: the source column of each packed column, -1 for zero; None means the identity.
+    `columns` is the length of the activation that it multiplies, before K is padded to `pages_per_block` whole pages.
+    `bias_offset` is where the bias starts in the constants, in packed row order; -1 without a bias.
+    """
+
+    kind: str
+    layer: int
+    blocks: int
+    pages_per_block: int
+    first_page: int
+    columns: int
+    row_map: np.ndarray
+    column_map: np.ndarray | None
+    sources: tuple[str, ...]
+    source_rows: tuple[int, ...]
+    bias_sources: tuple[str, ...]
+    bias_offset: int
+
+    @property
+    def pages(self) -> int:
+        """Pages of the whole matrix."""
+        return self.blocks * self.pages_per_block
+
+    @property
+    def rows(self) -> int:
+        """Packed rows, zero rows included."""
+        return self.blocks * BLOCK_ROWS
+
+    def first_row(self, source: str) -> int:
+        """Where the rows of one source (weight or bias) start in the concatenation."""
+        names = self.sources if source in self.sources else self.bias_sources
+        return sum(self.source_rows[: names.index(source)])
+
+
+@dataclass(frozen=True, eq=False)
+class TapeLayout:
+    """All matrices of a model, in tape order: for each layer qkv, o, gate_up, down; then the head; then the embedding when it is
+    not tied. `streamed_pages` are those that every decode step reads (all but the embedding). `constant_count` fp32 constants hold the norm
+    weights and the biases; every vector starts at a multiple of `CONSTANT_ALIGNMENT`."""
+
+    config: ModelConfig
+    itemsize: int
+    matrices: tuple[Matrix, ...]
+    pages: int
+    streamed_pages: int
+    constant_count: int
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, itemsize: int) -> TapeLayout:
+        """The layout for weights of `itemsize` bytes: 2 (bf16) or 4 (fp32)."""
+        if itemsize not in (2, 4):
+            raise UserError(
+                f"weights of {itemsize} bytes are not supported: pack as bfloat16 (2 bytes) or float32 (4 bytes)"
+            )
+        return _Builder(config, itemsize).build()
+
+    @property
+    def tile_columns(self) -> int:
+        """Columns of one tile: 64 in bf16, 32 in fp32."""
+        return TILE_BYTES // self.itemsize
+
+    @property
+    def page_columns(self) -> int:
+        """Columns of one page: 512 in bf16, 256 in fp32."""
+        return TILES_PER_PAGE * self.tile_columns
+
+    @property
+    def page_elements(self) -> int:
+        """Weights in one page, zeros included."""
+        return PAGE_BYTES // self.itemsize
+
+    def matrix(self, kind: str, layer: int = 0) -> Matrix:
+        """The matrix of one kind ("qkv", "o", "gate_up", "down"; "head", "embedding" with layer 0). A tied embedding is the head."""
+        layers = self.config.num_layers
+        if kind in LAYER_KINDS and 0 <= layer < layers:
+            return self.matrices[layer * len(LAYER_KINDS) + LAYER_KINDS.index(kind)]
+        if kind == "head" and layer == 0:
+            return self.matrices[layers * len(LAYER_KINDS)]
+        if kind == "embedding" and layer == 0:
+            return self.matrices[-1]
+        raise KeyError(f"no matrix {kind!r} in layer {layer} of a model with {layers} layers")
+
+    def norm_offset(self, kind: str, layer: int = 0) -> int:
+        """Where the norm weights [hidden_size] start in the constants: kind "attention" or "mlp" of a layer, or "final"."""
+        if kind == "final" and layer == 0:
+            index = 2 * self.config.num_layers
+        elif kind in ("attention", "mlp") and 0 <= layer < self.config.num_layers:
+            index = 2 * layer + (kind == "mlp")
+        else:
+            raise KeyError(f"no {kind!r} norm in layer {layer} of a model with {self.config.num_layers} layers")
+        return index * align_constants(self.config.hidden_size)
+
+    def norm_source(self, kind: str, layer: int = 0) -> str:
+        """The Hugging Face name of the norm weights at `norm_offset(kind, layer)`."""
+        if kind == "final":
+            return "model.norm.weight"
+        return f"model.layers.{layer}.{'input' if kind == 'attention' else 'post_attention'}_layernorm.weight"
+
+
+def align_constants(count: int) -> int:
+    """`count` fp32 constants rounded up to whole 128-byte lines."""
+    return CONSTANT_ALIGNMENT * math.ceil(count / CONSTANT_ALIGNMENT)
+
+
+def natural_rows(rows: int) -> np.ndarray:
+    """Rows in their own order, padded to whole blocks: int32 [16 * ceil(rows / 16)]."""
+    index = np.arange(BLOCK_ROWS * math.ceil(rows / BLOCK_ROWS), dtype=np.int32)
+    return np.where(index < rows, index, -1).astype(np.int32)
+
+
+def paired_head_rows(head_dim: int) -> np.ndarray:
+    """A query or key head: row j < 8 of block b holds dim 8b + j, row j + 8 its RoPE partner, dim 8b + j + head_dim / 2.
+
+    The partners are those of Hugging Face's `rotate_half`. int32 [padded head_dim], -1 where 8b + j >= head_dim / 2.
+    """
+    half = head_dim // 2
+    first = np.arange(HALF_BLOCK * math.ceil(half / HALF_BLOCK), dtype=np.int32)
+    first = first.reshape(-1, 1, HALF_BLOCK)  # [blocks, 1, 8]
+    pairs = np.concatenate([first, first + half], axis=1)  # [blocks, 2, 8]
+    return np.where(first < half, pairs, -1).astype(np.int32).reshape(-1)
+
+
+def qkv_rows(config: ModelConfig) -> np.ndarray:
+    """For each KV head: its query heads, its key head, its value head, as rows of q, k, v concatenated."""
+    dim = config.head_dim
+    paired, plain = paired_head_rows(dim), natural_rows(dim)
+    key_start = config.num_heads * dim
+    value_start = key_start + config.num_kv_heads * dim
+    heads = []
+    for kv_head in range(config.num_kv_heads):
+        for query_head in range(kv_head * config.group, (kv_head + 1) * config.group):
+            heads.append(_shifted(paired, query_head * dim))
+        heads.append(_shifted(paired, key_start + kv_head * dim))
+        heads.append(_shifted(plain, value_start + kv_head * dim))
+    return np.concatenate(heads)
+
+
+def gate_up_rows(intermediate: int) -> np.ndarray:
+    """Row j < 8 of block b is gate row 8b + j, row j + 8 is up row 8b + j, as rows of gate, up concatenated."""
+    unit = np.arange(HALF_BLOCK * math.ceil(intermediate / HALF_BLOCK), dtype=np.int32).reshape(-1, 1, HALF_BLOCK)
+    pairs = np.concatenate([unit, unit + intermediate], axis=1)  # [blocks, 2, 8]
+    return np.where(unit < intermediate, pairs, -1).astype(np.int32).reshape(-1)
+
+
+def attention_columns(config: ModelConfig) -> np.ndarray | None:
+    """Attention writes [heads, padded head_dim]: the column of the output projection for each, or None when nothing is padded."""
+    if config.padded_head_dim == config.head_dim:
+        return None
+    head = natural_rows(config.head_dim)  # padded head_dim is whole blocks of 16 as well
+    return np.concatenate([_shifted(head, index * config.head_dim) for index in range(config.num_heads)])
+
+
+def _shifted(rows: np.ndarray, start: int) -> np.ndarray:
+    return np.where(rows >= 0, rows + start, -1).astype(np.int32)
+
+
+class _Builder:
+    """Lays matrices and constants one after another."""
+
+    def __init__(self, config: ModelConfig, itemsize: int) -> None:
+        self.config = config
+        self.page_columns = PAGE_BYTES // BLOCK_ROWS // itemsize
+        self.itemsize = itemsize
+        self.matrices: list[Matrix] = []
+        self.page = 0
+        self.constant = (2 * config.num_layers + 1) * align_constants(config.hidden_size)
+
+    def build(self) -> TapeLayout:
+        config = self.config
+        hidden, intermediate, dim = config.hidden_size, config.intermediate_size, config.head_dim
+        query, key_value = config.num_heads * dim, config.num_kv_heads * dim
+        qkv_map, o_columns = qkv_rows(config), attention_columns(config)
+        gate_up_map, hidden_map = gate_up_rows(intermediate), natural_rows(hidden)
+        attention_width = config.num_heads * config.padded_head_dim
+        for layer in range(config.num_layers):
+            attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
+            qkv = {f"{attention}.q_proj": query, f"{attention}.k_proj": key_value, f"{attention}.v_proj": key_value}
+            gate_up = {f"{mlp}.gate_proj": intermediate, f"{mlp}.up_proj": intermediate}
+            self.add("qkv", layer, qkv, hidden, qkv_map, None, config.attention_bias)
+            self.add(
+                "o",
+                layer,
+                {f"{attention}.o_proj": hidden},
+                attention_width,
+                hidden_map,
+                o_columns,
+                config.attention_bias,
+            )
+            self.add("gate_up", layer, gate_up, hidden, gate_up_map, None, config.mlp_bias)
+            self.add("down", layer, {f"{mlp}.down_proj": hidden}, intermediate, hidden_map, None, config.mlp_bias)
+        vocabulary_map = natural_rows(config.vocab_size)
+        embedding = {"model.embed_tokens": config.vocab_size}
+        head = embedding if config.tied_embeddings else {"lm_head": config.vocab_size}
+        self.add("head", 0, head, hidden, vocabulary_map, None, False)
+        streamed_pages = self.page
+        if not config.tied_embeddings:
+            self.add("embedding", 0, embedding, hidden, vocabulary_map, None, False)
+        return TapeLayout(config, self.itemsize, tuple(self.matrices), self.page, streamed_pages, self.constant)
+
+    def add(
+        self,
+        kind: str,
+        layer: int,
+        modules: dict[str, int],
+        columns: int,
+        row_map: np.ndarray,
+        column_map: np.ndarray | None,
+        bias: bool,
+    ) -> None:
+        """Append one matrix; `modules` are the linear modules whose rows it concatenates, with their row counts."""
+        matrix = Matrix(
+            kind=kind,
+            layer=layer,
+            blocks=len(row_map) // BLOCK_ROWS,
+            pages_per_block=math.ceil(columns / self.page_columns),
+            first_page=self.page,
+            columns=columns,
+            row_map=row_map,
+            column_map=column_map,
+            sources=tuple(f"{module}.weight" for module in modules),
+            source_rows=tuple(modules.values()),
+            bias_sources=tuple(f"{module}.bias" for module in modules) if bias else (),
+            bias_offset=self.constant if bias else -1,
+        )
+        self.matrices.append(matrix)
+        self.page += matrix.pages
+        if bias:
+            self.constant += align_constants(matrix.rows)
