@@ -1,0 +1,119 @@
+"""Attention of one KV head's query group over one slice of the context (flash decoding: Dao et al., 2023).
+
+    s_t = q . k_t / sqrt(d)      for the positions t of the slice; q and k in the weight type, s in fp32
+    m = max s,  l = sum exp(s - m),  o = sum round(exp(s - m)) v_t
+
+The loader streams the slice's past K and V pages through the ring, K page then V page; they hold only positions of earlier
+tokens, so it need not wait for this token's QKV.  The last slice also takes the current position, straight from the
+cache row that `Qkv` wrote.  With one slice the normalised output goes to attn[layer]; with more, each leaves (m, l, o) for
+`Combine`.  The slices share the pages that exist evenly, so every slice works at any position within the bucket; page uses
+that a slice does not need pass through the ring empty, which keeps the page plan the same for every token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from instructions.base import Cost, Instruction, Machine, PageRequest, Pages, PageSource, Region
+from instructions.matvec import DTYPES
+from instructions.shape import Shape
+from models.tape import PAGE_BYTES
+
+
+@dataclass(frozen=True)
+class Attention(Instruction):
+    """KV head `head`, slice `slice` of the program's slices."""
+
+    OPCODE = 3
+    MNEMONIC = "attention"
+
+    head: int
+    slice: int
+
+    def reads(self, shape: Shape) -> tuple[Region, ...]:
+        rows, kv_rows = shape.group_rows, 2 * shape.head_rows
+        query = Region("q", self.sumayer, self.head * rows, (self.head + 1) * rows)
+        if self.slice < shape.slices - 1:
+            return (query,)
+        return (query, Region("kv", self.sumayer, self.head * kv_rows, (self.head + 1) * kv_rows))
+
+    def loads(self, shape: Shape) -> tuple[Region, ...]:
+        kv_rows = 2 * shape.head_rows
+        return (Region("kv", self.sumayer, self.head * kv_rows, (self.head + 1) * kv_rows),)
+
+    def writes(self, shape: Shape) -> tuple[Region, ...]:
+        if shape.slices == 1:
+            rows = shape.group_rows
+            return (Region("attn", self.sumayer, self.head * rows, (self.head + 1) * rows),)
+        first = (self.head * shape.slices + self.slice) * shape.partial_rows
+        return (Region("partial", self.sumayer, first, first + shape.partial_rows),)
+
+    def page_uses(self, shape: Shape) -> int:
+        return 2 * shape.slice_pages
+
+    def tape_page(self, shape: Shape) -> int:
+        return shape.cache_page(self.sumayer, self.head, 0)
+
+    def page_source(self, shape: Shape, tape: int, use: int, past: int) -> PageSource | None:
+        first, stop = shape.slice_range(self.slice, past)
+        page, value = first + use // 2, use % 2
+        return PageSource("kv", tape + value * shape.head_pages + page) if page < stop else None
+
+    def cost(self, shape: Shape, past: int) -> Cost:
+        first, stop = shape.slice_range(self.slice, past)
+        pages = 2 * (stop - first)
+        return Cost(pages * PAGE_BYTES, 2 * shape.config.group * pages * shape.page_elements)
+
+    def execute(self, machine: Machine) -> Pages:
+        shape, config = machine.shape, machine.shape.config
+        dtype, dp = DTYPES[shape.itemsize], shape.head_rows
+        regions = self.reads(shape)
+        q = machine.read(regions[0]).view(config.group, dp).to(dtype).float()
+        state = OnlineSoftmax(config.group, dp, config.head_dim**-0.5)
+        first, stop = shape.slice_range(self.slice, machine.past)
+        for i in range(shape.slice_pages):
+            k_page, v_page = (yield PageRequest(2 * i, 2)).unbind(0)
+            page = first + i
+            if page < stop:
+                count = min(machine.past - page * shape.page_positions, shape.page_positions)
+                k, v = (cache_rows(pages, shape)[:count] for pages in (k_page, v_page))
+                state.add(q, k, v, dtype)
+        if self.slice == shape.slices - 1:
+            k, v = machine.read(regions[1]).view(2, 1, dp).unbind(0)
+            state.add(q, k, v, dtype)
+        machine.write(self.writes(shape)[0], state.normalised() if shape.slices == 1 else state.partial())
+
+
+def cache_rows(page: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """One KV page as fp32 [positions, dp]."""
+    tiles = page.view(shape.head_tiles, shape.page_positions, shape.tile_columns)
+    return tiles.transpose(0, 1).reshape(shape.page_positions, -1)[:, : shape.head_rows].float()
+
+
+class OnlineSoftmax:
+    """Running softmax-weighted sum of V rows (Milakov and Gimelshein, 2018), fp32, for `group` queries."""
+
+    def __init__(self, group: int, dp: int, scale: float) -> None:
+        self.scale = scale
+        self.m = torch.full((group,), -torch.inf)
+        self.sum = torch.zeros(group)
+        self.o = torch.zeros(group, dp)
+
+    def add(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> None:
+        """Take in positions: q [group, dp], k and v [positions, dp], fp32; probabilities are rounded to `dtype` once."""
+        s = (q @ k.T) * self.scale  # [group, positions]
+        m = torch.maximum(self.m, s.amax(1))
+        p, decay = torch.exp(s - m[:, None]), torch.exp(self.m - m)
+        self.sum = self.sum * decay + p.sum(1)
+        self.o = self.o * decay[:, None] + p.to(dtype).float() @ v
+        self.m = m
+
+    def normalised(self) -> torch.Tensor:
+        """The attention output, [group * dp]."""
+        return (self.o / self.sum[:, None]).flatten()
+
+    def partial(self) -> torch.Tensor:
+        """What `Combine` needs: m [group], l [group], o [group, dp], flattened."""
+        return torch.cat((self.m, self.sum, self.o.flatten()))

@@ -1,0 +1,144 @@
+"""What every instruction has: fields, the regions it touches, the pages it streams, its cost, its meaning on the CPU.
+
+An instruction is a frozen dataclass of small integers.  It knows nothing of where it runs, what it waits for, or in
+which shared-memory page its weights land: the scheduler decides that, and `instructions.codec` writes both down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, fields
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+
+from instructions.shape import Shape
+
+
+@dataclass(frozen=True, order=True)
+class Region:
+    """Rows `start` (included) to `stop` (excluded) of one layer of a buffer; buffers are listed in `instructions.shape`."""
+
+    buffer: str
+    layer: int
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{self.buffer}[{self.layer}][{self.start}:{self.stop}]"
+
+
+class Cost(NamedTuple):
+    """Bytes streamed from HBM and floating-point operations of one execution."""
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """What an executing instruction yields: `count` page uses from its `first`, held together, then released."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class PageSource:
+    """Where the loader finds a page: `space` is "tape" (weights) or "kv" (the cache), `index` counts pages in it."""
+
+    space: str
+    index: int
+
+
+Pages = Generator[PageRequest, torch.Tensor, None]
+
+
+class Machine(Protocol):
+    """What an instruction may do while it executes.  All values are fp32 tensors of shape [rows] unless said otherwise."""
+
+    shape: Shape
+    past: int  # positions already in the KV cache: the position of the token being decoded
+
+    def read(self, region: Region) -> torch.Tensor:
+        """The region's rows; "kv" reads the cache row of the current position."""
+
+    def write(self, region: Region, values: torch.Tensor) -> None:
+        """Store the region's rows; "kv" stores into the cache row of the current position, in the cache's dtype."""
+
+    def constants(self, start: int, count: int) -> torch.Tensor:
+        """Norm weights and biases, [count]."""
+
+    def rope(self) -> torch.Tensor:
+        """Cosine and sine of every pair of a head at the current position, [dp / 2, 2]."""
+
+    def embedding(self, token: int) -> torch.Tensor:
+        """One row of the embedding, [hidden]."""
+
+    def token(self) -> int:
+        """The id of the token being decoded."""
+
+    def sampling(self) -> SamplingState:
+        """How the next token is to be chosen."""
+
+    def emit(self, token: int) -> None:
+        """Append the chosen token to the sequence and check it against the stop tokens."""
+
+
+class SamplingState(NamedTuple):
+    """Sampling parameters as the machine holds them: `top_k` 0 and `top_p` 1 are off, `temperature` 0 is greedy."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Base of all instructions.  Subclasses are frozen dataclasses whose fields are non-negative int32 numbers.
+
+    `layer` is stored in a word of its own; every other field takes the next payload word, in the order declared.
+    """
+
+    OPCODE: ClassVar[int]
+    MNEMONIC: ClassVar[str]
+
+    layer: int
+
+    @classmethod
+    def payload_names(cls) -> tuple[str, ...]:
+        """Names of the fields that travel in payload words, in order."""
+        return tuple(field.name for field in fields(cls) if field.name != "layer")
+
+    def reads(self, shape: Shape) -> tuple[Region, ...]:
+        """Regions the consumer reads, after this instruction's waits."""
+        raise NotImplementedError
+
+    def writes(self, shape: Shape) -> tuple[Region, ...]:
+        """Regions the consumer writes, before this instruction's signals."""
+        raise NotImplementedError
+
+    def loads(self, shape: Shape) -> tuple[Region, ...]:
+        """Regions the loader streams ahead of the waits: rows of earlier positions of the KV cache."""
+        return ()
+
+    def page_uses(self, shape: Shape) -> int:
+        """Pages of shared memory this instruction passes through the ring, the same number for every token."""
+        return 0
+
+    def tape_page(self, shape: Shape) -> int:
+        """First page it streams, of the weight tape or (attention) of the KV cache."""
+        return 0
+
+    def page_source(self, shape: Shape, tape: int, use: int, past: int) -> PageSource | None:
+        """What page use number `use` holds when `past` positions are cached; None where the use passes through empty."""
+        return PageSource("tape", tape + use)
+
+    def cost(self, shape: Shape, past: int) -> Cost:
+        """Bytes and operations of one execution with `past` positions cached."""
+        raise NotImplementedError
+
+    def execute(self, machine: Machine) -> Pages:
+        """Run on the CPU: a generator that yields the pages it needs, in order, and receives them as tensors."""
+        raise NotImplementedError

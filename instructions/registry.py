@@ -1,0 +1,27 @@
+"""The list of instructions.  Adding one means its file here, its twin in `megakernel/device`, and a line in this table."""
+
+from __future__ import annotations
+
+from instructions.attention import Attention
+from instructions.base import Instruction
+from instructions.combine import Combine
+from instructions.down import Down
+from instructions.embed import Embed
+from instructions.gate_up import GateUp
+from instructions.lm_head import LmHead
+from instructions.o_proj import OProj
+from instructions.qkv import Qkv
+from instructions.sample import Sample
+
+INSTRUCTIONS: tuple[type[Instruction], ...] = (
+    Embed,
+    Qkv,
+    Attention,
+    Combine,
+    OProj,
+    GateUp,
+    Down,
+    LmHead,
+    Sample,
+)
+BY_OPCODE: dict[int, type[Instruction]] = {kind.OPCODE: kind for kind in INSTRUCTIONS}

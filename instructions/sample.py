@@ -1,0 +1,49 @@
+"""Sampling: choose the next token from the logits, append it, check it against the stop tokens, advance the position.
+
+Greedy (temperature 0): the largest logit, the lowest row among equals, found among the LM head's `slots` best rows.
+Otherwise: z = logits / temperature; `top_k` keeps the rows whose z is not below the k-th largest; `top_p` then keeps the
+fewest of the largest whose probabilities sum to at least top_p (Holtzman et al., 2019); the token is the arg max over the
+kept rows of z + g, with g Gumbel noise drawn per row from Philox (seed, row, position), which samples exactly from the kept
+softmax (Gumbel, 1954) and needs no second pass.  See `instructions.sampling`.
+
+Advance and stop check are merged here because they depend on nothing but the chosen token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from instructions.base import Cost, Instruction, Machine, Pages, Region
+from instructions.sampling import draw
+from instructions.shape import BEST_FIELDS, Shape
+
+
+@dataclass(frozen=True)
+class Sample(Instruction):
+    """One per token, the last; `layer` is 0, `slots` the number of `LmHead` instructions."""
+
+    OPCODE = 9
+    MNEMONIC = "sample"
+
+    slots: int
+
+    def reads(self, shape: Shape) -> tuple[Region, ...]:
+        best = Region("best", 0, 0, self.slots * BEST_FIELDS)
+        return (Region("logits", 0, 0, shape.config.vocab_size), best)
+
+    def writes(self, shape: Shape) -> tuple[Region, ...]:
+        return (Region("token", 0, 0, 1),)
+
+    def cost(self, shape: Shape, past: int) -> Cost:
+        return Cost(0, 2 * self.slots)
+
+    def execute(self, machine: Machine) -> Pages:
+        logits, best = (machine.read(region) for region in self.reads(machine.shape))
+        sampling = machine.sampling()
+        if sampling.temperature == 0.0:
+            values, rows = best.view(self.slots, BEST_FIELDS).unbind(1)
+            token = int(rows[values == values.max()].min())
+        else:
+            token = draw(logits, sampling, machine.past)
+        machine.emit(token)
+        yield from ()

@@ -1,0 +1,70 @@
+"""From a model to a finished program: lower, derive, place, plan pages, serialise."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from instructions.codec import WORDS, Scheduled, encode
+from instructions.shape import Shape, ceil_div
+from models.config import ModelConfig
+from scheduler.dependencies import derive
+from scheduler.errors import ScheduleError
+from scheduler.lower import lower
+from scheduler.pages import plan_pages, ring_depth
+from scheduler.place import POLICIES
+from scheduler.program import Program
+
+MAX_SMS = 200
+DEFAULT_POLICY = "zigzag"
+
+
+def attention_slices(config: ModelConfig, sms: int, bucket_pages: int) -> int:
+    """How many slices the context is split into: as many as the SMs can work on at once, none without a page."""
+    return max(1, min(sms // config.num_kv_heads, bucket_pages))
+
+
+def make_shape(
+    config: ModelConfig, *, sms: int, capacity: int, bucket: int, itemsize: int = 2, slices: int | None = None
+) -> Shape:
+    """The shape of a program; `capacity` and `bucket` are rounded up to whole KV pages."""
+    if not 1 <= sms <= MAX_SMS:
+        raise ScheduleError(f"{sms} SMs asked for; a program can be made for 1 to {MAX_SMS}")
+    if itemsize not in (2, 4):
+        raise ScheduleError(f"weights of {itemsize} bytes; use 2 (bf16) or 4 (fp32)")
+    if not 1 <= bucket <= capacity:
+        raise ScheduleError(f"a context bucket of {bucket} positions in a KV cache of {capacity}; use 1 to {capacity}")
+    page = Shape(config, itemsize, capacity, bucket, 1).page_positions
+    capacity, bucket = (ceil_div(positions, page) * page for positions in (capacity, bucket))
+    if slices is None:
+        slices = attention_slices(config, sms, bucket // page)
+    if slices < 1:
+        raise ScheduleError(f"{slices} attention slices; use at least 1")
+    return Shape(config, itemsize, capacity, bucket, slices)
+
+
+def build_program(shape: Shape, sms: int, policy: str = DEFAULT_POLICY, ring: int | None = None) -> Program:
+    """Schedule one decode token of `shape` on `sms` SMs; raises ScheduleError where that cannot be done."""
+    if policy not in POLICIES:
+        raise ScheduleError(f"unknown placement policy {policy!r}; choose one of {', '.join(POLICIES)}")
+    program = lower(shape, sms)
+    deps = derive(program, shape)
+    queues = POLICIES[policy](program, shape, deps, sms)
+    plan = plan_pages(program, shape, deps, queues, ring or ring_depth(shape))
+    order = [i for queue in queues for i in queue]
+    words = np.zeros((len(order), WORDS), dtype=np.int32)
+    for record, i in zip(words, order, strict=True):
+        instruction = program[i]
+        pages = instruction.page_uses(shape)
+        tape = instruction.tape_page(shape) if pages else 0
+        record[:] = encode(
+            Scheduled(instruction, plan.first[i], pages, tape, plan.load_waits[i], deps.waits[i], deps.signals[i])
+        )
+    return Program(
+        shape=shape,
+        policy=policy,
+        ring=plan.ring,
+        words=words,
+        starts=np.cumsum([0] + [len(queue) for queue in queues], dtype=np.int32),
+        targets=np.array([mask.bit_count() for mask in deps.counters], dtype=np.int32),
+        uses=np.array(plan.uses, dtype=np.int32),
+    )

@@ -1,0 +1,68 @@
+"""Lowering: one decode token of a model as a list of instructions in program order.
+
+Program order is the meaning of the program: a read sees the latest earlier write, or, where there is none, the previous
+token's.  Who runs an instruction, and when, is decided later.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+
+from instructions.attention import Attention
+from instructions.base import Instruction
+from instructions.combine import Combine
+from instructions.down import Down
+from instructions.embed import Embed
+from instructions.gate_up import GateUp
+from instructions.lm_head import LmHead
+from instructions.o_proj import OProj
+from instructions.qkv import Qkv
+from instructions.sample import Sample
+from instructions.shape import Shape, ceil_div
+
+
+def split_blocks(parts: Sequence[int], sms: int) -> Iterator[tuple[int, int]]:
+    """Split row blocks into runs (first block, blocks) for `sms` SMs, as evenly as can be, none across a part's edge.
+
+    `parts` are the consecutive part sizes.  There are at most `sms` runs unless the edges alone ask for more, and no run
+    is longer than an even share rounded up.
+    """
+    share = ceil_div(sum(parts), sms)
+    runs = [ceil_div(part, share) for part in parts]
+    longest = [(-ceil_div(part, count), i) for i, (part, count) in enumerate(zip(parts, runs, strict=True))]
+    heapq.heapify(longest)
+    for _ in range(min(sms, sum(parts)) - sum(runs)):
+        _, i = longest[0]
+        runs[i] += 1
+        heapq.heapreplace(longest, (-ceil_div(parts[i], runs[i]), i))
+    base = 0
+    for part, count in zip(parts, runs, strict=True):
+        edges = [base + part * r // count for r in range(count + 1)]
+        yield from ((start, stop - start) for start, stop in zip(edges, edges[1:], strict=False))
+        base += part
+
+
+def lower_layer(shape: Shape, layer: int, sms: int) -> Iterator[Instruction]:
+    """One transformer layer."""
+    config = shape.config
+    heads = range(config.num_kv_heads)
+    parts = [config.group * shape.head_blocks, 2 * shape.head_blocks] * config.num_kv_heads
+    for block, blocks in split_blocks(parts, sms):
+        yield Qkv(layer, block, blocks)
+    for index in range(shape.slices):
+        yield from (Attention(layer, head, index) for head in heads)
+    if shape.slices > 1:
+        yield from (Combine(layer, head) for head in heads)
+    for kind, name in ((OProj, "o"), (GateUp, "gate_up"), (Down, "down")):
+        for block, blocks in split_blocks([shape.matrix(name, layer).blocks], sms):
+            yield kind(layer, block, blocks)
+
+
+def lower(shape: Shape, sms: int) -> list[Instruction]:
+    """The whole token, in program order."""
+    program: list[Instruction] = [Embed(0)]
+    for layer in range(shape.config.num_layers):
+        program.extend(lower_layer(shape, layer, sms))
+    heads = [LmHead(0, *run, slot) for slot, run in enumerate(split_blocks([shape.matrix("head").blocks], sms))]
+    return [*program, *heads, Sample(0, len(heads))]

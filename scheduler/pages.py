@@ -1,0 +1,71 @@
+"""The page plan: which page of shared memory every page use gets, and in which generation.
+
+A page use is one passage of a page through the ring.  Uses are numbered per SM in queue order, starting again each token:
+use k of token t is the SM's use number n = t * uses_per_token + k, in slot n % ring, generation n // ring (its parity is
+the mbarrier phase).  The loader may fill use n when use n - ring has been released; consumers use and release in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from instructions.base import Instruction
+from instructions.codec import Wait
+from instructions.shape import HELD_PAGES, Shape
+from models.tape import PAGE_BYTES
+from scheduler.dependencies import Dependencies
+from scheduler.errors import ScheduleError
+from scheduler.place import Queues
+
+SHARED_MEMORY = 227 * 1024  # bytes one block may use on compute capability 9.0
+RESERVED = 3 * 1024  # barriers, reductions and layout conversions of the kernel
+
+
+@dataclass(frozen=True)
+class PagePlan:
+    """`first[i]` is instruction i's first use within the token, `uses[sm]` the SM's uses per token."""
+
+    ring: int
+    first: list[int]
+    uses: list[int]
+    load_waits: list[Wait | None]
+
+
+def staging_bytes(shape: Shape) -> int:
+    """Shared memory for one activation vector in the weight type, the widest any matrix of the model takes."""
+    kinds = ("qkv", "o", "gate_up", "down", "head")
+    return max(shape.matrix(kind).pages_per_block for kind in kinds) * shape.page_columns * shape.itemsize
+
+
+def ring_depth(shape: Shape) -> int:
+    """Pages that fit beside the staged activations; raises ScheduleError where too few do."""
+    depth = (SHARED_MEMORY - RESERVED - staging_bytes(shape)) // PAGE_BYTES
+    if depth < HELD_PAGES:
+        raise ScheduleError(
+            f"an activation vector of {staging_bytes(shape)} bytes leaves {max(depth, 0)} pages of shared memory, "
+            f"{HELD_PAGES} are needed: the model's hidden or intermediate size is too large for this machine"
+        )
+    return depth
+
+
+def plan_pages(program: Sequence[Instruction], shape: Shape, deps: Dependencies, queues: Queues, ring: int) -> PagePlan:
+    """Number the page uses, and drop load waits that the ring implies.
+
+    The loader fills use k only after use k - ring was released, and the instruction that released it had itself waited for
+    everything in its `before_previous`.  Where that covers what a load needs, the load has nothing left to wait for.
+    """
+    first, uses = [0] * len(program), []
+    load_waits = list(deps.load_waits)
+    for queue in queues:
+        owners: list[int] = []
+        for i in queue:
+            first[i] = len(owners)
+            wait = load_waits[i]
+            if wait is not None and first[i] >= ring:
+                released_by = owners[first[i] - ring]
+                if not deps.counters[wait.counter] & ~deps.before_previous[released_by]:
+                    load_waits[i] = None
+            owners.extend([i] * program[i].page_uses(shape))
+        uses.append(len(owners))
+    return PagePlan(ring, first, uses, load_waits)

@@ -1,0 +1,127 @@
+"""The serialised program: NumPy arrays that the CPU machine, the checker and the kernel all read.
+
+It stands alone: with the packed weights, nothing else is needed to run it.  Saved as one `.npz` file with a version header;
+nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from instructions.codec import WORDS, Scheduled, decode, disassemble
+from instructions.shape import Shape
+from models.config import ModelConfig
+from scheduler.errors import ProgramFormatError
+
+MAGIC = "megakernel-program"
+VERSION = 1
+ARRAYS = ("words", "starts", "targets", "uses")
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Queues, counters and page plan of one decode token.
+
+    words    int32 [instructions, WORDS]: the queues one after another, SM by SM; records as in `instructions.codec`
+    starts   int32 [sms + 1]: SM s runs records starts[s] to starts[s + 1]
+    targets  int32 [counters]: signals each counter gets in one token
+    uses     int32 [sms]: page uses of each SM in one token
+    ring     pages of the shared-memory ring
+    """
+
+    shape: Shape
+    policy: str
+    ring: int
+    words: np.ndarray
+    starts: np.ndarray
+    targets: np.ndarray
+    uses: np.ndarray
+
+    @property
+    def sms(self) -> int:
+        """Number of SMs, one thread block each."""
+        return len(self.starts) - 1
+
+    @property
+    def counters(self) -> int:
+        """Number of counters."""
+        return len(self.targets)
+
+    def queue(self, sm: int) -> np.ndarray:
+        """The records of one SM, int32 [n, WORDS]."""
+        return self.words[self.starts[sm] : self.starts[sm + 1]]
+
+    @cached_property
+    def decoded(self) -> list[list[Scheduled]]:
+        """Every queue, decoded."""
+        return [[decode(record) for record in self.queue(sm)] for sm in range(self.sms)]
+
+    def disassembly(self) -> Iterator[str]:
+        """The program as text, one line an instruction."""
+        for sm, queue in enumerate(self.decoded):
+            for index, item in enumerate(queue):
+                yield f"sm {sm:<3} #{index:<3} {disassemble(item)}"
+
+    def header(self) -> dict[str, object]:
+        """What is saved beside the arrays."""
+        return {
+            "magic": MAGIC,
+            "version": VERSION,
+            "config": self.shape.config.to_dict(),
+            "itemsize": self.shape.itemsize,
+            "capacity": self.shape.capacity,
+            "bucket": self.shape.bucket,
+            "slices": self.shape.slices,
+            "policy": self.policy,
+            "ring": self.ring,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the program to a file, all of it or nothing."""
+        header = np.frombuffer(json.dumps(self.header()).encode(), dtype=np.uint8)
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, header=header, **{name: getattr(self, name) for name in ARRAYS})
+        partial.replace(path)
+
+
+def load_program(path: Path) -> Program:
+    """Read a saved program; raises ProgramFormatError for a file that is none, is damaged, or has another version."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(file["header"].tobytes())
+            arrays = {name: file[name] for name in ARRAYS}
+    except FileNotFoundError:
+        raise ProgramFormatError(f"{path}: no such program file; make one with `python -m scheduler`") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ProgramFormatError(f"{path}: not a saved program or damaged ({error}); make it again") from None
+    if not isinstance(header, dict) or header.get("magic") != MAGIC:
+        raise ProgramFormatError(f"{path}: not a saved program; make one with `python -m scheduler`")
+    if header.get("version") != VERSION:
+        raise ProgramFormatError(f"{path}: program version {header.get('version')}, this is {VERSION}; make it again")
+    check_arrays(path, arrays)
+    try:
+        config = ModelConfig.from_dict(header["config"])
+        numbers = [int(header[name]) for name in ("itemsize", "capacity", "bucket", "slices")]
+        return Program(Shape(config, *numbers), str(header["policy"]), int(header["ring"]), **arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProgramFormatError(f"{path}: damaged header ({error!r}); make the program again") from None
+
+
+def check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Refuse arrays whose types or sizes cannot belong together."""
+    words, starts = arrays["words"], arrays["starts"]
+    good = all(array.dtype == np.int32 for array in arrays.values())
+    good = good and words.ndim == 2 and words.shape[1] == WORDS
+    good = good and all(arrays[name].ndim == 1 for name in ("starts", "targets", "uses"))
+    good = good and len(starts) >= 2 and len(arrays["uses"]) == len(starts) - 1
+    good = good and starts[0] == 0 and starts[-1] == len(words) and bool(np.all(np.diff(starts) >= 0))
+    if not good:
+        raise ProgramFormatError(f"{path}: arrays of the wrong type or size; make the program again")
