@@ -1,7 +1,7 @@
 """What a Llama-class network is, in numbers: sizes, norms, RoPE, biases, special tokens.
 
-The rest of the project reads `ModelConfig` and nothing else. Deliberately unknown here: how Hugging Face spells these numbers
-(`models.hf_config`), where the weights lie (`models.checkpoint`), and how they are laid out (`models.tape`).
+The rest of the project reads `ModelConfig` and nothing else. Deliberately unknown here: how Hugging Face spells these
+numbers (`models.hf_config`), where the weights lie (`models.checkpoint`), and how they are laid out (`models.tape`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ VOCABULARY_LIMIT = 2**24  # token indices travel as fp32, which counts exactly u
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How the rotary frequencies are stretched; formulas in `models.rope`. `factor` is used by "linear" and "llama3", the rest by
-    "llama3" alone; `original_max_position` counts positions."""
+    """How the rotary frequencies are stretched; formulas in `models.rope`. `factor` is used by "linear" and "llama3",
+    the rest by "llama3" alone; `original_max_position` counts positions."""
 
     kind: str = "default"
     factor: float = 1.0
@@ -60,7 +60,8 @@ class ModelConfig:
     """One network. Every instance is valid: construction raises `UserError` for sizes that fit no network.
 
     `num_heads` query heads share `num_kv_heads` K/V heads in groups; `head_dim` need not be `hidden_size / num_heads`.
-    `rms_eps` is added to the mean square. `eos_token_ids` may be empty. `max_position` is the longest context in tokens.
+    `rms_eps` is added to the mean square. `eos_token_ids` may be empty. `max_position` is the longest context in
+    tokens.
     """
 
     hidden_size: int
@@ -98,7 +99,8 @@ class ModelConfig:
             raise UserError(f"head_dim is {self.head_dim}: RoPE turns pairs of dimensions, so it must be even")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
-                f"{self.num_heads} query heads cannot share {self.num_kv_heads} KV heads: num_heads must be a multiple of num_kv_heads"
+                f"{self.num_heads} query heads cannot share {self.num_kv_heads} KV heads: "
+                "num_heads must be a multiple of num_kv_heads"
             )
 
     @property
@@ -130,8 +132,11 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, source: Mapping[str, Any] | Path | str) -> ModelConfig:
-        """Read a Hugging Face configuration: the decoded `config.json`, its path, or the directory that holds it (then
-        `generation_config.json` beside it may name the end tokens). Raises `UserError` that names what is not supported."""
+        """Read a Hugging Face configuration: the decoded `config.json`, its path, or the directory that holds it.
+
+        From a path, `generation_config.json` beside it may name the end tokens. Raises `UserError` that names what is
+        not supported.
+        """
         from models.hf_config import parse_config, read_config  # here, because hf_config builds ModelConfig
 
         return parse_config(source) if isinstance(source, Mapping) else read_config(Path(source))

@@ -1,10 +1,12 @@
-"""The one exception for what the user can mend: bad input, a bad file, a request that does not fit. Knows nothing of what raised it."""
+"""The one exception for what the user can mend: bad input, a bad file, a request that does not fit. Knows nothing of
+what raised it."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line that names the thing and the mend; the CLI prints it and exits 2."""
+    """Something the user can mend. The message is one line that names the thing and the mend; the CLI prints it and
+    exits 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))

@@ -1,10 +1,12 @@
 """The weight tape: where every weight lies, page by page, in the order in which a decode step streams them.
 
-A page is 16 KiB: 8 consecutive tiles of one block of 16 rows, each tile 16 rows of 128 bytes along K, so `[8, 16, tile_columns]`.
-A matrix is `[row block][page along K]`; rows are padded to whole blocks and K to whole pages, with zeros. Rows are permuted so that
-one block holds what must meet: the two halves of a RoPE pair, or gate and up of the same unit.
+A page is 16 KiB: 8 consecutive tiles of one block of 16 rows, each tile 16 rows of 128 bytes along K, so
+`[8, 16, tile_columns]`. A matrix is `[row block][page along K]`; rows are padded to whole blocks and K to whole pages,
+with zeros. Rows are permuted so that one block holds what must meet: the two halves of a RoPE pair, or gate and up of
+the same unit.
 
-This module is only the map. Copying weights along it is `models.packing`; which SM reads which page is the scheduler's business.
+This module is only the map. Copying weights along it is `models.packing`; which SM reads which page is the scheduler's
+business.
 """
 
 from __future__ import annotations
@@ -60,17 +62,19 @@ class Matrix:
         """Packed rows, zero rows included."""
         return self.blocks * BLOCK_ROWS
 
-    def first_row(self, source: str) -> int:
-        """Where the rows of one source (weight or bias) start in the concatenation."""
-        names = self.sources if source in self.sources else self.bias_sources
-        return sum(self.source_rows[: names.index(source)])
+    def source_slice(self, source: str) -> slice:
+        """The rows of one source, weight or bias, within the concatenation of all."""
+        index = (self.sources if source in self.sources else self.bias_sources).index(source)
+        start = sum(self.source_rows[:index])
+        return slice(start, start + self.source_rows[index])
 
 
 @dataclass(frozen=True, eq=False)
 class TapeLayout:
-    """All matrices of a model, in tape order: for each layer qkv, o, gate_up, down; then the head; then the embedding when it is
-    not tied. `streamed_pages` are those that every decode step reads (all but the embedding). `constant_count` fp32 constants hold the norm
-    weights and the biases; every vector starts at a multiple of `CONSTANT_ALIGNMENT`."""
+    """All matrices of a model, in tape order: for each layer qkv, o, gate_up, down; then the head; then the embedding
+    when it is not tied. `streamed_pages` are those that every decode step reads (all but the embedding).
+    `constant_count` fp32 constants hold the norm weights and the biases; every vector starts at a multiple of
+    `CONSTANT_ALIGNMENT`."""
 
     config: ModelConfig
     itemsize: int
@@ -104,7 +108,8 @@ class TapeLayout:
         return PAGE_BYTES // self.itemsize
 
     def matrix(self, kind: str, layer: int = 0) -> Matrix:
-        """The matrix of one kind ("qkv", "o", "gate_up", "down"; "head", "embedding" with layer 0). A tied embedding is the head."""
+        """The matrix of one kind ("qkv", "o", "gate_up", "down"; "head", "embedding" with layer 0). A tied embedding is
+        the head."""
         layers = self.config.num_layers
         if kind in LAYER_KINDS and 0 <= layer < layers:
             return self.matrices[layer * len(LAYER_KINDS) + LAYER_KINDS.index(kind)]
@@ -115,7 +120,8 @@ class TapeLayout:
         raise KeyError(f"no matrix {kind!r} in layer {layer} of a model with {layers} layers")
 
     def norm_offset(self, kind: str, layer: int = 0) -> int:
-        """Where the norm weights [hidden_size] start in the constants: kind "attention" or "mlp" of a layer, or "final"."""
+        """Where the norm weights [hidden_size] start in the constants: kind "attention" or "mlp" of a layer, or
+        "final"."""
         if kind == "final" and layer == 0:
             index = 2 * self.config.num_layers
         elif kind in ("attention", "mlp") and 0 <= layer < self.config.num_layers:
@@ -123,6 +129,11 @@ class TapeLayout:
         else:
             raise KeyError(f"no {kind!r} norm in layer {layer} of a model with {self.config.num_layers} layers")
         return index * align_constants(self.config.hidden_size)
+
+    def norms(self) -> list[tuple[str, int]]:
+        """Kind and layer of every norm, in the order of the constants."""
+        layers = range(self.config.num_layers)
+        return [(kind, layer) for layer in layers for kind in ("attention", "mlp")] + [("final", 0)]
 
     def norm_source(self, kind: str, layer: int = 0) -> str:
         """The Hugging Face name of the norm weights at `norm_offset(kind, layer)`."""
@@ -143,13 +154,12 @@ def natural_rows(rows: int) -> np.ndarray:
 
 
 def paired_head_rows(head_dim: int) -> np.ndarray:
-    """A query or key head: row j < 8 of block b holds dim 8b + j, row j + 8 its RoPE partner, dim 8b + j + head_dim / 2.
+    """A query or key head: row j < 8 of block b holds dim 8b + j, row j + 8 its RoPE partner, head_dim / 2 further.
 
     The partners are those of Hugging Face's `rotate_half`. int32 [padded head_dim], -1 where 8b + j >= head_dim / 2.
     """
     half = head_dim // 2
-    first = np.arange(HALF_BLOCK * math.ceil(half / HALF_BLOCK), dtype=np.int32)
-    first = first.reshape(-1, 1, HALF_BLOCK)  # [blocks, 1, 8]
+    first = _half_blocks(half)
     pairs = np.concatenate([first, first + half], axis=1)  # [blocks, 2, 8]
     return np.where(first < half, pairs, -1).astype(np.int32).reshape(-1)
 
@@ -171,17 +181,23 @@ def qkv_rows(config: ModelConfig) -> np.ndarray:
 
 def gate_up_rows(intermediate: int) -> np.ndarray:
     """Row j < 8 of block b is gate row 8b + j, row j + 8 is up row 8b + j, as rows of gate, up concatenated."""
-    unit = np.arange(HALF_BLOCK * math.ceil(intermediate / HALF_BLOCK), dtype=np.int32).reshape(-1, 1, HALF_BLOCK)
+    unit = _half_blocks(intermediate)
     pairs = np.concatenate([unit, unit + intermediate], axis=1)  # [blocks, 2, 8]
     return np.where(unit < intermediate, pairs, -1).astype(np.int32).reshape(-1)
 
 
 def attention_columns(config: ModelConfig) -> np.ndarray | None:
-    """Attention writes [heads, padded head_dim]: the column of the output projection for each, or None when nothing is padded."""
+    """Attention writes [heads, padded head_dim]: the column of the output projection for each, or None when nothing is
+    padded."""
     if config.padded_head_dim == config.head_dim:
         return None
     head = natural_rows(config.head_dim)  # padded head_dim is whole blocks of 16 as well
     return np.concatenate([_shifted(head, index * config.head_dim) for index in range(config.num_heads)])
+
+
+def _half_blocks(count: int) -> np.ndarray:
+    """0, 1, 2, ... up to `count` rounded up to whole half blocks: int32 [blocks, 1, 8]."""
+    return np.arange(HALF_BLOCK * math.ceil(count / HALF_BLOCK), dtype=np.int32).reshape(-1, 1, HALF_BLOCK)
 
 
 def _shifted(rows: np.ndarray, start: int) -> np.ndarray:

@@ -1,0 +1,226 @@
+"""Hugging Face's spelling of a Llama configuration, of transformers 4 and 5 alike, read into a `ModelConfig`.
+
+The only place that knows these names. What `LlamaForCausalLM` computes differently, or what another architecture adds,
+is refused by name here; whether the sizes make a network is checked by `ModelConfig` itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.config import ROPE_KINDS, ModelConfig, RopeScaling
+from models.errors import UserError
+
+ARCHITECTURE = "LlamaForCausalLM"
+DTYPES = ("bfloat16", "float16", "float32")
+
+# Keys that change what is computed, with the only values under which nothing changes (absent and null are neutral too).
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "quantization_config": (),
+    "compression_config": (),
+    "sliding_window": (),
+    "use_sliding_window": (False,),
+    "pretraining_tp": (1,),
+    "partial_rotary_factor": (1, 1.0),
+    "qk_layernorm": (False,),
+    "use_qk_norm": (False,),
+    "num_local_experts": (0, 1),
+    "num_experts": (0, 1),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "embedding_multiplier": (1, 1.0),
+    "residual_multiplier": (1, 1.0),
+    "attention_multiplier": (),
+    "logits_scaling": (1, 1.0),
+    "logit_scale": (1, 1.0),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+_NEUTRAL_ROPE: dict[str, tuple[Any, ...]] = {"partial_rotary_factor": (1, 1.0), "mrope_section": ()}
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The configuration in a `config.json`, or in the directory that holds it. Raises `UserError` that names the
+    file."""
+    path = path / "config.json" if path.is_dir() else path
+    values = read_json_object(path)
+    generation_path = path.with_name("generation_config.json")
+    generation = read_json_object(generation_path) if generation_path.exists() else {}
+    try:
+        return parse_config(values, generation)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file whose value is an object. Raises `UserError` that names the file."""
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, give the directory of a complete Hugging Face checkpoint") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}), download it anew") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds {_json_kind(values)}, not a JSON object, download it anew")
+    return values
+
+
+def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    """A decoded `config.json`; end tokens come from a decoded `generation_config.json` when it names some.
+
+    Keys that are absent or null take the defaults of transformers' `LlamaConfig`. Raises `UserError`.
+    """
+    _check_architecture(values)
+    _check_neutral("", values, _NEUTRAL)
+    _check_layer_types(values.get("layer_types"))
+    _check_dtype(values)
+    hidden, heads = _integer(values, "hidden_size"), _integer(values, "num_attention_heads")
+    max_position = _integer(values, "max_position_embeddings", 2048)
+    theta, scaling = _rope(values, max_position)
+    end_tokens = (generation or {}).get("eos_token_id")
+    return ModelConfig(
+        hidden_size=hidden,
+        intermediate_size=_integer(values, "intermediate_size"),
+        num_layers=_integer(values, "num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=_integer(values, "num_key_value_heads", heads),
+        head_dim=_integer(values, "head_dim", None) if values.get("head_dim") is not None else _derived(hidden, heads),
+        vocab_size=_integer(values, "vocab_size"),
+        rms_eps=_number(values, "rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tied_embeddings=_boolean(values, "tie_word_embeddings"),
+        attention_bias=_boolean(values, "attention_bias"),
+        mlp_bias=_boolean(values, "mlp_bias"),
+        max_position=max_position,
+        bos_token_id=None if values.get("bos_token_id") is None else _integer(values, "bos_token_id", least=0),
+        eos_token_ids=_token_ids(values.get("eos_token_id") if end_tokens is None else end_tokens),
+    )
+
+
+def _check_architecture(values: Mapping[str, Any]) -> None:
+    architectures = values.get("architectures")
+    if architectures is None and values.get("model_type") == "llama":
+        return
+    if architectures != [ARCHITECTURE]:
+        name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures
+        raise UserError(
+            f"architecture {name!r} is not supported: use a model whose architectures are [{ARCHITECTURE!r}]"
+        )
+    if values.get("model_type", "llama") != "llama":
+        raise UserError(f"model_type {values['model_type']!r} is not supported: use a model of type 'llama'")
+
+
+def _check_neutral(where: str, values: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    for key, allowed in neutral.items():
+        value = values.get(key)
+        if value is not None and value not in allowed:
+            mend = f"only {allowed[0]!r} is" if allowed else "use a model without it"
+            shown = "" if isinstance(value, (dict, list)) else f" = {value!r}"
+            raise UserError(f"{where}{key}{shown} is not supported: {mend}")
+
+
+def _check_layer_types(layer_types: Any) -> None:
+    if layer_types is None:
+        return
+    for kind in layer_types if isinstance(layer_types, list) else [layer_types]:
+        if kind != "full_attention":
+            raise UserError(f"layer_types holds {kind!r}, which is not supported: use a model of full_attention layers")
+
+
+def _check_dtype(values: Mapping[str, Any]) -> None:
+    for key in ("torch_dtype", "dtype"):  # transformers 4, 5
+        dtype = values.get(key)
+        if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+            raise UserError(f"{key} {dtype!r} is not supported: use a checkpoint in {', '.join(DTYPES)}")
+
+
+def _rope(values: Mapping[str, Any], max_position: int) -> tuple[float, RopeScaling]:
+    """Theta and scaling, from `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
+    old, new = values.get("rope_scaling"), values.get("rope_parameters")
+    for key, parameters in (("rope_scaling", old), ("rope_parameters", new)):
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise UserError(f"{key} is {_json_kind(parameters)}: it must be an object or null")
+    if old and new and old != new:
+        raise UserError("rope_scaling and rope_parameters contradict each other: keep only one of them")
+    key = "rope_scaling" if old else "rope_parameters"
+    parameters = old or new or {}
+    for name, value in parameters.items():
+        if isinstance(value, Mapping):
+            raise UserError(f"{key}.{name}: RoPE parameters by layer type are not supported, use a model with one set")
+    _check_neutral(f"{key}.", parameters, _NEUTRAL_ROPE)
+    theta = _number(values, "rope_theta", 10000.0)
+    inner_theta = _number(parameters, "rope_theta", theta, key)
+    if values.get("rope_theta") is not None and inner_theta != theta:
+        raise UserError(f"rope_theta is {theta} but {key}.rope_theta is {inner_theta}: keep only one of them")
+    return inner_theta, _rope_scaling(key, parameters, max_position)
+
+
+def _rope_scaling(key: str, parameters: Mapping[str, Any], max_position: int) -> RopeScaling:
+    kind = parameters.get("rope_type", parameters.get("type", "default"))  # "type" before transformers 4.45
+    if kind not in ROPE_KINDS:
+        raise UserError(f"{key}: rope type {kind!r} is not supported, use a model with one of {', '.join(ROPE_KINDS)}")
+    if kind == "default":
+        return RopeScaling()
+    factor = _number(parameters, "factor", None, key)
+    if kind == "linear":
+        return RopeScaling(kind="linear", factor=factor)
+    return RopeScaling(
+        kind="llama3",
+        factor=factor,
+        low_freq_factor=_number(parameters, "low_freq_factor", None, key),
+        high_freq_factor=_number(parameters, "high_freq_factor", None, key),
+        original_max_position=_integer(parameters, "original_max_position_embeddings", max_position, where=key),
+    )
+
+
+def _derived(hidden: int, heads: int) -> int:
+    if hidden % heads:
+        raise UserError(f"hidden_size {hidden} is no multiple of {heads} heads: head_dim must be given")
+    return hidden // heads
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    """One id, a list of ids, or null."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(_integer({"eos_token_id": token}, "eos_token_id", least=0) for token in ids)
+
+
+def _integer(values: Mapping[str, Any], key: str, default: int | None = None, where: str = "", least: int = 1) -> int:
+    value = values.get(key) if values.get(key) is not None else default
+    name = f"{where}.{key}" if where else key
+    if value is None:
+        raise UserError(f"{name} is missing: add it, an integer")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} is {value!r}: it must be an integer of at least {least}")
+    return value
+
+
+def _number(values: Mapping[str, Any], key: str, default: float | None = None, where: str = "") -> float:
+    """Any number; `ModelConfig` and `RopeScaling` refuse those that are not finite or not positive."""
+    value = values.get(key) if values.get(key) is not None else default
+    name = f"{where}.{key}" if where else key
+    if value is None:
+        raise UserError(f"{name} is missing: add it, a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{name} is {value!r}: it must be a number")
+    return float(value)
+
+
+def _boolean(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise UserError(f"{key} is {value!r}: it must be true or false")
+    return bool(value)
+
+
+def _json_kind(value: Any) -> str:
+    return {list: "a list", str: "a string", bool: "a boolean", type(None): "null", dict: "an object"}.get(
+        type(value), "a number"
+    )

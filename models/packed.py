@@ -1,0 +1,84 @@
+"""A model ready to be loaded onto a device: the packed tape, the constants and the RoPE table, in host memory.
+
+Knows nothing of devices, and nothing of where the tensors come from beyond that they come one at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from models.config import ModelConfig
+from models.errors import UserError
+from models.packing import pack_bias, pack_weight
+from models.rope import rope_table
+from models.tape import Matrix, TapeLayout
+from models.weights import WeightSource, expected_tensors
+
+PACKED_DTYPES = (torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedModel:
+    """Everything a decode step reads that does not change.
+
+    weights: `dtype` [tape.pages, tape.page_elements]; constants: fp32 [tape.constant_count], norm weights and packed
+    biases; rope: fp32 [capacity, padded_head_dim / 2, 2], cosine and sine.
+    """
+
+    config: ModelConfig
+    dtype: torch.dtype
+    tape: TapeLayout
+    weights: torch.Tensor
+    constants: torch.Tensor
+    rope: torch.Tensor
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the RoPE table covers, the longest context in tokens."""
+        return self.rope.shape[0]
+
+
+def pack(
+    source: WeightSource, config: ModelConfig, dtype: torch.dtype = torch.bfloat16, capacity: int | None = None
+) -> PackedModel:
+    """Pack a model for contexts of up to `capacity` tokens (the model's own limit when None), tensor by tensor.
+
+    Holds the packed model and one source tensor at a time. Weights wider than `dtype` are rounded to nearest even (fp16
+    to bf16 loses 3 bits of mantissa). Raises `UserError` for a dtype or capacity that cannot be, and for a tensor
+    missing, left over or misshapen.
+    """
+    if dtype not in PACKED_DTYPES:
+        raise UserError(f"weights cannot be packed as {dtype}: choose bfloat16 or float32")
+    limit = config.max_position
+    capacity = limit if capacity is None else capacity
+    if not 1 <= capacity <= limit:
+        raise UserError(f"a context of {capacity} tokens does not fit this model: choose 1 to {limit}")
+    tape = TapeLayout.from_config(config, dtype.itemsize)
+    weights = torch.zeros(tape.pages, tape.page_elements, dtype=dtype)
+    constants = torch.zeros(tape.constant_count, dtype=torch.float32)
+    _fill(source, tape, weights, constants)
+    return PackedModel(config, dtype, tape, weights, constants, rope_table(config, capacity))
+
+
+def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -> None:
+    pending = expected_tensors(tape.config)
+    matrices: dict[str, Matrix] = {
+        name: matrix for matrix in tape.matrices for name in (*matrix.sources, *matrix.bias_sources)
+    }
+    norms = {tape.norm_source(kind, layer): tape.norm_offset(kind, layer) for kind, layer in tape.norms()}
+    for name, tensor in source.tensors():
+        shape = pending.pop(name, None)
+        if shape is None:
+            raise UserError(f"tensor {name} is left over: this model has no such tensor, or it came twice")
+        if tuple(tensor.shape) != shape:
+            raise UserError(f"tensor {name} has shape {list(tensor.shape)}: this model needs {list(shape)}")
+        if name in norms:
+            constants[norms[name] : norms[name] + len(tensor)] = tensor.float()
+        elif name in matrices[name].sources:
+            pack_weight(tape, matrices[name], name, tensor, weights)
+        else:
+            pack_bias(matrices[name], name, tensor, constants)
+    if pending:
+        raise UserError(f"tensor {next(iter(pending))} is missing: this model needs {len(pending)} more tensors")

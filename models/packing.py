@@ -1,0 +1,97 @@
+"""Copies tensors onto the weight tape and into the constants, one source tensor at a time, and back again.
+
+The map is `models.tape`; which tensors come, and whether all came, is `models.packed`'s business.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from models.tape import BLOCK_ROWS, TILE_BYTES, TILES_PER_PAGE, Matrix, TapeLayout
+
+_LINE = np.dtype((np.void, TILE_BYTES))  # one row of one tile, moved as a whole
+CHUNK_ELEMENTS = 2**22  # what is converted or padded at a time, so that packing needs little memory beside its input
+
+
+def pack_weight(layout: TapeLayout, matrix: Matrix, source: str, tensor: torch.Tensor, weights: torch.Tensor) -> None:
+    """Write one source [rows, K] of a matrix into `weights` [pages, page elements], rounding to its dtype.
+
+    fp32 and fp16 are rounded to nearest even when the tape is bf16; bf16 and fp16 are exact in fp32. Rows and columns
+    of padding are expected to be zero already.
+    """
+    lines = _lines(_region(layout, matrix, weights))
+    packed_rows = _packed_rows(matrix, source)
+    step = max(1, CHUNK_ELEMENTS // (matrix.pages_per_block * layout.page_columns))
+    for start in range(0, len(packed_rows), step):
+        target = packed_rows[start : start + step]
+        chunk = _pad_columns(layout, matrix, tensor[start : start + step].to(weights.dtype))
+        lines[target // BLOCK_ROWS, target % BLOCK_ROWS] = _bytes(chunk).view(_LINE)
+
+
+def pack_bias(matrix: Matrix, source: str, tensor: torch.Tensor, constants: torch.Tensor) -> None:
+    """Write one bias [rows] of a matrix into the fp32 constants, in packed row order."""
+    constants[matrix.bias_offset + torch.from_numpy(_packed_rows(matrix, source))] = tensor.float()
+
+
+def unpack(layout: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The inverse of packing: every tensor by its Hugging Face name, matrices in the dtype of `weights`, the rest in
+    fp32."""
+    tensors: dict[str, torch.Tensor] = {}
+    for matrix in layout.matrices:
+        region = _region(layout, matrix, weights)
+        columns = torch.from_numpy(_packed_columns(matrix))
+        for source in matrix.sources:
+            rows = torch.from_numpy(_packed_rows(matrix, source))
+            tensors[source] = region[rows // BLOCK_ROWS, :, rows % BLOCK_ROWS].flatten(1)[:, columns]
+        for source in matrix.bias_sources:
+            tensors[source] = constants[matrix.bias_offset + torch.from_numpy(_packed_rows(matrix, source))]
+    for kind, layer in layout.norms():
+        start = layout.norm_offset(kind, layer)
+        tensors[layout.norm_source(kind, layer)] = constants[start : start + layout.config.hidden_size].clone()
+    return tensors
+
+
+def _region(layout: TapeLayout, matrix: Matrix, weights: torch.Tensor) -> torch.Tensor:
+    """The pages of one matrix as a view [blocks, tiles along K, 16 rows, tile_columns]."""
+    pages = weights[matrix.first_page : matrix.first_page + matrix.pages]
+    return pages.view(matrix.blocks, matrix.pages_per_block * TILES_PER_PAGE, BLOCK_ROWS, layout.tile_columns)
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    """The bytes of a contiguous tensor, the last axis in bytes; NumPy has no bfloat16."""
+    return tensor.view(torch.uint8).numpy()
+
+
+def _lines(region: torch.Tensor) -> np.ndarray:
+    """A region as tile rows in the order in which a packed row needs them: [blocks, 16 rows, tiles along K] of 128
+    bytes."""
+    return _bytes(region).view(_LINE)[..., 0].transpose(0, 2, 1)
+
+
+def _packed_rows(matrix: Matrix, source: str) -> np.ndarray:
+    """The packed row of each row of one source: int64 [source rows]."""
+    return _inverse(matrix.row_map)[matrix.source_slice(source)]
+
+
+def _packed_columns(matrix: Matrix) -> np.ndarray:
+    """The packed column of each source column: int64 [source columns]."""
+    return np.arange(matrix.columns) if matrix.column_map is None else _inverse(matrix.column_map)
+
+
+def _inverse(index_map: np.ndarray) -> np.ndarray:
+    """Where each source index stands in a map that holds every one exactly once."""
+    packed = np.flatnonzero(index_map >= 0)
+    inverse = np.empty(len(packed), dtype=np.int64)
+    inverse[index_map[packed]] = packed
+    return inverse
+
+
+def _pad_columns(layout: TapeLayout, matrix: Matrix, rows: torch.Tensor) -> torch.Tensor:
+    """Rows [n, K] spread to packed columns and padded with zeros to whole pages, contiguous."""
+    width = matrix.pages_per_block * layout.page_columns
+    if matrix.column_map is None and rows.shape[1] == width:
+        return rows.contiguous()
+    padded = torch.zeros(len(rows), width, dtype=rows.dtype)
+    padded[:, torch.from_numpy(_packed_columns(matrix))] = rows
+    return padded

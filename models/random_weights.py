@@ -1,0 +1,61 @@
+"""Made-up weights of true size and scale, for measuring and testing without a checkpoint.
+
+Values do not matter to a decode step's time, their bytes do; so a tensor is a seeded block of 2^18 normal values
+laid end to end, not a billion draws. The block's length is prime, hence no two rows of a tensor start at the same place
+in it and no two are equal; every tensor draws its own block from (seed, name). The same seed gives the same bits on
+every machine and at every thread count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from models.config import PRESETS, ModelConfig
+from models.errors import UserError
+from models.weights import expected_tensors
+
+PREFIX = "random:"
+BLOCK_VALUES = 262147  # the first prime above 2^18
+MATRIX_SCALE = 0.02  # Hugging Face's `initializer_range` for Llama
+NORM_SCALE = 0.1  # norm weights are 1 plus this much noise, so that leaving one out shows
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """A `WeightSource` for any configuration: matrices and biases N(0, 0.02), norm weights N(1, 0.1), in `dtype`."""
+
+    config: ModelConfig
+    seed: int = 0
+    dtype: torch.dtype = torch.bfloat16
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `WeightSource`."""
+        for name, shape in expected_tensors(self.config).items():
+            count = int(np.prod(shape))
+            generator = np.random.Generator(np.random.PCG64([self.seed, crc32(name.encode())]))
+            block = torch.from_numpy(generator.standard_normal(min(count, BLOCK_VALUES), dtype=np.float32))
+            is_norm = name.endswith("norm.weight")
+            values = (1 + NORM_SCALE * block) if is_norm else MATRIX_SCALE * block
+            yield name, _lay_end_to_end(values.to(self.dtype), count).view(shape)
+
+
+def random_config(model: str) -> ModelConfig:
+    """The preset that `random:<preset>` names. Raises `UserError` for any other name."""
+    preset = model.removeprefix(PREFIX)
+    if preset not in PRESETS:
+        raise UserError(f"{model}: no such preset, choose one of {', '.join(PREFIX + name for name in PRESETS)}")
+    return PRESETS[preset]
+
+
+def _lay_end_to_end(block: torch.Tensor, count: int) -> torch.Tensor:
+    """The first `count` values of endless repetitions of a block."""
+    laid = torch.empty(count, dtype=block.dtype)
+    whole = count // len(block)
+    laid[: whole * len(block)].view(whole, len(block)).copy_(block.expand(whole, -1))
+    laid[whole * len(block) :] = block[: count - whole * len(block)]
+    return laid
