@@ -34,27 +34,27 @@ class Attention(Instruction):
 
     def reads(self, shape: Shape) -> tuple[Region, ...]:
         rows, kv_rows = shape.group_rows, 2 * shape.head_rows
-        query = Region("q", self.sumayer, self.head * rows, (self.head + 1) * rows)
+        query = Region("q", self.layer, self.head * rows, (self.head + 1) * rows)
         if self.slice < shape.slices - 1:
             return (query,)
-        return (query, Region("kv", self.sumayer, self.head * kv_rows, (self.head + 1) * kv_rows))
+        return (query, Region("kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows))
 
     def loads(self, shape: Shape) -> tuple[Region, ...]:
         kv_rows = 2 * shape.head_rows
-        return (Region("kv", self.sumayer, self.head * kv_rows, (self.head + 1) * kv_rows),)
+        return (Region("kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows),)
 
     def writes(self, shape: Shape) -> tuple[Region, ...]:
         if shape.slices == 1:
             rows = shape.group_rows
-            return (Region("attn", self.sumayer, self.head * rows, (self.head + 1) * rows),)
+            return (Region("attn", self.layer, self.head * rows, (self.head + 1) * rows),)
         first = (self.head * shape.slices + self.slice) * shape.partial_rows
-        return (Region("partial", self.sumayer, first, first + shape.partial_rows),)
+        return (Region("partial", self.layer, first, first + shape.partial_rows),)
 
     def page_uses(self, shape: Shape) -> int:
         return 2 * shape.slice_pages
 
     def tape_page(self, shape: Shape) -> int:
-        return shape.cache_page(self.sumayer, self.head, 0)
+        return shape.cache_page(self.layer, self.head, 0)
 
     def page_source(self, shape: Shape, tape: int, use: int, past: int) -> PageSource | None:
         first, stop = shape.slice_range(self.slice, past)
