@@ -26,7 +26,8 @@ _SIZES = (
     "vocab_size",
     "max_position",
 )
-VOCABULARY_LIMIT = 2**24  # token indices travel as fp32, which counts exactly up to here
+SIZE_LIMIT = 2**24  # token indices travel as fp32, which counts exactly up to here; positions are turned into angles in
+fp32 LAYER_LIMIT = 4096  # far above any model; keeps a damaged file from asking for millions of tensors
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in _SIZES:
             _check_int(name, getattr(self, name), 1)
+            limit = LAYER_LIMIT if name == "num_layers" else SIZE_LIMIT
+            if getattr(self, name) >= limit:
+                raise UserError(f"{name} is {getattr(self, name)}: {limit} or more is not supported, use a smaller model")
         _check_positive_float("rms_eps", self.rms_eps)
         _check_positive_float("rope_theta", self.rope_theta)
         for name in ("tied_embeddings", "attention_bias", "mlp_bias"):
@@ -91,10 +95,6 @@ class ModelConfig:
                 raise UserError(f"{name} is {getattr(self, name)!r}: it must be true or false")
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
             _check_int("a bos or eos token id", token, 0)
-        if self.vocab_size >= VOCABULARY_LIMIT:
-            raise UserError(
-                f"vocab_size is {self.vocab_size}: vocabularies of {VOCABULARY_LIMIT} tokens or more are not supported"
-            )
         if self.head_dim % 2:
             raise UserError(f"head_dim is {self.head_dim}: RoPE turns pairs of dimensions, so it must be even")
         if self.num_heads % self.num_kv_heads:

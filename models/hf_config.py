@@ -48,10 +48,9 @@ def read_config(path: Path) -> ModelConfig:
     file."""
     path = path / "config.json" if path.is_dir() else path
     values = read_json_object(path)
-    generation_path = path.with_name("generation_config.json")
-    generation = read_json_object(generation_path) if generation_path.exists() else {}
+    end_tokens = _generation_end_tokens(path.with_name("generation_config.json"))
     try:
-        return parse_config(values, generation)
+        return parse_config(values, end_tokens)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -71,8 +70,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
-    """A decoded `config.json`; end tokens come from a decoded `generation_config.json` when it names some.
+def parse_config(values: Mapping[str, Any], end_tokens: tuple[int, ...] | None = None) -> ModelConfig:
+    """A decoded `config.json`; `end_tokens`, when given, replace its own, as generation in transformers has it.
 
     Keys that are absent or null take the defaults of transformers' `LlamaConfig`. Raises `UserError`.
     """
@@ -83,14 +82,13 @@ def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None
     hidden, heads = _integer(values, "hidden_size"), _integer(values, "num_attention_heads")
     max_position = _integer(values, "max_position_embeddings", 2048)
     theta, scaling = _rope(values, max_position)
-    end_tokens = (generation or {}).get("eos_token_id")
     return ModelConfig(
         hidden_size=hidden,
         intermediate_size=_integer(values, "intermediate_size"),
         num_layers=_integer(values, "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=_integer(values, "num_key_value_heads", heads),
-        head_dim=_integer(values, "head_dim", None) if values.get("head_dim") is not None else _derived(hidden, heads),
+        head_dim=_derived(hidden, heads) if values.get("head_dim") is None else _integer(values, "head_dim"),
         vocab_size=_integer(values, "vocab_size"),
         rms_eps=_number(values, "rms_norm_eps", 1e-6),
         rope_theta=theta,
@@ -100,7 +98,7 @@ def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None
         mlp_bias=_boolean(values, "mlp_bias"),
         max_position=max_position,
         bos_token_id=None if values.get("bos_token_id") is None else _integer(values, "bos_token_id", least=0),
-        eos_token_ids=_token_ids(values.get("eos_token_id") if end_tokens is None else end_tokens),
+        eos_token_ids=_token_ids(values.get("eos_token_id")) if end_tokens is None else end_tokens,
     )
 
 
@@ -186,6 +184,15 @@ def _derived(hidden: int, heads: int) -> int:
     return hidden // heads
 
 
+def _generation_end_tokens(path: Path) -> tuple[int, ...] | None:
+    """The end tokens of a `generation_config.json`, None when there is no such file or it names none."""
+    tokens = read_json_object(path).get("eos_token_id") if path.exists() else None
+    try:
+        return None if tokens is None else _token_ids(tokens)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def _token_ids(value: Any) -> tuple[int, ...]:
     """One id, a list of ids, or null."""
     ids = value if isinstance(value, list) else [] if value is None else [value]
@@ -210,7 +217,10 @@ def _number(values: Mapping[str, Any], key: str, default: float | None = None, w
         raise UserError(f"{name} is missing: add it, a number")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{name} is {value!r}: it must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise UserError(f"{name} is too large: it must be a finite number") from None
 
 
 def _boolean(values: Mapping[str, Any], key: str) -> bool:
