@@ -26,8 +26,8 @@ _SIZES = (
     "vocab_size",
     "max_position",
 )
-SIZE_LIMIT = 2**24  # token indices travel as fp32, which counts exactly up to here; positions are turned into angles in
-fp32 LAYER_LIMIT = 4096  # far above any model; keeps a damaged file from asking for millions of tensors
+SIZE_LIMIT = 2**24  # token indices and positions travel as fp32, which counts exactly up to here
+LAYER_LIMIT = 4096  # far above any model; keeps a damaged file from asking for millions of tensors
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ModelConfig:
             _check_int(name, getattr(self, name), 1)
             limit = LAYER_LIMIT if name == "num_layers" else SIZE_LIMIT
             if getattr(self, name) >= limit:
-                raise UserError(f"{name} is {getattr(self, name)}: {limit} or more is not supported, use a smaller model")
+                raise UserError(f"{name} is {getattr(self, name)}: {limit} or more is not supported, use another model")
         _check_positive_float("rms_eps", self.rms_eps)
         _check_positive_float("rope_theta", self.rope_theta)
         for name in ("tied_embeddings", "attention_bias", "mlp_bias"):
