@@ -1,14 +1,15 @@
 """Makes the project's own environment in `.venv` and prints the path of its Python interpreter.
 
-`scripts/run` and `scripts/test` call it on every start: it answers within a tenth of a second once the environment is there.
+`scripts/run` and `scripts/test` call it on every start: once the environment is there, it answers within a second.
 Standard library only, because it runs before anything is installed.  It does not know what will run in the environment.
 
-Which torch: with an NVIDIA driver, the build of the package index, which brings CUDA.  Without one, the CPU build: some gigabytes
-smaller, and found on PyTorch's own index or among the wheels that pip is configured to find.  Where neither has it, the build of
-the package index again: it runs without a GPU too, it is only large.
+Which torch: with an NVIDIA driver, the build of the package index, which brings CUDA.  Without one, the CPU build, some
+gigabytes smaller, from PyTorch's own index or from the wheels that pip is configured to find.  Where neither has it, the
+build of the package index again: it runs without a GPU too, it is only large.
 
-When it can be trusted: `environment.json` in the environment names what was installed, and is written last.  An environment
-without a matching one was interrupted, or made from other pins, and is made anew.  A folder that this file did not make is never touched.
+When it can be trusted: `environment.json` in the environment names what was installed, and is written last.  An
+environment without a matching one was interrupted, or made from other pins, and is made anew.  A folder that this file
+did not make is never touched.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "scripts" / "constraints.txt"
 STAMP = "environment.json"
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -80,18 +82,14 @@ class Environment:
     def python(self) -> Path:
         return self.directory / "bin" / "python"
 
-    @property
-    def constraints(self) -> Path:
-        return ROOT / "scripts" / "constraints.txt"
-
     def fingerprint(self) -> str:
         """Changes with everything that decides what is installed."""
-        inputs = [requirements(), requirements("dev"), self.constraints.read_text(), self.gpu, sys.version]
+        inputs = [requirements(), requirements("dev"), CONSTRAINTS.read_text(), self.gpu, sys.version]
         inputs += [CPU_TORCH, INDEX_TORCH, SECOND_TRITON]
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
     def installed(self) -> set[str]:
-        """The parts ("run", "dev") that are completely installed from the present pins; empty where nothing can be trusted."""
+        """The parts ("run", "dev") that are completely installed from the present pins; none where nothing can be trusted."""
         try:
             stamp = json.loads((self.directory / STAMP).read_text())
         except (OSError, ValueError):
@@ -129,9 +127,10 @@ class Environment:
         if self.directory.exists():
             if not (self.directory / STAMP).exists():
                 raise SetupError(
-                    f"{self.directory} was not made by {Path(__file__).name}: move it away, or set MEGAKERNEL_VENV to another folder"
+                    f"{self.directory} was not made by {Path(__file__).name}: "
+                    "move it away, or set MEGAKERNEL_VENV to another folder"
                 )
-            self.directory.replace(old)  # renamed first, so that an interruption leaves no half that looks like somebody else's
+            self.directory.replace(old)  # renamed first: half a removed folder would look like somebody else's
             shutil.rmtree(old)
         say(f"Setting up {self.directory} (once; some minutes)")
         fresh = self.directory.with_name(self.directory.name + ".new")
@@ -151,45 +150,48 @@ class Environment:
             with urllib.request.urlopen(PIP_WHEEL, timeout=30) as response:
                 wheel.write_bytes(response.read())
         except OSError as error:
-            raise SetupError(f"cannot fetch pip ({error}): install the package python3-venv, or connect to PyPI") from None
+            raise SetupError(f"cannot fetch pip from PyPI ({error}): install the package python3-venv") from None
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != PIP_SHA256:
             raise SetupError(f"{PIP_WHEEL} is not the file it should be: install the package python3-venv instead")
         self.run([str(self.python), str(wheel / "pip"), "install", "--quiet", "--no-index", str(wheel)])
         wheel.unlink()
 
     def pip(self, *arguments: str) -> bool:
-        command = [str(self.python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *arguments]
-        return self.run([*command, "--constraint", str(self.constraints)])
+        """`pip install` with these arguments; of what pip says only the errors are shown."""
+        command = [str(self.python), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
+        return self.run([*command, *arguments])
+
+    def pip_constrained(self, *arguments: str) -> bool:
+        return self.pip("--constraint", str(CONSTRAINTS), *arguments)
 
     def install_torch(self) -> None:
         """See the module's docstring for which one. Its dependencies come with the rest."""
-        if not self.pip("pip"):  # a current one: those that come with older Pythons do not know today's wheels
+        if not self.pip_constrained("pip"):  # a current one: those that come with older Pythons do not know today's wheels
             raise SetupError("pip cannot install anything: is a package index within reach?")
         if not self.gpu:
             say("Installing torch, the CPU build (about 200 MB)")
             # Where that index cannot be reached this must fail soon, hence the limits; `+cpu` accepts no other build.
             limits = ["--index-url", CPU_INDEX, "--timeout", "15", "--retries", "1"]
-            if self.pip("--no-deps", *limits, CPU_TORCH):
+            if self.pip_constrained("--no-deps", *limits, CPU_TORCH):
                 return
             say(f"No CPU build of torch within reach: taking {INDEX_TORCH} from the package index")
         say("Installing torch with CUDA (some gigabytes)")
-        if not self.pip(INDEX_TORCH):
+        if not self.pip_constrained(INDEX_TORCH):
             raise SetupError(f"pip cannot install {INDEX_TORCH}: its reason stands above")
 
     def install_part(self, part: str) -> None:
         """ "run": what the package needs; "dev": what its tests need, with the second Triton in a folder of its own."""
         say(f"Installing what is needed to {'test' if part == 'dev' else 'run'}")
-        if not self.pip(*requirements("dev" if part == "dev" else None)):
+        if not self.pip_constrained(*requirements("dev" if part == "dev" else None)):
             raise SetupError("pip cannot install the dependencies: its reason stands above")
         if part == "dev":
             folder = self.directory / f"triton-{SECOND_TRITON}"
-            arguments = ["--quiet", "--no-deps", "--target", str(folder), f"triton=={SECOND_TRITON}"]
-            if not self.run([str(self.python), "-m", "pip", "--disable-pip-version-check", "install", *arguments]):
+            if not self.pip("--no-deps", "--target", str(folder), f"triton=={SECOND_TRITON}"):
                 raise SetupError(f"pip cannot install triton {SECOND_TRITON}: its reason stands above")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Make the project's environment and print the path of its Python interpreter.")
+    parser = argparse.ArgumentParser(description="Make the project's environment and print the path of its Python.")
     parser.add_argument("--dev", action="store_true", help="with what the tests and checks need")
     dev = parser.parse_args().dev
     directory = Path(os.environ.get("MEGAKERNEL_VENV") or ROOT / ".venv").absolute()

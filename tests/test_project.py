@@ -1,0 +1,46 @@
+"""What must agree between the project's own files: versions that are written down more than once, links, commands."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "scripts" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize("tool", ["ruff", "mypy"])
+def test_one_version_of_each_tool(tool: str) -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    [hook] = [repo["rev"].removeprefix("v") for repo in hooks if tool in repo["repo"]]
+    [pin] = [line.partition("==")[2] for line in PROJECT["optional-dependencies"]["dev"] if line.startswith(tool + "==")]
+    assert hook == pin == constraints()[tool]
+
+
+def test_constraints_pin_every_requirement() -> None:
+    """All but torch, of which scripts/environment.py chooses the build."""
+    wanted = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    names = {re.split(r"[^\w-]", line)[0].lower() for line in wanted}
+    assert names - constraints().keys() == {"torch"}
+
+
+def test_the_changelog_has_a_section_for_this_version() -> None:
+    assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'(?:src|srcset|href)="([^"#]+)"', text)
+    local = [link for link in links if not link.startswith(("http://", "https://"))]
+    assert [link for link in local if not (ROOT / link).exists()] == []
