@@ -1,0 +1,233 @@
+"""Opens a checkpoint: a directory with safetensors files, a hub id, or made-up weights; checks it, then streams its
+tensors.
+
+Everything that can be known from the configuration and the headers is checked before any tensor is read. Knows nothing
+of what the tensors are for. Only the shard being read is mapped into memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from models.config import ModelConfig
+from models.errors import UserError
+from models.hf_config import read_json_object
+from models.random_weights import PREFIX as RANDOM_PREFIX
+from models.random_weights import RandomWeights, random_config
+from models.safetensors_header import Entry, read_header
+from models.weights import EMBEDDING, HEAD, WeightSource, expected_tensors
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+COMPARED_ROWS = 4096
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
+_HUB_NOT = ["original/*", "consolidated*", "onnx/*"]
+_HARMLESS = re.compile(r"(.*\.)?rotary_emb\.inv_freq")  # computed anew; old versions of transformers saved it
+
+Headers = dict[Path, dict[str, Entry]]
+
+
+@dataclass(frozen=True)
+class SafetensorsSource:
+    """A `WeightSource` over checked files: `files` pairs each path with the tensors to read from it, in the order of
+    their bytes."""
+
+    files: tuple[tuple[Path, tuple[str, ...]], ...]
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `WeightSource`. Raises `UserError` when a file changed since it was checked."""
+        for path, names in self.files:
+            with _open(path) as file:
+                for name in names:
+                    yield name, file.get_tensor(name)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked model. `stored_dtype` is the type of its embedding; `directory` is None for made-up weights."""
+
+    config: ModelConfig
+    source: WeightSource
+    directory: Path | None
+    stored_dtype: torch.dtype
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open a directory, a hub id ("owner/name", downloaded if need be) or "random:<preset>".
+
+    Raises `UserError` naming the file and the tensor at fault: no tensor may be missing, left over (RoPE buffers and a
+    head that is tied aside), of a wrong shape or of another type than bf16, fp16 and fp32.
+    """
+    if str(model).startswith(RANDOM_PREFIX):
+        weights = RandomWeights(random_config(str(model)))
+        return Checkpoint(weights.config, weights, None, weights.dtype)
+    directory = _find_directory(model)
+    config = ModelConfig.from_hf(directory)
+    listing, headers = _read_headers(directory)
+    owners = {name: path for path, entries in headers.items() for name in entries}
+    _check_tensors(config, listing, headers, owners)
+    if config.tied_embeddings and HEAD in owners:
+        _check_tied(owners[EMBEDDING], owners[HEAD])
+    expected = expected_tensors(config)
+    files = tuple((path, tuple(name for name in entries if name in expected)) for path, entries in headers.items())
+    return Checkpoint(config, SafetensorsSource(files), directory, DTYPES[headers[owners[EMBEDDING]][EMBEDDING].dtype])
+
+
+def _find_directory(model: str | Path) -> Path:
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{path}: is a file, give the directory that holds config.json and the safetensors files")
+    if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
+        raise UserError(
+            f"{model}: no such directory, give a checkpoint directory, a hub id (owner/name) or random:<preset>"
+        )
+    return _download(model)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download  # here, because a local directory needs no network stack
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT))
+    except Exception as error:  # the network stack has many ways to fail, and they all mean this
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{hub_id}: no such directory, and the hub did not give it ({reason}): check the name, the network and "
+            "your access, or give a local directory"
+        ) from None
+
+
+def _read_headers(directory: Path) -> tuple[Path, Headers]:
+    """The file that says what is in the checkpoint, and the checked header of every safetensors file."""
+    single, index = directory / SINGLE_FILE, directory / INDEX_FILE
+    if single.exists():
+        return single, {single: _checked_header(single)}
+    if not index.exists():
+        raise UserError(_no_weights(directory))
+    weight_map = _read_index(index)
+    headers: Headers = {}
+    for shard in sorted(set(weight_map.values())):
+        path = directory / shard
+        if not path.exists():
+            tensor = next(name for name, file in weight_map.items() if file == shard)
+            raise UserError(f"{path}: shard is missing, {index.name} has {tensor} in it, download it")
+        headers[path] = _checked_header(path)
+    _check_index(index, weight_map, headers)
+    return index, headers
+
+
+def _no_weights(directory: Path) -> str:
+    others = sorted(
+        path.name for path in directory.iterdir() if path.suffix in (".bin", ".pth", ".gguf", ".safetensors")
+    )
+    found = f" (found {others[0]})" if others else ""
+    return f"{directory}: neither {SINGLE_FILE} nor {INDEX_FILE}{found}, save the model with save_pretrained"
+
+
+def _checked_header(path: Path) -> dict[str, Entry]:
+    header = read_header(path)
+    with _open(path):  # the library has checks of its own
+        return header
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a valid safetensors file ({error}), download it anew") from None
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: has no weight_map, download it anew")
+    for tensor, shard in weight_map.items():
+        # by its text alone: in the hub's cache the files are links to elsewhere
+        if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\\0]", shard):
+            raise UserError(
+                f"{index}: tensor {tensor} is in {shard!r}, which is no file name in this directory, mend it"
+            )
+    return weight_map
+
+
+def _check_index(index: Path, weight_map: dict[str, str], headers: Headers) -> None:
+    """Index and shards say the same."""
+    counts = Counter(name for entries in headers.values() for name in entries)
+    for path, entries in headers.items():
+        for name in entries:
+            if counts[name] > 1:
+                first, second, *_ = (path.name for path, entries in headers.items() if name in entries)
+                raise UserError(f"{path}: tensor {name} is in both {first} and {second}, remove one")
+            if weight_map.get(name) != path.name:
+                raise UserError(
+                    f"{path}: tensor {name} is left over: {index.name} does not list it here, mend the index"
+                )
+    for name, shard in weight_map.items():
+        if name not in counts:
+            raise UserError(
+                f"{index.with_name(shard)}: tensor {name} is missing, {index.name} lists it, download the shard anew"
+            )
+
+
+def _check_tensors(config: ModelConfig, listing: Path, headers: Headers, owners: dict[str, Path]) -> None:
+    """Nothing missing, nothing left over, every shape and type as the configuration has it."""
+    expected = expected_tensors(config)
+    for name in expected:
+        if name not in owners:
+            raise UserError(f"{listing}: tensor {name} is missing, {_missing_mend(name)}")
+    if config.tied_embeddings:
+        expected[HEAD] = expected[EMBEDDING]  # some tools save a tied head all the same
+    for name, path in owners.items():
+        entry = headers[path][name]
+        if name not in expected:
+            if _HARMLESS.fullmatch(name):
+                continue
+            raise UserError(f"{path}: tensor {name} is left over, {_leftover_mend(name)}")
+        if entry.shape != expected[name]:
+            raise UserError(
+                f"{path}: tensor {name} has shape {list(entry.shape)}, but config.json makes it "
+                f"{list(expected[name])}: take both from the same model"
+            )
+        if entry.dtype not in DTYPES:
+            raise UserError(
+                f"{path}: tensor {name} is {entry.dtype}, which is not supported: save it as BF16, F16 or F32"
+            )
+
+
+def _missing_mend(name: str) -> str:
+    if name == HEAD:
+        return "set tie_word_embeddings to true in config.json if the head is tied"
+    return "download the checkpoint anew, or take config.json from the same model"
+
+
+def _leftover_mend(name: str) -> str:
+    if name.endswith("_proj.bias"):
+        return (
+            f"set {'attention' if '.self_attn.' in name else 'mlp'}_bias to true in config.json if the model has biases"
+        )
+    return "config.json describes no such tensor: take both from the same model"
+
+
+def _check_tied(embedding_path: Path, head_path: Path) -> None:
+    """A head saved beside the embedding it is tied to holds the same values."""
+    with _open(embedding_path) as embedding_file, _open(head_path) as head_file:
+        embedding, head = embedding_file.get_slice(EMBEDDING), head_file.get_slice(HEAD)
+        for start in range(0, embedding.get_shape()[0], COMPARED_ROWS):
+            rows = slice(start, start + COMPARED_ROWS)
+            if not torch.equal(embedding[rows].float(), head[rows].float()):
+                raise UserError(
+                    f"{head_path}: tensor {HEAD} differs from {EMBEDDING}, but config.json ties them: "
+                    "set tie_word_embeddings to false"
+                )
