@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -44,3 +46,10 @@ def test_links_lead_somewhere(document: str) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'(?:src|srcset|href)="([^"#]+)"', text)
     local = [link for link in links if not link.startswith(("http://", "https://"))]
     assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+def test_the_table_of_options_is_that_of_the_command_line() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- options")[1].split("<!-- /options -->")[0]
+    shown = subprocess.run([sys.executable, ROOT / "run_llama1b.py", "--help"], capture_output=True, text=True, check=True)
+    documented = set(re.findall(r"^\| `(--[\w-]+)", table, flags=re.MULTILINE))
+    assert documented == set(re.findall(r"(?<![\w-])--[a-z][\w-]*", shown.stdout))
