@@ -93,6 +93,11 @@ class SamplingState(NamedTuple):
     top_p: float
     seed: int
 
+    @property
+    def cuts(self) -> bool:
+        """Whether top_k or top_p may leave rows out."""
+        return self.temperature > 0.0 and (self.top_k > 0 or self.top_p < 1.0)
+
 
 @dataclass(frozen=True)
 class Instruction:

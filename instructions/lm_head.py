@@ -2,8 +2,9 @@
 
     h = round(rms_norm(x[layers], w)),  logits[rows] = W_head[rows] h
 
-Each instruction also leaves the largest of its logits and that row's number in its slot of "best" (ties: the lowest row),
-so a greedy `Sample` reads a few hundred values, not the whole vocabulary.
+Each instruction also leaves the largest of its scores and that row's number in its slot of "best" (ties: the lowest row), so
+`Sample` reads a few hundred values, not the whole vocabulary.  A score is the logit when decoding greedily, otherwise
+logit / temperature + Gumbel noise: the arg max of those is a sample of the softmax (see `instructions.sampling`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from instructions.base import Cost, Instruction, Machine, Pages, Region
 from instructions.matvec import matrix_input, rms_norm, row_blocks
+from instructions.sampling import sampling_scores
 from instructions.shape import BEST_FIELDS, Shape
 from models.tape import BLOCK_ROWS, PAGE_BYTES
 
@@ -58,6 +60,7 @@ class LmHead(Instruction):
         y = yield from row_blocks(machine, x, self.blocks, matrix.pages_per_block)
         logits, best = self.writes(shape)
         values = y.flatten()[: logits.stop - logits.start]
-        row = int(torch.argmax(values))  # the first of equals
+        scores = sampling_scores(values, logits.start, machine.sampling(), machine.past)
+        row = int(torch.argmax(scores))  # the first of equals
         machine.write(logits, values)
-        machine.write(best, torch.tensor([float(values[row]), float(logits.start + row)]))
+        machine.write(best, torch.tensor([float(scores[row]), float(logits.start + row)]))

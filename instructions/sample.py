@@ -1,10 +1,12 @@
 """Sampling: choose the next token from the logits, append it, check it against the stop tokens, advance the position.
 
-Greedy (temperature 0): the largest logit, the lowest row among equals, found among the LM head's `slots` best rows.
-Otherwise: z = logits / temperature; `top_k` keeps the rows whose z is not below the k-th largest; `top_p` then keeps the
-fewest of the largest whose probabilities sum to at least top_p (Holtzman et al., 2019); the token is the arg max over the
-kept rows of z + g, with g Gumbel noise drawn per row from Philox (seed, row, position), which samples exactly from the kept
-softmax (Gumbel, 1954) and needs no second pass.  See `instructions.sampling`.
+Greedy (temperature 0): the row of the largest logit.  Otherwise: z = logits / temperature; `top_k` keeps the rows whose z is
+not below the k-th largest; `top_p` then keeps the fewest of the largest whose probabilities sum to at least top_p (Holtzman
+et al., 2019); the token is the arg max over the kept rows of z + g, with g Gumbel noise drawn per row from Philox (seed,
+row, position), which samples exactly from the kept softmax (Gumbel, 1954) and needs no second pass.
+
+With no top_k and no top_p every row is kept, and the answer is the best of the LM head's `slots` best rows; only a cut needs
+the logits themselves.  Ties go to the lowest row.  See `instructions.sampling`.
 
 Advance and stop check are merged here because they depend on nothing but the chosen token.
 """
@@ -40,10 +42,10 @@ class Sample(Instruction):
     def execute(self, machine: Machine) -> Pages:
         logits, best = (machine.read(region) for region in self.reads(machine.shape))
         sampling = machine.sampling()
-        if sampling.temperature == 0.0:
-            values, rows = best.view(self.slots, BEST_FIELDS).unbind(1)
-            token = int(rows[values == values.max()].min())
-        else:
+        if sampling.cuts:
             token = draw(logits, sampling, machine.past)
+        else:
+            scores, rows = best.view(self.slots, BEST_FIELDS).unbind(1)
+            token = int(rows[scores == scores.max()].min())
         machine.emit(token)
         yield from ()

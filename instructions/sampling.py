@@ -72,9 +72,21 @@ def kept_rows(z: np.ndarray, sampling: SamplingState) -> np.ndarray:
     return kept
 
 
+def tempered(logits: torch.Tensor, temperature: float) -> np.ndarray:
+    """Logits times the reciprocal of the temperature, both fp32."""
+    return logits.numpy() * (np.float32(1.0) / np.float32(temperature))
+
+
+def sampling_scores(logits: torch.Tensor, first_row: int, sampling: SamplingState, position: int) -> torch.Tensor:
+    """What the arg max is taken of, for the logits [n] fp32 of rows first_row, first_row + 1, ...: fp32 [n]."""
+    if sampling.temperature == 0.0:
+        return logits
+    rows = np.arange(first_row, first_row + logits.numel())
+    return torch.from_numpy(tempered(logits, sampling.temperature) + gumbel(rows, position, sampling.seed))
+
+
 def draw(logits: torch.Tensor, sampling: SamplingState, position: int) -> int:
-    """Sample a row from logits [vocab] fp32 at `position`; ties go to the lowest row."""
-    z = logits.numpy() * np.float32(1.0 / np.float32(sampling.temperature))
-    rows = np.arange(z.size)
-    scores = np.where(kept_rows(z, sampling), z + gumbel(rows, position, sampling.seed), -np.inf)
-    return int(scores.argmax())
+    """Sample one of the rows that top_k and top_p keep, from logits [vocab] fp32 at `position`; ties go to the lowest."""
+    kept = kept_rows(tempered(logits, sampling.temperature), sampling)
+    scores = sampling_scores(logits, 0, sampling, position).numpy()
+    return int(np.where(kept, scores, -np.inf).argmax())
