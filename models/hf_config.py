@@ -73,7 +73,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def parse_config(values: Mapping[str, Any], end_tokens: tuple[int, ...] | None = None) -> ModelConfig:
     """A decoded `config.json`; `end_tokens`, when given, replace its own, as generation in transformers has it.
 
-    Keys that are absent or null take the defaults of transformers' `LlamaConfig`. Raises `UserError`.
+    Keys that are absent or null take the defaults of transformers' `LlamaConfig`; a token id that is null is none.
+    Raises `UserError`.
     """
     _check_architecture(values)
     _check_neutral("", values, _NEUTRAL)
@@ -97,8 +98,8 @@ def parse_config(values: Mapping[str, Any], end_tokens: tuple[int, ...] | None =
         attention_bias=_boolean(values, "attention_bias"),
         mlp_bias=_boolean(values, "mlp_bias"),
         max_position=max_position,
-        bos_token_id=None if values.get("bos_token_id") is None else _integer(values, "bos_token_id", least=0),
-        eos_token_ids=_token_ids(values.get("eos_token_id")) if end_tokens is None else end_tokens,
+        bos_token_id=next(iter(_token_ids(values.get("bos_token_id", 1), "bos_token_id")), None),
+        eos_token_ids=_token_ids(values.get("eos_token_id", 2)) if end_tokens is None else end_tokens,
     )
 
 
@@ -193,10 +194,10 @@ def _generation_end_tokens(path: Path) -> tuple[int, ...] | None:
         raise UserError(f"{path}: {error}") from None
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
-    """One id, a list of ids, or null."""
+def _token_ids(value: Any, key: str = "eos_token_id") -> tuple[int, ...]:
+    """One id, a list of ids, or null for none."""
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    return tuple(_integer({"eos_token_id": token}, "eos_token_id", least=0) for token in ids)
+    return tuple(_integer({key: token}, key, least=0) for token in ids)
 
 
 def _integer(values: Mapping[str, Any], key: str, default: int | None = None, where: str = "", least: int = 1) -> int:

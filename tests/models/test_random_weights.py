@@ -1,0 +1,68 @@
+"""Made-up weights: the right names, shapes, scale and variety, and the same bits every time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from configs import SMALL_CONFIGS
+
+from models.checkpoint import open_checkpoint
+from models.config import PRESETS, ModelConfig
+from models.errors import UserError
+from models.random_weights import BLOCK_VALUES, RandomWeights
+from models.weights import EMBEDDING, expected_tensors
+
+SMALL = ModelConfig.from_hf({"model_type": "llama", **SMALL_CONFIGS["all_biases_linear_head24"]})
+WIDE = replace(SMALL, hidden_size=512, vocab_size=2048)  # an embedding of four blocks
+
+
+def test_names_and_shapes() -> None:
+    tensors = dict(RandomWeights(SMALL).tensors())
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected_tensors(SMALL)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_seed_decides_every_bit() -> None:
+    first, again = dict(RandomWeights(SMALL, 3).tensors()), dict(RandomWeights(SMALL, 3).tensors())
+    other = dict(RandomWeights(SMALL, 4).tensors())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_bits_do_not_change_between_versions() -> None:
+    """A recorded figure names its seed, so the values behind it must stay."""
+    first = next(iter(RandomWeights(SMALL, 0, torch.float32).tensors()))[1].flatten()[:3]
+    assert first.tolist() == pytest.approx([0.028751664, -0.005569212, 0.013265734], rel=1e-6)
+
+
+def test_scale() -> None:
+    tensors = dict(RandomWeights(WIDE, dtype=torch.float32).tensors())
+    embedding = tensors[EMBEDDING]
+    # a standard error of a standard deviation over n values is 1 / sqrt(2 n): 0.14 % for one block; five of them
+    assert embedding.std().item() == pytest.approx(0.02, rel=5 / (2 * BLOCK_VALUES) ** 0.5)
+    assert abs(embedding.mean().item()) < 5 * 0.02 / BLOCK_VALUES**0.5
+    norm = tensors["model.norm.weight"]
+    assert norm.mean().item() == pytest.approx(1, abs=5 * 0.1 / 512**0.5)
+    assert norm.std().item() == pytest.approx(0.1, rel=5 / 1024**0.5)
+
+
+def test_no_two_rows_are_alike() -> None:
+    """Blocks repeat, rows must not: neither within a tensor nor between tensors."""
+    tensors = RandomWeights(WIDE).tensors()
+    rows = torch.cat([tensor.view(torch.int16) for _, tensor in tensors if tensor.shape[1:] == (512,)])
+    assert len(rows) > 2048
+    assert len(torch.unique(rows, dim=0)) == len(rows)
+
+
+def test_presets_by_name() -> None:
+    checkpoint = open_checkpoint("random:llama-3.2-1b")
+    assert checkpoint.config == PRESETS["llama-3.2-1b"]
+    assert checkpoint.directory is None and checkpoint.stored_dtype == torch.bfloat16
+    assert checkpoint.source == RandomWeights(checkpoint.config)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(UserError, match="random:llama-9: no such preset, choose one of random:llama-3.2-1b, "):
+        open_checkpoint("random:llama-9")
