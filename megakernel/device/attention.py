@@ -1,0 +1,153 @@
+"""Device side of `instructions.attention`: one KV head's query group over one slice of the context.
+
+Scores: A = a K page as [tiles, positions, 64], B = the queries as [tiles, 64, heads].  Output: A = the V page transposed,
+B = the probabilities [positions, heads].  The query heads fill the columns of the matrix instruction.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
+
+from megakernel.device.compat import barrier, reinterpret
+from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
+from megakernel.device.qkv import cache_address
+
+FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
+
+
+@gluon.constexpr_function
+def score_layout():
+    """Accumulators [tiles, rows, heads], rows spread over the warps."""
+    return gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[1, 4, 1], instr_shape=[1, 16, 8])
+
+
+@gluon.constexpr_function
+def query_layout():
+    """Queries [heads, dims]."""
+    return gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
+
+
+@gluon.jit
+def load_queries(S: gl.constexpr, memory, step):
+    """The group's queries, fp32 [heads, dims] rounded to bf16, zero beyond the group and the head."""
+    DIMS: gl.constexpr = S.head_tiles * TILE
+    heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout()))[:, None]
+    dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))[None, :]
+    source = memory.activations + S.q + step.layer * S.q_stride + step.a * (S.group * S.head_rows)
+    inside = (heads < S.group) & (dims < S.head_rows)
+    q = gl.load(source + heads * S.head_rows + dims, mask=inside, other=0.0, cache_modifier=".cg")
+    return q.to(gl.bfloat16).to(gl.float32)
+
+
+@gluon.jit
+def slice_pages(S: gl.constexpr, index, position):
+    """First page and page count of slice `index`: `Shape.slice_range`."""
+    pages = (position + S.page_positions - 1) // S.page_positions
+    share = (pages + S.slices - 1) // S.slices
+    first = gl.minimum(index * share, pages)
+    return first, gl.minimum(first + share, pages) - first
+
+
+@gluon.jit
+def wait_page(S: gl.constexpr, ring, use):
+    """Wait for a page use to land; returns its slot."""
+    slot = use % S.ring
+    mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
+    return slot
+
+
+@gluon.jit
+def attention(S: gl.constexpr, memory, ring, step, uses):
+    """KV head a, slice b; `uses` page uses, of which those beyond the slice's pages pass through empty."""
+    MMA: gl.constexpr = score_layout()
+    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
+    B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
+    HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))
+    DIMS: gl.constexpr = S.head_tiles * TILE
+    COLUMNS: gl.constexpr = S.group_columns
+
+    q = load_queries(S, memory, step)
+    reinterpret(ring.staging, gl.bfloat16, [1, COLUMNS, DIMS], FLAT_TILES).index(0).store(q.to(gl.bfloat16))
+    barrier()
+    queries = reinterpret(ring.staging, gl.bfloat16, [COLUMNS, S.head_tiles, TILE], FLAT_HEADS)
+    qt = queries.permute([1, 2, 0]).load(B)
+
+    m = gl.full([COLUMNS], float("-inf"), gl.float32, HEADS)
+    total = gl.zeros([COLUMNS], gl.float32, HEADS)
+    acc = gl.zeros([S.head_tiles, TILE, COLUMNS], gl.float32, MMA)
+    positions = gl.arange(0, S.page_positions, gl.SliceLayout(1, gl.SliceLayout(0, MMA)))
+    first, pages = slice_pages(S, step.b, step.position)
+    for i in range(pages):
+        slot = wait_page(S, ring, step.use + 2 * i)
+        k = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
+        s = mma_v2(k.load(A), qt, gl.zeros([S.head_tiles, S.page_positions, COLUMNS], gl.float32, MMA))
+        mbarrier.arrive(ring.empty.index(slot), count=1)
+        cached = step.position - (first + i) * S.page_positions
+        s = gl.where((positions < cached)[:, None], gl.sum(s, axis=0) * S.scale, float("-inf"))
+        m_new = gl.maximum(m, gl.max(s, axis=0))
+        decay = gl.exp(m - m_new)
+        p = gl.exp(s - gl.expand_dims(m_new, 0))
+        total = total * decay + gl.sum(p, axis=0)
+        m = m_new
+        weights = gl.convert_layout(gl.expand_dims(p.to(gl.bfloat16), 0), B)
+        weights, _ = gl.broadcast(weights, gl.zeros([S.head_tiles, S.page_positions, COLUMNS], gl.bfloat16, B))
+        acc = acc * gl.expand_dims(gl.expand_dims(decay, 0), 0)
+        slot = wait_page(S, ring, step.use + 2 * i + 1)
+        v = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
+        acc = mma_v2(v.permute([0, 2, 1]).load(A), weights, acc)
+        mbarrier.arrive(ring.empty.index(slot), count=1)
+    for use in range(step.use + 2 * pages, step.use + uses):
+        slot = wait_page(S, ring, use)
+        mbarrier.arrive(ring.empty.index(slot), count=1)
+    if step.b == S.slices - 1:
+        m, total, acc = add_current(S, memory, step, q, m, total, acc)
+    store_output(S, memory, step, m, total, acc)
+
+
+@gluon.jit
+def output_dims(S: gl.constexpr):
+    """Dimension of a head at each element of the accumulators, [tiles, 64, 1]."""
+    MMA: gl.constexpr = score_layout()
+    tiles = gl.arange(0, S.head_tiles, gl.SliceLayout(1, gl.SliceLayout(2, MMA)))
+    inner = gl.arange(0, TILE, gl.SliceLayout(0, gl.SliceLayout(2, MMA)))
+    return gl.expand_dims(tiles[:, None] * TILE + inner[None, :], 2)
+
+
+@gluon.jit
+def add_current(S: gl.constexpr, memory, step, q, m, total, acc):
+    """Take in the current position, from the cache row that this token's QKV wrote; all in fp32."""
+    HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, score_layout()))
+    dims = gl.arange(0, S.head_tiles * TILE, gl.SliceLayout(0, query_layout()))
+    key = cache_address(S, memory, step.layer, step.a, 0, step.position, dims)
+    k = gl.load(key, mask=dims < S.head_rows, other=0.0, cache_modifier=".cg").to(gl.float32)
+    rows = output_dims(S)
+    value = cache_address(S, memory, step.layer, step.a, 1, step.position, rows)
+    v = gl.load(value, mask=rows < S.head_rows, other=0.0, cache_modifier=".cg").to(gl.float32)
+    s = gl.convert_layout(gl.sum(q * k[None, :], axis=1), HEADS) * S.scale
+    m_new = gl.maximum(m, s)
+    decay, p = gl.exp(m - m_new), gl.exp(s - m_new)
+    weight = gl.expand_dims(gl.expand_dims(p.to(gl.bfloat16).to(gl.float32), 0), 0)
+    return m_new, total * decay + p, acc * gl.expand_dims(gl.expand_dims(decay, 0), 0) + weight * v
+
+
+@gluon.jit
+def store_output(S: gl.constexpr, memory, step, m, total, acc):
+    """The normalised output to "attn", or, of one slice of several, m, l and o to "partial"."""
+    HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, score_layout()))
+    heads = gl.arange(0, S.group_columns, HEADS)
+    columns = gl.expand_dims(gl.expand_dims(heads, 0), 0)
+    rows = output_dims(S)
+    inside = (rows < S.head_rows) & (columns < S.group)
+    if S.slices == 1:
+        target = memory.activations + S.attn + step.layer * S.attn_stride + step.a * (S.group * S.head_rows)
+        out = acc / gl.expand_dims(gl.expand_dims(total, 0), 0)
+        gl.store(target + columns * S.head_rows + rows, out, mask=inside)
+    else:
+        ROWS: gl.constexpr = S.group * (S.head_rows + 2)
+        target = memory.activations + S.partial + step.layer * S.partial_stride
+        target += (step.a * S.slices + step.b) * ROWS
+        gl.store(target + heads, m, mask=heads < S.group)
+        gl.store(target + S.group + heads, total, mask=heads < S.group)
+        gl.store(target + 2 * S.group + columns * S.head_rows + rows, acc, mask=inside)

@@ -1,0 +1,138 @@
+"""The consumer: four warps that interpret one SM's queue, token after token."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from instructions.registry import INSTRUCTIONS
+from megakernel.device.attention import attention
+from megakernel.device.combine import combine
+from megakernel.device.compat import barrier
+from megakernel.device.context import (
+    FAULT,
+    LAGS,
+    LAYER,
+    OPCODE,
+    PAGE,
+    PAGES,
+    PAYLOAD,
+    RECORD,
+    SIGNAL,
+    STOP,
+    TARGET,
+    WAIT,
+    WAITS,
+    Step,
+    word,
+)
+from megakernel.device.down import down
+from megakernel.device.embed import embed
+from megakernel.device.gate_up import gate_up
+from megakernel.device.lm_head import lm_head
+from megakernel.device.o_proj import o_proj
+from megakernel.device.qkv import qkv
+from megakernel.device.sample import sample
+from megakernel.device.sync import agree, load_acquire, signal, wait_counter
+
+EMBED, QKV, ATTENTION, COMBINE, O_PROJ, GATE_UP, DOWN, LM_HEAD, SAMPLE = (
+    gl.constexpr(kind.OPCODE) for kind in INSTRUCTIONS
+)
+
+
+@gluon.jit
+def wait_all(memory, record, epoch, sm, index, position):
+    """Wait for everything the record waits for."""
+    waits = word(record, WAITS)
+    lags = word(record, LAGS)
+    for j in range(waits):
+        counter = gl.load(record + WAIT + j)
+        tokens = epoch + 1 - ((lags >> j) & 1)
+        wait_counter(memory, counter, gl.load(record + TARGET + j) * tokens, sm, index, position)
+    barrier()
+
+
+@gluon.jit
+def signal_all(memory, record):
+    """Make this record's rows visible, then tell its readers."""
+    barrier()
+    for j in gl.static_range(2):
+        counter = word(record, SIGNAL + j)
+        if counter >= 0:
+            signal(memory, counter)
+
+
+@gluon.jit
+def execute(S: gl.constexpr, memory, ring, opcode, step, uses):
+    """Dispatch one record."""
+    if opcode == QKV:
+        qkv(S, memory, ring, step)
+    elif opcode == ATTENTION:
+        attention(S, memory, ring, step, uses)
+    elif opcode == COMBINE:
+        if S.slices > 1:
+            combine(S, memory, ring, step)
+    elif opcode == O_PROJ:
+        o_proj(S, memory, ring, step)
+    elif opcode == GATE_UP:
+        gate_up(S, memory, ring, step)
+    elif opcode == DOWN:
+        down(S, memory, ring, step)
+    elif opcode == LM_HEAD:
+        lm_head(S, memory, ring, step)
+    elif opcode == SAMPLE:
+        sample(S, memory, ring, step)
+    elif opcode == EMBED:
+        embed(S, memory, ring, step)
+
+
+@gluon.jit
+def run_token(S: gl.constexpr, memory, ring, start, stop, first_use, position, epoch):
+    """Every record of the queue, once."""
+    sm = gl.program_id(0)
+    for index in range(start, stop):
+        record = memory.words + index * RECORD
+        wait_all(memory, record, epoch, sm, index - start, position)
+        step = Step(
+            word(record, LAYER),
+            word(record, PAYLOAD),
+            word(record, PAYLOAD + 1),
+            word(record, PAYLOAD + 2),
+            first_use + word(record, PAGE),
+            position,
+        )
+        execute(S, memory, ring, word(record, OPCODE), step, word(record, PAGES))
+        signal_all(memory, record)
+
+
+@gluon.jit
+def drain_token(S: gl.constexpr, ring, first_use, uses):
+    """Take every page that the loader streams for a token that is not to be decoded."""
+    for use in range(first_use, first_use + uses):
+        slot = use % S.ring
+        mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
+        mbarrier.arrive(ring.empty.index(slot), count=1)
+
+
+@gluon.jit
+def consumer(S: gl.constexpr, memory, ring, start, stop, sample_target, uses_per_token, position, epoch, tokens):
+    """Decode `tokens` tokens, or until one of them is a stop token or some wait of the grid has expired."""
+    sm = gl.program_id(0)
+    token = 0
+    while token < tokens:
+        here = position + token
+        mbarrier.wait(ring.begun, token & 1)
+        if token > 0:
+            wait_counter(memory, S.sample_counter, sample_target * (epoch + token), sm, -1, here)
+        stopped = (load_acquire(memory.control + STOP) <= here) | (load_acquire(memory.control + FAULT) != 0)
+        last = agree(stopped.to(gl.int32))
+        ring.last.store(gl.full([32], 0, gl.int32, gl.BlockedLayout([1], [32], [4], [0])) + last)
+        barrier()
+        mbarrier.arrive(ring.taken, count=1)
+        if last == 0:
+            run_token(S, memory, ring, start, stop, token * uses_per_token, here, epoch + token)
+            token += 1
+        else:
+            drain_token(S, ring, token * uses_per_token, uses_per_token)
+            token = tokens

@@ -1,0 +1,140 @@
+"""What every device function is given: pointers to global memory, the shared-memory ring, and the record being run."""
+
+from dataclasses import fields
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from instructions.codec import WORDS, Word
+from megakernel.device.compat import aggregate
+from megakernel.geometry import Geometry
+
+OPCODE = gl.constexpr(int(Word.OPCODE))
+LAYER = gl.constexpr(int(Word.LAYER))
+PAGE = gl.constexpr(int(Word.PAGE))
+PAGES = gl.constexpr(int(Word.PAGES))
+TAPE = gl.constexpr(int(Word.TAPE))
+LOAD_WAIT = gl.constexpr(int(Word.LOAD_WAIT))
+LOAD_TARGET = gl.constexpr(int(Word.LOAD_TARGET))
+WAITS = gl.constexpr(int(Word.WAITS))
+LAGS = gl.constexpr(int(Word.LAGS))
+WAIT = gl.constexpr(int(Word.WAIT))
+TARGET = gl.constexpr(int(Word.TARGET))
+SIGNAL = gl.constexpr(int(Word.SIGNAL))
+PAYLOAD = gl.constexpr(int(Word.PAYLOAD))
+RECORD = gl.constexpr(WORDS)
+
+# Words of the control block, int32: written by the kernel, read by the host after a launch.
+STOP = gl.constexpr(0)  # first position that is not to be decoded: set when a stop token was chosen
+FAULT = gl.constexpr(1)  # 1 once some wait has expired; the words after it say which
+FAULT_SM = gl.constexpr(2)
+FAULT_RECORD = gl.constexpr(3)
+FAULT_COUNTER = gl.constexpr(4)
+FAULT_WANTED = gl.constexpr(5)
+FAULT_SEEN = gl.constexpr(6)
+FAULT_POSITION = gl.constexpr(7)
+PROMPT_LENGTH = gl.constexpr(8)
+TOP_K = gl.constexpr(9)
+SEED_LOW = gl.constexpr(10)
+SEED_HIGH = gl.constexpr(11)
+INVERSE_TEMPERATURE = gl.constexpr(12)  # fp32 bits; 0: greedy
+TOP_P = gl.constexpr(13)  # fp32 bits
+STOP_TOKENS = gl.constexpr(14)  # how many, then the tokens
+CONTROL_WORDS = gl.constexpr(64)
+
+
+class Sizes:
+    """A `Geometry` as the kernel takes it: each of its numbers is a compile-time constant in the device functions."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        for field in fields(geometry):
+            setattr(self, field.name, gl.constexpr(getattr(geometry, field.name)))
+
+    def __repr__(self) -> str:
+        return repr(self.geometry)
+
+    def __hash__(self) -> int:
+        return hash(self.geometry)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sizes) and self.geometry == other.geometry
+
+
+@aggregate
+class Memory:
+    """Global memory.  weights, cache: bf16; activations, constants, rope: fp32; the rest int32."""
+
+    weights: gl.tensor
+    cache: gl.tensor
+    activations: gl.tensor
+    constants: gl.tensor
+    rope: gl.tensor
+    words: gl.tensor
+    counters: gl.tensor
+    tokens: gl.tensor
+    control: gl.tensor
+    patience: gl.tensor  # clock cycles after which a wait is given up, int64
+
+    @gluon.constexpr_function
+    def __init__(self, weights, cache, activations, constants, rope, words, counters, tokens, control, patience):
+        self.weights = weights
+        self.cache = cache
+        self.activations = activations
+        self.constants = constants
+        self.rope = rope
+        self.words = words
+        self.counters = counters
+        self.tokens = tokens
+        self.control = control
+        self.patience = patience
+
+
+@aggregate
+class Ring:
+    """Shared memory: the pages with their barriers, one staged activation vector, and the loader's leave to go on."""
+
+    pages: gl.shared_memory_descriptor  # [ring, 128, 64] bf16
+    full: gl.shared_memory_descriptor  # a page has landed
+    empty: gl.shared_memory_descriptor  # a page has been released
+    begun: gl.shared_memory_descriptor  # the loader has begun a token
+    taken: gl.shared_memory_descriptor  # the consumer has begun a token
+    last: gl.shared_memory_descriptor  # [32] int32: 1 when that token is the last of the launch
+    staging: gl.shared_memory_descriptor  # [pages, 512] bf16
+
+    @gluon.constexpr_function
+    def __init__(self, pages, full, empty, begun, taken, last, staging):
+        self.pages = pages
+        self.full = full
+        self.empty = empty
+        self.begun = begun
+        self.taken = taken
+        self.last = last
+        self.staging = staging
+
+
+@aggregate
+class Step:
+    """One execution of one record: its words, and when it runs."""
+
+    layer: gl.tensor
+    a: gl.tensor  # payload
+    b: gl.tensor
+    c: gl.tensor
+    use: gl.tensor  # number of its first page use in this launch
+    position: gl.tensor
+
+    @gluon.constexpr_function
+    def __init__(self, layer, a, b, c, use, position):
+        self.layer = layer
+        self.a = a
+        self.b = b
+        self.c = c
+        self.use = use
+        self.position = position
+
+
+@gluon.jit
+def word(record, index: gl.constexpr):
+    """One word of a record."""
+    return gl.load(record + index)

@@ -1,0 +1,26 @@
+"""Device side of `instructions.down`: x[layer + 1] = x_mid[layer] + W_down round(mlp[layer]) + b."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from megakernel.device.projection import projection
+
+
+@gluon.jit
+def down(S: gl.constexpr, memory, ring, step):
+    """Row blocks a to a + b of the layer's down projection."""
+    projection(
+        S,
+        memory,
+        ring,
+        step,
+        memory.activations + S.mlp + step.layer * S.mlp_stride,
+        memory.activations + S.x_mid + step.layer * S.x_mid_stride,
+        memory.activations + S.x + (step.layer + 1) * S.x_stride,
+        memory.constants + S.down_bias + step.layer * S.bias_stride,
+        S.intermediate,
+        S.intermediate_pages,
+        S.down_bias,
+    )

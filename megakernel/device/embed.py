@@ -1,0 +1,24 @@
+"""Device side of `instructions.embed`: gather one embedding row from the tape, 128 bytes a tile."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from megakernel.device.matvec import PAGE_COLUMNS, ROWS, TILE, power_of_two, vector_layout
+
+PAGE_ELEMENTS = gl.constexpr(8192)
+
+
+@gluon.jit
+def embed(S: gl.constexpr, memory, ring, step):
+    """x[0] = E[token]; the id is clamped because after an expired wait it may be anything."""
+    SIZE: gl.constexpr = power_of_two(S.hidden_pages) * PAGE_COLUMNS
+    token = gl.load(memory.tokens + step.position, cache_modifier=".cg")
+    token = gl.minimum(gl.maximum(token, 0), S.vocabulary - 1)
+    block = token // ROWS
+    first = (S.embedding_page + block * S.hidden_pages).to(gl.int64) * PAGE_ELEMENTS + (token % ROWS) * TILE
+    column = gl.arange(0, SIZE, vector_layout())
+    inside = column < S.hidden
+    row = gl.load(memory.weights + first + (column // TILE) * (ROWS * TILE) + column % TILE, mask=inside, other=0.0)
+    gl.store(memory.activations + S.x + column, row.to(gl.float32), mask=inside)

@@ -1,0 +1,34 @@
+"""Device side of `instructions.gate_up`: norm + gate/up + SwiGLU."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from megakernel.device.matvec import ROWS, block_index, halves, row_block, stage_norm
+
+
+@gluon.jit
+def gate_up(S: gl.constexpr, memory, ring, step):
+    """Row blocks a to a + b of the layer's gate/up matrix; rows 0 to 7 of a block are gates, 8 to 15 their ups."""
+    UNITS: gl.constexpr = ROWS // 2
+    layer = step.layer
+    stage_norm(
+        ring,
+        memory.activations + S.x_mid + layer * S.x_mid_stride,
+        memory.constants + S.mlp_norm + layer * S.norm_stride,
+        S.hidden,
+        S.epsilon,
+    )
+    index, index_high = halves(block_index())
+    row, column = index // 16, index % 16
+    target = memory.activations + S.mlp + layer * S.mlp_stride
+    for i in range(step.b):
+        gate, up = halves(row_block(S, ring, step.use + i * S.hidden_pages, S.hidden_pages))
+        if S.gate_up_bias >= 0:
+            bias = memory.constants + S.gate_up_bias + layer * S.bias_stride + (step.a + i) * ROWS + row
+            gate += gl.load(bias)
+            up += gl.load(bias + UNITS)
+        unit = (step.a + i) * UNITS + row
+        out = gate / (1.0 + gl.exp(-gate)) * up
+        gl.store(target + unit, out, mask=(unit < S.intermediate) & (column == 0))

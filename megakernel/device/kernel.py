@@ -1,0 +1,92 @@
+"""The megakernel: one persistent block per SM, a loader and a consumer, many tokens a launch."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from megakernel.device.consumer import consumer
+from megakernel.device.context import FAULT, STOP, Memory, Ring
+from megakernel.device.loader import loader
+
+WARPS = 4  # of the consumer
+LOADER_WARPS = gl.constexpr(1)
+LOADER_REGISTERS = gl.constexpr(56)
+RUNTIME_ARGUMENTS = ["position", "epoch", "tokens", "patience"]
+
+
+@gluon.jit
+def make_ring(S: gl.constexpr, tape):
+    """Allocate the shared memory and set up its barriers."""
+    barriers: gl.constexpr = mbarrier.MBarrierLayout()
+    pages = gl.allocate_shared_memory(gl.bfloat16, [S.ring, 128, 64], tape.layout)
+    full = gl.allocate_shared_memory(gl.int64, [S.ring, 1], barriers)
+    empty = gl.allocate_shared_memory(gl.int64, [S.ring, 1], barriers)
+    begun = gl.allocate_shared_memory(gl.int64, [1], barriers)
+    taken = gl.allocate_shared_memory(gl.int64, [1], barriers)
+    last = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    staging = gl.allocate_shared_memory(gl.bfloat16, [S.staging_pages, 512], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    for slot in gl.static_range(S.ring):
+        mbarrier.init(full.index(slot), count=1)
+        mbarrier.init(empty.index(slot), count=1)
+    mbarrier.init(begun, count=1)
+    mbarrier.init(taken, count=1)
+    return Ring(pages, full, empty, begun, taken, last, staging)
+
+
+@gluon.jit(do_not_specialize=RUNTIME_ARGUMENTS)
+def megakernel(
+    tape,
+    cache,
+    weights,
+    cache_rows,
+    activations,
+    constants,
+    rope,
+    words,
+    starts,
+    targets,
+    uses,
+    counters,
+    tokens_buffer,
+    control,
+    position,
+    epoch,
+    tokens,
+    patience,
+    S: gl.constexpr,
+):
+    """Decode up to `tokens` tokens from `position`; `epoch` is how many this program has decoded before.
+
+    tape and cache are TMA descriptors over [128-byte lines, 64] bf16 of `weights` and `cache_rows`; the other arrays are
+    those of `scheduler.program.Program` and `megakernel.device.context.Memory`.
+    """
+    memory = Memory(
+        weights,
+        cache_rows,
+        activations,
+        constants,
+        rope,
+        words,
+        counters,
+        tokens_buffer,
+        control,
+        gl.to_tensor(patience).to(gl.int64),
+    )
+    sm = gl.program_id(0)
+    start, stop = gl.load(starts + sm), gl.load(starts + sm + 1)
+    uses_per_token = gl.load(uses + sm)
+    sample_target = gl.load(targets + S.sample_counter)
+    ring = make_ring(S, tape)
+    # Before the first token nobody writes these two: all blocks read the same, and the loader need not be asked.
+    idle = (gl.load(control + STOP) <= position) | (gl.load(control + FAULT) != 0)
+    tokens = gl.where(idle, 0, tokens)
+    gl.warp_specialize(
+        [
+            (consumer, (S, memory, ring, start, stop, sample_target, uses_per_token, position, epoch, tokens)),
+            (loader, (S, memory, tape, cache, ring, start, stop, uses_per_token, position, epoch, tokens)),
+        ],
+        [LOADER_WARPS],
+        [LOADER_REGISTERS],
+    )

@@ -1,0 +1,41 @@
+"""Device side of `instructions.lm_head`: norm + LM head, and the best score of the run."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from megakernel.device.matvec import ROWS, block_index, row_block, stage_norm
+from megakernel.device.sampling import best_of, load_sampling, score
+
+
+@gluon.jit
+def lm_head(S: gl.constexpr, memory, ring, step):
+    """Row blocks a to a + b of the head; c is the run's slot in "best"."""
+    stage_norm(
+        ring,
+        memory.activations + S.x + S.layers * S.x_stride,
+        memory.constants + S.final_norm,
+        S.hidden,
+        S.epsilon,
+    )
+    inverse_temperature, seed_low, seed_high = load_sampling(memory)
+    index = block_index()
+    row, column = index // 16, index % 16
+    best = gl.full([16, 8], float("-inf"), gl.float32, index.type.layout)
+    best_row = gl.full([16, 8], 0, gl.int32, index.type.layout)
+    for i in range(step.b):
+        rows = (step.a + i) * ROWS + row
+        inside = rows < S.vocabulary
+        logits = row_block(S, ring, step.use + i * S.hidden_pages, S.hidden_pages)
+        gl.store(memory.activations + S.logits + rows, logits, mask=inside & (column == 0))
+        scores = logits
+        if inverse_temperature > 0.0:
+            scores = score(logits, rows, step.position, inverse_temperature, seed_low, seed_high)
+        better = inside & (scores > best)
+        best = gl.where(better, scores, best)
+        best_row = gl.where(better, rows, best_row)
+    top, top_row = best_of(gl.max(best, axis=1), gl.max(gl.where(best == gl.max(best, axis=1)[:, None], best_row, 0), axis=1))
+    target = memory.activations + S.best + step.c * 2
+    gl.store(target, top)
+    gl.store(target + 1, top_row.to(gl.float32))

@@ -1,0 +1,118 @@
+"""Row blocks times the staged activation, on the tensor cores: the device side of `instructions.matvec`.
+
+A page is read by ldmatrix as [8 tiles, 16 rows, 64 columns], the A operand of a batched mma; the 8 tiles are a batch
+dimension spread over the warps and summed at the end of a row block.  The activation is the B operand, the same in all of
+its 8 columns.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
+
+from megakernel.device.compat import barrier, reinterpret
+from megakernel.geometry import COLUMNS, GEMM_PAGES, STAGED_PAGES
+
+TILES = gl.constexpr(8)
+ROWS = gl.constexpr(16)
+TILE = gl.constexpr(64)  # bf16 columns of a tile
+PAGE_COLUMNS = gl.constexpr(512)
+MMA_COLUMNS = gl.constexpr(COLUMNS)
+PAGE_GROUP = gl.constexpr(GEMM_PAGES)
+STAGED = gl.constexpr(STAGED_PAGES)
+
+FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+FLAT_TILES = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+PAGE_LAYOUT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0]))  # as TMA writes it with 128-byte swizzle
+
+
+@gluon.constexpr_function
+def block_layout():
+    """Accumulators of a row block, [8 tiles, 16 rows, 8 columns], the tiles spread over the warps."""
+    return gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[4, 1, 1], instr_shape=[1, 16, 8])
+
+
+@gluon.constexpr_function
+def vector_layout():
+    """Activation vectors: 16 bytes a thread, a warp's loads side by side."""
+    return gl.BlockedLayout([4], [32], [4], [0])
+
+
+@gluon.constexpr_function
+def largest_divisor(n, most):
+    """The largest power of two that divides n and is at most `most`."""
+    d = 1
+    while d * 2 <= most and n % (d * 2) == 0:
+        d *= 2
+    return d
+
+
+@gluon.constexpr_function
+def power_of_two(n):
+    """The smallest power of two not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+@gluon.jit
+def stage(ring, source, COUNT: gl.constexpr, PAGES: gl.constexpr):
+    """Round an fp32 vector [COUNT] to bf16 and stage it, padded with zeros to PAGES pages."""
+    GROUP: gl.constexpr = largest_divisor(PAGES, STAGED)
+    SIZE: gl.constexpr = GROUP * PAGE_COLUMNS
+    index = gl.arange(0, SIZE, vector_layout())
+    staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], FLAT)
+    for part in gl.static_range(PAGES // GROUP):
+        column = part * SIZE + index
+        values = gl.load(source + column, mask=column < COUNT, other=0.0, cache_modifier=".cg")
+        staging.index(part).store(values.to(gl.bfloat16))
+    barrier()
+
+
+@gluon.jit
+def stage_norm(ring, source, weight, COUNT: gl.constexpr, EPSILON: gl.constexpr):
+    """Stage rms_norm(source) * weight for fp32 vectors [COUNT], rounded to bf16 and padded with zeros."""
+    SIZE: gl.constexpr = power_of_two((COUNT + PAGE_COLUMNS - 1) // PAGE_COLUMNS) * PAGE_COLUMNS
+    index = gl.arange(0, SIZE, vector_layout())
+    staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], FLAT).index(0)
+    x = gl.load(source + index, mask=index < COUNT, other=0.0, cache_modifier=".cg")
+    w = gl.load(weight + index, mask=index < COUNT, other=0.0)
+    scale = gl.rsqrt(gl.sum(x * x, axis=0) / COUNT + EPSILON)
+    staging.store((x * scale * w).to(gl.bfloat16))
+    barrier()
+
+
+@gluon.jit
+def row_block(S: gl.constexpr, ring, use, PAGES: gl.constexpr):
+    """Multiply the next row block by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
+    MMA: gl.constexpr = block_layout()
+    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
+    B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
+    GROUP: gl.constexpr = largest_divisor(PAGES, PAGE_GROUP)
+    acc = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, MMA)
+    for group in range(PAGES // GROUP):
+        for j in gl.static_range(GROUP):
+            page = group * GROUP + j
+            slot = (use + page) % S.ring
+            tiles = reinterpret(ring.staging.index(page), gl.bfloat16, [TILES, TILE], FLAT_TILES)
+            x = gl.expand_dims(tiles.load(gl.SliceLayout(2, B)), 2)
+            x, _ = gl.broadcast(x, gl.zeros([TILES, TILE, MMA_COLUMNS], gl.bfloat16, B))
+            mbarrier.wait(ring.full.index(slot), ((use + page) // S.ring) & 1)
+            w = reinterpret(ring.pages.index(slot), gl.bfloat16, [TILES, ROWS, TILE], PAGE_LAYOUT).load(A)
+            mbarrier.arrive(ring.empty.index(slot), count=1)
+            acc = mma_v2(w, x, acc)
+    return gl.sum(acc, axis=0)
+
+
+@gluon.jit
+def block_index():
+    """16 * row + column of every element of a row block's result, int32 [16, 8], in the result's layout."""
+    OUT: gl.constexpr = gl.SliceLayout(0, block_layout())
+    rows = gl.arange(0, ROWS, gl.SliceLayout(1, OUT))
+    columns = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, OUT))
+    return rows[:, None] * 16 + columns[None, :]
+
+
+@gluon.jit
+def halves(block):
+    """Rows 0 to 7 and rows 8 to 15 of a [16, 8] block, element for element beside each other: two [8, 8]."""
+    return gl.split(gl.permute(gl.reshape(block, [2, ROWS // 2, MMA_COLUMNS]), [1, 2, 0]))

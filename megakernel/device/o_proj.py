@@ -1,0 +1,26 @@
+"""Device side of `instructions.o_proj`: x_mid[layer] = x[layer] + W_o round(attn[layer]) + b."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from megakernel.device.projection import projection
+
+
+@gluon.jit
+def o_proj(S: gl.constexpr, memory, ring, step):
+    """Row blocks a to a + b of the layer's output projection."""
+    projection(
+        S,
+        memory,
+        ring,
+        step,
+        memory.activations + S.attn + step.layer * S.attn_stride,
+        memory.activations + S.x + step.layer * S.x_stride,
+        memory.activations + S.x_mid + step.layer * S.x_mid_stride,
+        memory.constants + S.o_bias + step.layer * S.bias_stride,
+        S.attention_columns,
+        S.attention_pages,
+        S.o_bias,
+    )

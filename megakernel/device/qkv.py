@@ -1,0 +1,57 @@
+"""Device side of `instructions.qkv`: norm + QKV + RoPE + KV append."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from megakernel.device.matvec import ROWS, TILE, block_index, halves, row_block, stage_norm
+from megakernel.device.sync import proxy_fence
+
+
+@gluon.jit
+def cache_address(S: gl.constexpr, memory, layer, head, value, position, row):
+    """Where the cache holds row `row` of a K (value 0) or V (value 1) head at one position."""
+    page = ((layer * S.kv_heads + head) * 2 + value) * S.head_pages + position // S.page_positions
+    line = (row // TILE) * S.page_positions + position % S.page_positions
+    return memory.cache + page.to(gl.int64) * 8192 + line * TILE + row % TILE
+
+
+@gluon.jit
+def qkv(S: gl.constexpr, memory, ring, step):
+    """Row blocks a to a + b of the layer's QKV matrix."""
+    HALF: gl.constexpr = ROWS // 2
+    layer = step.layer
+    stage_norm(
+        ring,
+        memory.activations + S.x + layer * S.x_stride,
+        memory.constants + S.attention_norm + layer * S.norm_stride,
+        S.hidden,
+        S.epsilon,
+    )
+    index, index_high = halves(block_index())
+    row, column = index // 16, index % 16  # rows 0 to 7 of the block; index_high has the same rows, 8 further
+    for i in range(step.b):
+        block = step.a + i
+        slot, inner = block // S.head_blocks, block % S.head_blocks
+        head, part = slot // (S.group + 2), slot % (S.group + 2)
+        pair = inner * HALF + row
+        angle = memory.rope + (step.position * (S.head_rows // 2) + pair) * 2
+        cosine, sine = gl.load(angle), gl.load(angle + 1)
+        low, high = halves(row_block(S, ring, step.use + i * S.hidden_pages, S.hidden_pages))
+        if S.qkv_bias >= 0:
+            bias = memory.constants + S.qkv_bias + layer * S.bias_stride + block * ROWS + row
+            low += gl.load(bias)
+            high += gl.load(bias + HALF)
+        if part <= S.group:  # a query or key: rotate its pairs
+            low, high = low * cosine - high * sine, high * cosine + low * sine
+        if part < S.group:
+            query = (head * S.group + part) * S.head_rows + inner * ROWS + row
+            activation = memory.activations + S.q + layer * S.q_stride + query
+            gl.store(activation, low, mask=column == 0)
+            gl.store(activation + HALF, high, mask=column == 0)
+        else:
+            cached = cache_address(S, memory, layer, head, part - S.group, step.position, inner * ROWS + row)
+            gl.store(cached, low.to(gl.bfloat16), mask=column == 0)
+            gl.store(cached + HALF, high.to(gl.bfloat16), mask=column == 0)
+            proxy_fence()  # later tokens read these rows by TMA

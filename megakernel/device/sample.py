@@ -1,0 +1,105 @@
+"""Device side of `instructions.sample`: choose the next token, append it, check it against the stop tokens."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from megakernel.device.context import PROMPT_LENGTH, STOP, STOP_TOKENS, TOP_K, TOP_P
+from megakernel.device.sampling import best_of, load_sampling, ordered, score
+
+CHUNK = gl.constexpr(8192)  # logits that one pass holds in registers at a time
+
+
+@gluon.constexpr_function
+def chunk_layout():
+    """Logits of one chunk."""
+    return gl.BlockedLayout([4], [32], [4], [0])
+
+
+@gluon.jit
+def load_chunk(S: gl.constexpr, memory, start, inverse_temperature):
+    """Rows and tempered logits of one chunk; -inf beyond the vocabulary."""
+    rows = start + gl.arange(0, CHUNK, chunk_layout())
+    logits = memory.activations + S.logits + rows
+    inside = rows < S.vocabulary
+    z = gl.load(logits, mask=inside, other=float("-inf"), cache_modifier=".cg") * inverse_temperature
+    return rows, z
+
+
+@gluon.jit
+def mass(S: gl.constexpr, memory, inverse_temperature, lowest, cut, top, COUNTING: gl.constexpr):
+    """Over the rows whose key is at least `lowest` and `cut`: how many they are, or their summed exp(z - top); fp32."""
+    total = 0.0
+    for start in range(0, S.vocabulary, CHUNK):
+        rows, z = load_chunk(S, memory, start, inverse_temperature)
+        key = ordered(z)
+        kept = (key >= lowest) & (key >= cut) & (rows < S.vocabulary)
+        weight = 1.0 if COUNTING else gl.exp(z - top)
+        total += gl.sum(gl.where(kept, weight, 0.0), axis=0)
+    return total
+
+
+@gluon.jit
+def threshold(S: gl.constexpr, memory, inverse_temperature, lowest, top, wanted, COUNTING: gl.constexpr):
+    """The largest key whose rows, with those above, still reach `wanted`: 32 bisections of the fp32 numbers."""
+    low = gl.to_tensor(-2147483647).to(gl.int64)
+    high = ordered(top).to(gl.int64)
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if mass(S, memory, inverse_temperature, lowest, middle.to(gl.int32), top, COUNTING) >= wanted:
+            low = middle
+        else:
+            high = middle - 1
+    return low.to(gl.int32)
+
+
+@gluon.jit
+def draw(S: gl.constexpr, memory, step, inverse_temperature, seed_low, seed_high):
+    """Sample one of the rows that top_k and top_p keep."""
+    top = float("-inf")
+    for start in range(0, S.vocabulary, CHUNK):
+        rows, z = load_chunk(S, memory, start, inverse_temperature)
+        top = gl.maximum(top, gl.max(z, axis=0))
+    cut = gl.to_tensor(-2147483647)
+    top_k = gl.load(memory.control + TOP_K)
+    if (top_k > 0) & (top_k < S.vocabulary):
+        cut = threshold(S, memory, inverse_temperature, cut, top, top_k.to(gl.float32), True)
+    top_p = gl.load(memory.control + TOP_P).to(gl.float32, bitcast=True)
+    if top_p < 1.0:
+        wanted = top_p * mass(S, memory, inverse_temperature, cut, cut, top, False)
+        cut = gl.maximum(cut, threshold(S, memory, inverse_temperature, cut, top, wanted, False))
+    best = float("-inf")
+    token = gl.to_tensor(0)
+    for start in range(0, S.vocabulary, CHUNK):
+        rows, z = load_chunk(S, memory, start, inverse_temperature)
+        scores = score(z, rows, step.position, 1.0, seed_low, seed_high)
+        kept = (ordered(z) >= cut) & (rows < S.vocabulary)
+        chunk_best, chunk_row = best_of(gl.where(kept, scores, float("-inf")), rows)
+        token = gl.where(chunk_best > best, chunk_row, token)
+        best = gl.maximum(best, chunk_best)
+    return token
+
+
+@gluon.jit
+def sample(S: gl.constexpr, memory, ring, step):
+    """Of a slots in "best", or of the rows that a cut keeps; the prompt's own tokens stand."""
+    inverse_temperature, seed_low, seed_high = load_sampling(memory)
+    top_k = gl.load(memory.control + TOP_K)
+    top_p = gl.load(memory.control + TOP_P).to(gl.float32, bitcast=True)
+    slots = gl.arange(0, S.best_slots, gl.BlockedLayout([1], [32], [4], [0]))
+    source = memory.activations + S.best + slots * 2
+    known = slots < step.a
+    scores = gl.load(source, mask=known, other=float("-inf"), cache_modifier=".cg")
+    rows = gl.load(source + 1, mask=known, other=0.0, cache_modifier=".cg").to(gl.int32)
+    best, token = best_of(scores, gl.where(known, rows, 2147483647))
+    if inverse_temperature > 0.0:
+        if (top_k > 0) | (top_p < 1.0):
+            token = draw(S, memory, step, inverse_temperature, seed_low, seed_high)
+    next_position = step.position + 1
+    if next_position >= gl.load(memory.control + PROMPT_LENGTH):
+        gl.store(memory.tokens + next_position, token)
+        stops = gl.load(memory.control + STOP_TOKENS)
+        for j in range(stops):
+            if token == gl.load(memory.control + STOP_TOKENS + 1 + j):
+                gl.store(memory.control + STOP, next_position)

@@ -1,0 +1,110 @@
+"""Counters in global memory: bounded waits, signals, and the report of a wait that expired.
+
+A wait that expires does not stop its thread block on the spot, because some threads may have seen the counter in time and
+others not: it falls through, and the block computes with whatever is there until the token's end, where all blocks leave
+together.  Nothing reaches the user: the host raises.  Addresses never depend on such values, but for the token id, which
+`embed` clamps.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from megakernel.device.compat import barrier
+from megakernel.device.context import FAULT
+from megakernel.geometry import COUNTER_STRIDE
+
+STRIDE = gl.constexpr(COUNTER_STRIDE)
+LONG_WAIT = gl.constexpr(200_000)  # clock cycles, about 0.1 ms: from here on a wait also looks for other blocks' faults
+
+REPORT = gl.constexpr("""{
+    .reg .pred first;
+    .reg .b32 old;
+    atom.relaxed.gpu.global.cas.b32 old, [$1], 0, 1;
+    setp.eq.s32 first, old, 0;
+    @first st.relaxed.gpu.global.s32 [$1 + 4], $2;
+    @first st.relaxed.gpu.global.s32 [$1 + 8], $3;
+    @first st.relaxed.gpu.global.s32 [$1 + 12], $4;
+    @first st.relaxed.gpu.global.s32 [$1 + 16], $5;
+    @first st.relaxed.gpu.global.s32 [$1 + 20], $6;
+    @first st.relaxed.gpu.global.s32 [$1 + 24], $7;
+    mov.b32 $0, old;
+}""")
+
+
+@gluon.jit
+def load_acquire(pointer):
+    """A load that orders everything after it behind the release it reads from, at GPU scope."""
+    return gl.inline_asm_elementwise(
+        "ld.acquire.gpu.global.s32 $0, [$1];", "=r,l", [pointer], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def clock():
+    """The SM's cycle counter, int64."""
+    return gl.inline_asm_elementwise("mov.u64 $0, %clock64;", "=l", [], dtype=gl.int64, is_pure=False, pack=1)
+
+
+@gluon.jit
+def proxy_fence():
+    """Order this thread's ordinary accesses to global memory and the TMA's (the asynchronous proxy) with each other."""
+    gl.inline_asm_elementwise(
+        "fence.proxy.async.global; mov.u32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def report(memory, sm, record, counter, wanted, seen, position):
+    """Note the first wait of the grid that expired; later ones are its consequences."""
+    gl.inline_asm_elementwise(
+        REPORT,
+        "=r,l,r,r,r,r,r,r",
+        [memory.control + FAULT, sm, record, counter, wanted, seen, position],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@gluon.jit
+def wait_counter(memory, counter, wanted, sm, record, position):
+    """Spin until a counter has reached `wanted`, for at most `patience` cycles."""
+    pointer = memory.counters + counter * STRIDE
+    seen = load_acquire(pointer)
+    if seen < wanted:
+        begin = clock()
+        waiting = 1
+        while waiting == 1:
+            seen = load_acquire(pointer)
+            if seen >= wanted:
+                waiting = 0
+            else:
+                waited = clock() - begin
+                if waited > LONG_WAIT:
+                    if waited > memory.patience:
+                        report(memory, sm, record, counter, wanted, seen, position)
+                        waiting = 0
+                    elif load_acquire(memory.control + FAULT) != 0:
+                        waiting = 0
+
+
+@gluon.jit
+def signal(memory, counter):
+    """Add one to a counter, after a barrier has put every thread's stores before it."""
+    gl.atomic_add(memory.counters + counter * STRIDE, 1, sem="release", scope="gpu")
+
+
+@gluon.jit
+def agree(value):
+    """The largest of the values that this block's threads hold, the same for all of them; also a barrier.
+
+    A scalar loaded by each thread may differ between threads when another SM writes it meanwhile, but branches around
+    barriers must not.  The identity in inline assembly hides from the compiler that it looks like one value.
+    """
+    lanes: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    each = gl.full([32 * gl.num_warps()], 0, gl.int32, lanes) + value
+    each = gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [each], dtype=gl.int32, is_pure=False, pack=1)
+    barrier()
+    return gl.max(each, axis=0)

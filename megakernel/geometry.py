@@ -1,0 +1,156 @@
+"""What the kernel is compiled for: the sizes of a program's shape as plain integers.
+
+The kernel takes one `Geometry` as a compile-time constant, so nothing about a model, an SM count or a context bucket is
+typed into it.  Every number comes from `instructions.shape` or `models.tape`, the same source as the CPU machine's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from instructions.codec import Word
+from instructions.sample import Sample
+from instructions.shape import Shape, next_power_of_two
+from models.tape import PAGE_BYTES
+from scheduler.pages import staging_bytes
+from scheduler.program import Program
+
+COUNTER_STRIDE = 32  # int32 elements between counters: each has a 128-byte line of its own
+COLUMNS = 8  # columns of the matrix instruction's B operand: up to 8 query heads, or 8 tokens, at the price of one
+GEMM_PAGES = 4  # most pages whose loads are unrolled together
+STAGED_PAGES = 8  # most pages of activations that are loaded at once
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Compile-time sizes; rows, columns and offsets count elements, `*_pages` count 16 KiB pages."""
+
+    ring: int
+    copies: int  # TMA copies in flight per SM
+    staging_pages: int  # pages of one staged activation vector, the widest
+    # model
+    layers: int
+    hidden: int
+    hidden_pages: int
+    intermediate: int
+    intermediate_pages: int
+    attention_columns: int
+    attention_pages: int
+    vocabulary: int
+    epsilon: float
+    # heads
+    group: int
+    group_columns: int  # group, rounded up to columns of the matrix instruction
+    kv_heads: int
+    head_rows: int
+    head_blocks: int
+    head_tiles: int
+    scale: float
+    # KV cache
+    page_positions: int
+    head_pages: int
+    slices: int
+    # activations: first element and distance between layers
+    x: int
+    x_stride: int
+    x_mid: int
+    x_mid_stride: int
+    q: int
+    q_stride: int
+    partial: int
+    partial_stride: int
+    attn: int
+    attn_stride: int
+    mlp: int
+    mlp_stride: int
+    logits: int
+    best: int
+    best_slots: int  # a power of two, at least the number of LM-head instructions
+    # constants
+    attention_norm: int
+    mlp_norm: int
+    norm_stride: int  # between layers
+    final_norm: int
+    biases: bool
+    bias_stride: int  # between layers
+    qkv_bias: int  # -1: none
+    o_bias: int
+    gate_up_bias: int
+    down_bias: int
+    # tape
+    embedding_page: int
+    # program
+    sample_counter: int
+
+
+def _stride(first: int, second: int) -> int:
+    return second - first
+
+
+def sample_counter(program: Program) -> int:
+    """The counter that `Sample` signals: every SM waits for it between tokens."""
+    opcode, signal = int(Word.OPCODE), int(Word.SIGNAL)
+    return int(program.words[program.words[:, opcode] == Sample.OPCODE][0, signal])
+
+
+def make_geometry(program: Program, copies: int) -> Geometry:
+    """The geometry of a program with bf16 weights."""
+    shape: Shape = program.shape
+    config, tape = shape.config, shape.tape
+    last = min(1, config.num_layers - 1)  # a second layer, where there is one, tells the strides
+    biases = {kind: shape.matrix(kind).bias_offset for kind in ("qkv", "o", "gate_up", "down")}
+    offsets = {
+        name + suffix: value
+        for name in ("x", "x_mid", "q", "partial", "attn", "mlp")
+        for suffix, value in (("", shape.buffers[name].base), ("_stride", shape.buffers[name].stride))
+    }
+    return Geometry(
+        ring=program.ring,
+        copies=min(copies, program.ring),
+        staging_pages=max(
+            staging_bytes(shape) // (shape.page_columns * shape.itemsize),
+            next_power_of_two(shape.matrix("qkv").pages_per_block),
+        ),
+        layers=config.num_layers,
+        hidden=config.hidden_size,
+        hidden_pages=shape.matrix("qkv").pages_per_block,
+        intermediate=config.intermediate_size,
+        intermediate_pages=shape.matrix("down").pages_per_block,
+        attention_columns=config.num_heads * shape.head_rows,
+        attention_pages=shape.matrix("o").pages_per_block,
+        vocabulary=config.vocab_size,
+        epsilon=config.rms_eps,
+        group=config.group,
+        group_columns=max(COLUMNS, next_power_of_two(config.group)),
+        kv_heads=config.num_kv_heads,
+        head_rows=shape.head_rows,
+        head_blocks=shape.head_blocks,
+        head_tiles=shape.head_tiles,
+        scale=config.head_dim**-0.5,
+        page_positions=shape.page_positions,
+        head_pages=shape.head_pages,
+        slices=shape.slices,
+        logits=shape.buffers["logits"].base,
+        best=shape.buffers["best"].base,
+        best_slots=next_power_of_two(program.sms),
+        attention_norm=tape.norm_offset("attention", 0),
+        mlp_norm=tape.norm_offset("mlp", 0),
+        norm_stride=_stride(tape.norm_offset("attention", 0), tape.norm_offset("attention", last)),
+        final_norm=tape.norm_offset("final"),
+        biases=max(biases.values()) >= 0,
+        bias_stride=max(
+            _stride(shape.matrix(kind).bias_offset, shape.matrix(kind, last).bias_offset) for kind in biases
+        ),
+        qkv_bias=biases["qkv"],
+        o_bias=biases["o"],
+        gate_up_bias=biases["gate_up"],
+        down_bias=biases["down"],
+        embedding_page=shape.matrix("embedding").first_page,
+        sample_counter=sample_counter(program),
+        **offsets,
+    )
+
+
+def pages_bytes(geometry: Geometry) -> int:
+    """Shared memory of the ring and of the staged activations."""
+    return geometry.ring * PAGE_BYTES + geometry.staging_pages * 1024

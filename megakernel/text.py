@@ -1,0 +1,242 @@
+"""Between text and token ids: prompts, chat templates, and text that streams as tokens arrive.
+
+A `TextCodec` turns prompts into token ids and makes the `Detokenizer` of one request.  Models with a tokenizer have a
+`ModelText`; random weights have none and get `IdsAsText`.  Knows nothing of engines, sampling or the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from models.errors import UserError
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# What a byte-fallback decoder can show for text that is not lost: it decodes a run of byte tokens as a whole or not at all,
+# so one finished character of 4 bytes and 3 bytes of the next read as 7 replacement characters until the last byte comes.
+_MOST_UNFINISHED = 7
+_LONGEST_CHARACTER = 8  # tokens, generously: byte-level tokenizers need 4 at most
+
+
+class Detokenizer(Protocol):
+    """Text of one request: the pieces, joined, are the text of all its tokens, and no piece is ever taken back."""
+
+    def step(self, token_id: int) -> str:
+        """The text that this token completes; often "", as when it ends inside a character."""
+
+    def finish(self) -> str:
+        """What is left: bytes that never became a character, as replacement characters."""
+
+
+class TextCodec(Protocol):
+    def encode(self, prompt: str) -> list[int]: ...
+
+    def encode_chat(self, prompt: str) -> list[int]: ...
+
+    def detokenizer(self, prompt_ids: Sequence[int]) -> Detokenizer: ...
+
+
+class IdsAsText:
+    """For models without a tokenizer: a prompt's UTF-8 bytes are its ids, and ids in decimal are the text."""
+
+    def encode(self, prompt: str) -> list[int]:
+        return list(checked(prompt).encode())
+
+    def encode_chat(self, prompt: str) -> list[int]:
+        raise UserError("random weights have no chat template: leave out --chat, or name a model that has one")
+
+    def detokenizer(self, prompt_ids: Sequence[int]) -> Detokenizer:
+        return _DecimalIds()
+
+
+class _DecimalIds:
+    def __init__(self) -> None:
+        self._separator = ""
+
+    def step(self, token_id: int) -> str:
+        separator, self._separator = self._separator, " "
+        return f"{separator}{token_id}"
+
+    def finish(self) -> str:
+        return ""
+
+
+class ModelText:
+    """The tokenizer of a model directory (`tokenizer.json`), and its chat template where it has one."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises UserError where the tokenizer is missing or cannot be read."""
+        from tokenizers import Tokenizer
+
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(f"{directory} has no tokenizer.json: save the model's fast tokenizer there")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{path} is not a tokenizer that the tokenizers library can read: {error}") from error
+        self._tokenizer.no_truncation()  # a training length saved with the tokenizer must not cut prompts
+        self._tokenizer.no_padding()
+        self._directory = directory
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of plain text, with the tokens that the tokenizer's own post-processor adds (BOS)."""
+        return self._ids(checked(prompt), add_special_tokens=True)
+
+    def encode_chat(self, prompt: str) -> list[int]:
+        """Token ids of one user turn and the opening of the assistant's, as the chat template writes them.
+
+        The template writes BOS itself where the model wants one, so the post-processor adds nothing.
+        """
+        messages = [{"role": "user", "content": checked(prompt)}]
+        return self._ids(ChatTemplate.of(self._directory).render(messages), add_special_tokens=False)
+
+    def detokenizer(self, prompt_ids: Sequence[int]) -> Detokenizer:
+        def decode(ids: list[int]) -> str:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+        return WindowDetokenizer(decode, prompt_ids)
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids = list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        if not ids:
+            raise UserError("the prompt is empty once it is tokenized: write at least one character that the tokenizer keeps")
+        return ids
+
+
+class WindowDetokenizer:
+    """Streams text out of a tokenizer that can only decode whole sequences.
+
+    Decodes a window of the last tokens at each step and returns what is new in it.  The window opens on the chunk before the
+    one in the making, because decoders drop a blank where a sequence starts.  Trailing replacement characters may be bytes
+    of a character still to be finished and are held back; text in front of them is not.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], prompt_ids: Sequence[int] = ()) -> None:
+        self._decode = decode
+        self._window = self._end_of(prompt_ids)
+        self._settled = len(self._window)  # tokens of the window whose text has all been returned
+        self._returned = len(decode(self._window))  # characters of the window's text
+
+    def _end_of(self, prompt_ids: Sequence[int]) -> list[int]:
+        """The prompt's last tokens that are text by themselves; none where its end is not text."""
+        for count in range(1, min(_LONGEST_CHARACTER, len(prompt_ids)) + 1):
+            tail = list(prompt_ids[-count:])
+            text = self._decode(tail)
+            if text and REPLACEMENT not in text:
+                return tail
+        return []
+
+    def step(self, token_id: int) -> str:
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        unfinished = min(len(text) - len(text.rstrip(REPLACEMENT)), _MOST_UNFINISHED)
+        piece = text[self._returned : len(text) - unfinished]
+        self._returned += len(piece)
+        if piece and not unfinished:
+            self._window = self._window[self._settled :]
+            self._settled = len(self._window)
+            self._returned = len(self._decode(self._window))
+        return piece
+
+    def finish(self) -> str:
+        piece = self._decode(self._window)[self._returned :]
+        self._returned += len(piece)
+        return piece
+
+
+class ChatTemplate:
+    """A model's Jinja template, rendered in a sandbox: it came with the weights, from whoever made them."""
+
+    def __init__(self, source: str, variables: dict[str, str], origin: Path) -> None:
+        self._source, self._variables, self._origin = source, variables, origin
+
+    @classmethod
+    def of(cls, directory: Path) -> ChatTemplate:
+        """From `chat_template.jinja`, else from `tokenizer_config.json`; UserError where there is neither."""
+        config_path, template_path = directory / "tokenizer_config.json", directory / "chat_template.jinja"
+        config = _read_json(config_path)
+        if template_path.is_file():
+            source: Any = _read(template_path)
+        else:
+            template_path, source = config_path, config.get("chat_template")
+        if isinstance(source, list):  # several, by name
+            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+            source = named.get("default")
+        if not isinstance(source, str):
+            raise UserError(f"{directory} has no chat template: leave out --chat, or name a model tuned for chat")
+        special = _read_json(directory / "special_tokens_map.json") | config
+        spelled = {name: _spelling(value) for name, value in special.items() if name.endswith("_token")}
+        return cls(source, {name: text for name, text in spelled.items() if text is not None}, template_path)
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """The conversation as text, with the assistant's turn opened.  UserError where the template refuses or fails."""
+        from jinja2 import TemplateError
+
+        try:
+            template = _sandbox().from_string(self._source)
+            return str(template.render(messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._variables))
+        except TemplateError as error:
+            raise UserError(f"the chat template in {self._origin} refuses this prompt: {error.message}") from error
+        except Exception as error:  # a template is a program: it can fail in any way Python can
+            raise UserError(f"the chat template in {self._origin} failed: {type(error).__name__}: {error}") from error
+
+
+def _sandbox() -> Any:
+    """The environment that transformers gives chat templates, without its training-time extensions."""
+    from datetime import datetime
+
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)  # Jinja's own escapes for HTML
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    return environment
+
+
+def checked(prompt: str) -> str:
+    """The prompt, or UserError where it is empty or holds half a surrogate pair (bytes that were not UTF-8)."""
+    if not prompt:
+        raise UserError("the prompt is empty: write at least one character")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt is not valid UTF-8 at character {error.start}: type it again, or re-encode its file") from error
+    return prompt
+
+
+def _spelling(token: Any) -> str | None:
+    """A special token is saved as its text, or as an object that holds it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return content

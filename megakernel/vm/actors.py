@@ -1,0 +1,180 @@
+"""The two actors of an SM: the loader streams pages ahead, the consumer waits, executes and signals.
+
+Both walk the SM's queue for many tokens, as their twins in the kernel do; a step ends wherever others could interfere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from instructions.base import PageRequest
+from instructions.shape import HELD_PAGES, Shape
+from megakernel.vm.cells import Actor, Cell, Need, Steps
+from megakernel.vm.errors import Fault, VmError
+from megakernel.vm.machine import ExecutingMachine
+from megakernel.vm.record import Record
+from megakernel.vm.ring import Ring
+from megakernel.vm.state import DecodeState
+
+
+class Grid(Protocol):
+    """What the SMs of one launch share."""
+
+    shape: Shape
+    state: DecodeState
+    tokens: int  # most tokens to decode
+    start: int  # position of the first token
+    epoch: int  # epoch of the first token
+    counters: list[Cell]
+    finished: Cell  # tokens whose sample has finished
+    ready: list[Actor]
+
+    def begin_token(self, token: int) -> None:
+        """A consumer is about to begin this token: the first to come poisons the activations."""
+
+
+class Sm:
+    """One SM: its queue, the page uses that one token makes, its ring, and the tokens its consumer has begun."""
+
+    def __init__(self, number: int, records: list[Record], uses: int, ring: Ring) -> None:
+        self.number, self.records, self.uses, self.ring = number, records, uses, ring
+        self.begun = Cell(f"tokens begun by sm {number}")
+
+
+class Loader(Actor):
+    """Fills the ring in queue order, at most one token ahead of its SM's consumer."""
+
+    loads = True
+
+    def __init__(self, sm: Sm, grid: Grid) -> None:
+        self.unit, self.grid = sm, grid
+        super().__init__(sm.number)
+
+    def run(self) -> Steps:
+        begun = self.unit.begun
+        for token in range(self.grid.tokens):
+            self.token, self.index = token, 0
+            if begun.value < token:
+                yield Need(begun, token)
+            for record in self.unit.records:
+                self.index = record.index
+                if record.item.pages:
+                    yield from self.stream(record)
+
+    def stream(self, record: Record) -> Steps:
+        """All page uses of one instruction."""
+        grid, item = self.grid, record.item
+        if item.load_wait is not None:
+            counter, want = grid.counters[item.load_wait.counter], item.load_wait.threshold(grid.epoch + self.token)
+            if counter.value < want:
+                yield Need(counter, want)
+        try:
+            yield from (self.stream_tape if record.streams_tape else self.stream_cache)(record)
+        except Fault as fault:
+            raise record.error(f"{fault} (loader, token {self.token})") from None
+
+    def stream_tape(self, record: Record) -> Steps:
+        """Consecutive pages of weights, as many at a time as the ring has room for."""
+        ring, item, use = self.unit.ring, record.item, 0
+        if not 0 <= item.tape <= len(ring.weights) - item.pages:
+            raise Fault(f"loads pages {item.tape}+{item.pages} of a tape of {len(ring.weights)}")
+        first = self.token * self.unit.uses + item.page
+        while use < item.pages:
+            ring.check_next(first + use, record)
+            released, want = ring.released, first + use - ring.depth + 1
+            if released.value < want:
+                yield Need(released, want)
+            stop = min(item.pages, released.value + ring.depth - first)
+            for j in range(use, stop):
+                ring.put(first + j, record, self.token, j, item.tape + j)
+            ring.filled.add(stop - use, self.grid.ready)
+            use = stop
+            yield None
+
+    def stream_cache(self, record: Record) -> Steps:
+        """KV pages one by one, copied as they are at that moment; uses without a page pass through empty."""
+        ring, item, grid = self.unit.ring, record.item, self.grid
+        past = grid.start + self.token
+        for use in range(item.pages):
+            number = self.token * self.unit.uses + item.page + use
+            ring.check_next(number, record)
+            if ring.released.value < number - ring.depth + 1:
+                yield Need(ring.released, number - ring.depth + 1)
+            source = item.instruction.page_source(grid.shape, item.tape, use, past)
+            page = None if source is None else grid.state.cache.load(source.index, past)
+            ring.put(number, record, self.token, use, page)
+            ring.filled.add(1, grid.ready)
+            yield None
+
+
+class Consumer(Actor):
+    """Waits for the previous token, then per instruction: waits, executes, signals."""
+
+    def __init__(self, sm: Sm, grid: Grid, machine: ExecutingMachine) -> None:
+        self.unit, self.grid, self.machine = sm, grid, machine
+        super().__init__(sm.number)
+
+    def run(self) -> Steps:
+        grid, counters = self.grid, self.grid.counters
+        for token in range(grid.tokens):
+            self.token, self.index = token, 0
+            if grid.finished.value < token:
+                yield Need(grid.finished, token)
+            if grid.state.stopped:
+                return
+            grid.begin_token(token)
+            self.unit.begun.add(1, grid.ready)
+            for record in self.unit.records:
+                self.index = record.index
+                for wait in record.item.waits:
+                    want = wait.threshold(grid.epoch + token)
+                    if counters[wait.counter].value < want:
+                        yield Need(counters[wait.counter], want)
+                yield from self.execute(record)
+                for counter in record.item.signals:
+                    counters[counter].add(1, grid.ready)
+                if self.machine.emitted:
+                    grid.finished.add(1, grid.ready)
+                yield None
+
+    def execute(self, record: Record) -> Steps:
+        """One instruction; whatever it raises is reported with its place and text."""
+        self.machine.begin(record, self.grid.epoch + self.token, self.grid.start + self.token)
+        try:
+            yield from self.supply(record)
+            self.machine.end()
+        except VmError:
+            raise
+        except Fault as fault:
+            raise record.error(f"{fault} (token {self.token})") from None
+        except Exception as error:
+            raise record.error(f"cannot be executed: {error!r} (token {self.token})") from error
+
+    def supply(self, record: Record) -> Steps:
+        """Run the instruction, handing it pages in order as they land and releasing them when it asks for more."""
+        ring, item = self.unit.ring, record.item
+        first, taken = self.token * self.unit.uses + item.page, 0
+        pages = item.instruction.execute(self.machine)
+        request: PageRequest | None = next(pages, None)
+        while request is not None:
+            count = request.count
+            if request.first != taken or not 1 <= count <= HELD_PAGES or taken + count > item.pages:
+                raise Fault(f"asks for page uses {request.first}+{count} after {taken} of {item.pages}")
+            if ring.filled.value < first + taken + count:
+                yield Need(ring.filled, first + taken + count)
+            held = ring.take(first + taken, record, self.token, taken, count)
+            request = send(pages.send, held)
+            taken += count
+            ring.released.add(count, self.grid.ready)
+            yield None
+        if taken != item.pages:
+            raise Fault(f"took {taken} of its {item.pages} page uses")
+
+
+def send(resume: Callable[..., PageRequest], value: object) -> PageRequest | None:
+    """Resume a generator; None where it has ended."""
+    try:
+        return resume(value)
+    except StopIteration:
+        return None

@@ -1,0 +1,145 @@
+"""The machine's memory, which knows who may read what: every value remembers when it was written.
+
+Activations carry the epoch of their last write, and are filled with NaN before each token.  The KV cache carries, for
+every row of every layer, the last position written.  A read of what this token's program has not written is a `Fault`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from instructions.base import Region
+from instructions.matvec import DTYPES
+from instructions.shape import Shape
+from megakernel.vm.errors import Fault
+
+NEVER = -1
+
+
+def check_bounds(region: Region, layers: int, rows: int) -> None:
+    """Refuse a region outside its buffer."""
+    if not (0 <= region.layer < layers and 0 <= region.start < region.stop <= rows):
+        raise Fault(f"{region} lies outside its buffer of {layers} layers of {rows} rows")
+
+
+class Activations:
+    """All fp32 activation buffers of one program, [activation elements], with the epoch of every element's last write."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.buffers = shape.buffers
+        self.values = torch.full((shape.activation_elements,), torch.nan)
+        self.epochs = np.full(shape.activation_elements, NEVER, dtype=np.int64)
+
+    def poison(self) -> None:
+        """Fill everything with NaN: nothing may be carried over to the next token."""
+        self.values.fill_(torch.nan)
+
+    def span(self, region: Region) -> slice:
+        """Where a region lies; raises Fault for one that lies nowhere."""
+        buffer = self.buffers[region.buffer]
+        check_bounds(region, buffer.layers, buffer.rows)
+        first = buffer.base + region.layer * buffer.stride
+        return slice(first + region.start, first + region.stop)
+
+    def read(self, region: Region, epoch: int) -> torch.Tensor:
+        """A view of the rows, fp32; every one must have been written in this epoch."""
+        span = self.span(region)
+        stale = self.epochs[span] != epoch
+        if stale.any():
+            row = int(stale.argmax())
+            last = int(self.epochs[span][row])
+            when = "never written" if last == NEVER else f"last written in epoch {last}"
+            raise Fault(f"reads {region} in epoch {epoch}, but row {region.start + row} was {when}")
+        return self.values[span]
+
+    def write(self, region: Region, values: torch.Tensor, epoch: int) -> None:
+        """Store [rows] fp32; none may have been written in this epoch already, and none may be NaN."""
+        span = self.span(region)
+        if values.shape != (region.stop - region.start,):
+            raise Fault(f"writes {list(values.shape)} values to {region}")
+        twice = self.epochs[span] == epoch
+        if twice.any():
+            raise Fault(f"writes {region}, but row {region.start + int(twice.argmax())} was written in epoch {epoch} already")
+        if torch.isnan(values).any():
+            raise Fault(f"writes NaN to {region}: it used a value nobody wrote, or the model's numbers overflow")
+        self.values[span] = values
+        self.epochs[span] = epoch
+
+
+class KvCache:
+    """K and V of all layers, in pages as `Shape` lays them out, in the weight type.
+
+    Rows of positions that nobody wrote are NaN, in the cache and in every page that is loaded from it.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.layers, self.rows = shape.config.num_layers, shape.buffers["kv"].rows
+        layout = (shape.cache_pages, shape.head_tiles, shape.page_positions, shape.tile_columns)
+        self.pages = torch.full(layout, torch.nan, dtype=DTYPES[shape.itemsize])
+        self.last = np.full((self.layers, self.rows), NEVER, dtype=np.int64)  # last position written
+
+    def clear(self) -> None:
+        """Forget every position."""
+        used = -(-(int(self.last.max()) + 1) // self.shape.page_positions)
+        self.pages.unflatten(0, (-1, self.shape.head_pages))[:, :used] = torch.nan
+        self.last.fill(NEVER)
+
+    def parts(self, region: Region, position: int) -> list[torch.Tensor]:
+        """Views of the cache that hold a region's rows at one position, one for each tile they touch."""
+        check_bounds(region, self.layers, self.rows)
+        shape, parts, row = self.shape, [], region.start
+        page, slot = divmod(position, shape.page_positions)
+        while row < region.stop:
+            head, dim = divmod(row, shape.head_rows)  # K and V heads in turn
+            tile, column = divmod(dim, shape.tile_columns)
+            count = min(region.stop - row, shape.head_rows - dim, shape.tile_columns - column)
+            index = shape.cache_page(region.layer, 0, 0) + head * shape.head_pages + page
+            parts.append(self.pages[index, tile, slot, column : column + count])
+            row += count
+        return parts
+
+    def check_last(self, region: Region, position: int, action: str) -> None:
+        """Every row must have been written at this position, and at none later."""
+        last = self.last[region.layer, region.start : region.stop]
+        wrong = last != position
+        if wrong.any():
+            row = int(wrong.argmax())
+            when = "never written" if last[row] == NEVER else f"last written at position {last[row]}"
+            raise Fault(f"{action}, but row {region.start + row} was {when}")
+
+    def read(self, region: Region, position: int) -> torch.Tensor:
+        """The rows of the current position, fp32; they must be the last that were written."""
+        parts = self.parts(region, position)
+        self.check_last(region, position, f"reads {region} at position {position}")
+        return torch.cat(parts).float()
+
+    def write(self, region: Region, values: torch.Tensor, position: int) -> None:
+        """Append fp32 rows [rows], rounded to the cache's type; positions must be written one after another."""
+        parts = self.parts(region, position)
+        if values.shape != (region.stop - region.start,):
+            raise Fault(f"writes {list(values.shape)} values to {region}")
+        self.check_last(region, position - 1, f"writes {region} at position {position}")
+        if torch.isnan(values).any():
+            raise Fault(f"writes NaN to {region}: it used a value nobody wrote, or the model's numbers overflow")
+        for part, chunk in zip(parts, values.split([part.numel() for part in parts]), strict=True):
+            part.copy_(chunk)
+        self.last[region.layer, region.start : region.stop] = position
+
+    def load(self, index: int, past: int) -> torch.Tensor:
+        """A copy of page `index`, [page elements], for a token with `past` positions cached; the rest of it is NaN."""
+        shape = self.shape
+        head, page = divmod(index, shape.head_pages)
+        layer, head = divmod(head, 2 * shape.config.num_kv_heads)
+        first = page * shape.page_positions
+        count = min(past - first, shape.page_positions)
+        if not (0 <= layer < self.layers and count > 0):
+            raise Fault(f"loads KV page {index}, which holds none of the {past} positions cached")
+        last = int(self.last[layer, head * shape.head_rows : (head + 1) * shape.head_rows].min())
+        if last < first + count - 1:
+            name = f"{'KV'[head % 2]} of head {head // 2} in layer {layer}"
+            raise Fault(f"loads KV page {index} ({name}) up to position {first + count - 1}, but only {last} is written")
+        copy = self.pages[index].clone()
+        copy[:, count:] = torch.nan
+        return copy.flatten()

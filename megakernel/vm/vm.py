@@ -1,0 +1,121 @@
+"""The CPU virtual machine: runs a serialised program as the kernel does, in any order of steps the waits allow.
+
+It is the executable specification of the machine protocol.  Every SM has a loader and a consumer that walk its queue
+independently, for many tokens; an `Interleaving` decides who goes next.  Nothing is trusted: values carry their epoch,
+pages their owner, and a program that breaks a rule raises `VmError` with the instruction and the SM.
+
+It knows no engine: it is told how many tokens to decode, on a state that other programs may share.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from instructions.base import Region
+from instructions.shape import Shape
+from megakernel.vm.actors import Consumer, Loader, Sm
+from megakernel.vm.cells import Actor, Cell, Stuck, run_actors
+from megakernel.vm.errors import VmError
+from megakernel.vm.interleaving import Interleaving, RandomInterleaving
+from megakernel.vm.machine import ExecutingMachine
+from megakernel.vm.memory import Activations
+from megakernel.vm.record import Record, decode_queue
+from megakernel.vm.report import stuck_error
+from megakernel.vm.ring import Ring
+from megakernel.vm.state import DecodeState
+from models.packed import PackedModel
+from scheduler.program import Program
+
+
+class Launch:
+    """One launch of the grid: barriers and rings start fresh, counters go on."""
+
+    def __init__(self, vm: Vm, tokens: int) -> None:
+        self.shape, self.state, self.memory = vm.program.shape, vm.state, vm.memory
+        self.tokens, self.start, self.epoch = tokens, vm.state.position, vm.epoch
+        self.counters = vm.counters
+        self.finished = Cell("tokens finished")
+        self.ready: list[Actor] = []
+        self.poisoned = -1
+        self.consumers: list[Consumer] = []
+        self.loaders: list[Loader] = []
+        for number, records in enumerate(vm.queues):
+            ring = Ring(number, vm.program.ring, vm.model.weights)
+            sm = Sm(number, records, int(vm.program.uses[number]), ring)
+            self.loaders.append(Loader(sm, self))
+            self.consumers.append(Consumer(sm, self, ExecutingMachine(self.shape, vm.model, self.memory, self.state)))
+
+    def begin_token(self, token: int) -> None:
+        """See `Grid`."""
+        if self.poisoned < token:
+            self.memory.poison()
+            self.poisoned = token
+
+
+class Vm:
+    """A program, a packed model and a decode state; counters and epochs live as long as the machine.
+
+    Steps are interleaved as `interleaving` says, by default in an order drawn from `seed`.  After a `VmError` the machine
+    and its state are of no further use.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        model: PackedModel,
+        state: DecodeState | None = None,
+        seed: int = 0,
+        interleaving: Interleaving | None = None,
+    ) -> None:
+        self.program, self.model = program, model
+        self.state = DecodeState(program.shape) if state is None else state
+        self.interleaving = RandomInterleaving(seed) if interleaving is None else interleaving
+        check_fit(program.shape, model, self.state)
+        self.memory = Activations(program.shape)
+        self.counters = [Cell(f"counter {number}") for number in range(program.counters)]
+        self.epoch = 0
+        self.decoded: list[list[Record]] | None = None
+
+    @property
+    def queues(self) -> list[list[Record]]:
+        """The records of every SM; raises VmError for words that are no instruction."""
+        if self.decoded is None:
+            program = self.program
+            if program.ring < 1 or len(program.uses) != program.sms or min(program.uses, default=0) < 0:
+                raise VmError(0, 0, "header", f"a ring of {program.ring} pages and page uses {list(program.uses)}")
+            self.decoded = [decode_queue(program, sm) for sm in range(program.sms)]
+        return self.decoded
+
+    @torch.inference_mode()
+    def launch(self, tokens: int) -> int:
+        """Decode up to `tokens` tokens, loaders running ahead across them; returns how many, fewer after a stop token.
+
+        Raises ValueError where the positions do not fit the program, VmError where the program breaks a rule.
+        """
+        state, limit = self.state, min(self.program.shape.bucket, self.model.capacity - 1)
+        if not state.tokens:
+            raise ValueError("nothing to decode: the state has no prompt, call its start first")
+        if tokens < 1 or state.position + tokens - 1 > limit:
+            raise ValueError(f"{tokens} tokens from position {state.position}: this program decodes positions up to {limit}")
+        launch = Launch(self, tokens)
+        launch.ready.extend([*launch.loaders, *launch.consumers])
+        try:
+            run_actors(launch.ready, len(launch.consumers), self.interleaving)
+        except Stuck:
+            raise stuck_error(self.queues, launch.consumers, launch.loaders) from None
+        self.epoch += launch.finished.value
+        return launch.finished.value
+
+    def logits(self) -> torch.Tensor:
+        """The logits of the last token decoded under this program, fp32 [vocab], a copy."""
+        region = Region("logits", 0, 0, self.program.shape.config.vocab_size)
+        return self.memory.read(region, self.epoch - 1).clone()
+
+
+def check_fit(shape: Shape, model: PackedModel, state: DecodeState) -> None:
+    """Refuse parts that were not made for each other, with a ValueError."""
+    if model.config != shape.config or model.dtype.itemsize != shape.itemsize:
+        raise ValueError("the program was made for another model or weight type than the packed weights")
+    cache = state.cache.shape
+    if (cache.config, cache.itemsize, cache.head_pages) != (shape.config, shape.itemsize, shape.head_pages):
+        raise ValueError("the program was made for another KV cache than the state's")
