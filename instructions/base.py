@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -112,6 +113,7 @@ class Instruction:
     layer: int
 
     @classmethod
+    @cache
     def payload_names(cls) -> tuple[str, ...]:
         """Names of the fields that travel in payload words, in order."""
         return tuple(field.name for field in fields(cls) if field.name != "layer")

@@ -6,6 +6,7 @@ wait for, which to signal.  The same `Word` numbers are read by the CPU machine,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -93,9 +94,9 @@ def encode(item: Scheduled) -> np.ndarray:
     return words.astype(np.int32)
 
 
-def decode(words: np.ndarray) -> Scheduled:
+def decode(words: np.ndarray | Sequence[int]) -> Scheduled:
     """The inverse of `encode`; raises CodecError for an unknown opcode or words that encode nothing."""
-    w = [int(word) for word in words]
+    w = np.asarray(words).tolist()
     kind = BY_OPCODE.get(w[Word.OPCODE])
     if kind is None:
         raise CodecError(f"unknown opcode {w[Word.OPCODE]}")

@@ -7,14 +7,15 @@ import numpy as np
 from instructions.codec import WORDS, Scheduled, encode
 from instructions.shape import Shape, ceil_div
 from models.config import ModelConfig
+from scheduler.check import require_valid
 from scheduler.dependencies import derive
 from scheduler.errors import ScheduleError
+from scheduler.limits import MAX_SMS
 from scheduler.lower import lower
 from scheduler.pages import plan_pages, ring_depth
 from scheduler.place import POLICIES
 from scheduler.program import Program
 
-MAX_SMS = 200
 DEFAULT_POLICY = "zigzag"
 
 
@@ -43,7 +44,17 @@ def make_shape(
 
 
 def build_program(shape: Shape, sms: int, policy: str = DEFAULT_POLICY, ring: int | None = None) -> Program:
-    """Schedule one decode token of `shape` on `sms` SMs; raises ScheduleError where that cannot be done."""
+    """Schedule one decode token of `shape` on `sms` SMs, and prove the result.
+
+    `ring` pages of shared memory, as many as fit by default.  Raises ScheduleError where no program can be made.
+    """
+    program = schedule(shape, sms, policy, ring)
+    require_valid(program)
+    return program
+
+
+def schedule(shape: Shape, sms: int, policy: str, ring: int | None) -> Program:
+    """`build_program` without the proof."""
     if policy not in POLICIES:
         raise ScheduleError(f"unknown placement policy {policy!r}; choose one of {', '.join(POLICIES)}")
     program = lower(shape, sms)

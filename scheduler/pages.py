@@ -16,10 +16,8 @@ from instructions.shape import HELD_PAGES, Shape
 from models.tape import PAGE_BYTES
 from scheduler.dependencies import Dependencies
 from scheduler.errors import ScheduleError
+from scheduler.limits import RESERVED, SHARED_MEMORY
 from scheduler.place import Queues
-
-SHARED_MEMORY = 227 * 1024  # bytes one block may use on compute capability 9.0
-RESERVED = 3 * 1024  # barriers, reductions and layout conversions of the kernel
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from instructions.codec import WORDS, Scheduled, decode, disassemble
 from instructions.shape import Shape
 from models.config import ModelConfig
+from scheduler.check import require_valid
 from scheduler.errors import ProgramFormatError
 
 MAGIC = "megakernel-program"
@@ -93,7 +94,15 @@ class Program:
 
 
 def load_program(path: Path) -> Program:
-    """Read a saved program; raises ProgramFormatError for a file that is none, is damaged, or has another version."""
+    """Read a saved program and prove it again; raises ScheduleError where that fails, else as `read_program`."""
+    program = read_program(path)
+    require_valid(program)
+    return program
+
+
+def read_program(path: Path) -> Program:
+    """Read a saved program, unproven: `load_program` is what may be run.  Raises ProgramFormatError for a file that is none,
+    is damaged, or has another version."""
     try:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())

@@ -1,0 +1,87 @@
+"""Deadlock, explained: the shortest cycle of instructions that wait for one another.
+
+Nodes are records and counters (record i is i, counter c is c plus the number of records), so that a counter of many
+signals costs as many edges as it has signals, not signals times readers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from scheduler.check.findings import Finding
+from scheduler.check.listing import Listing
+from scheduler.check.order import blocking_counters
+
+MAX_STARTS = 32  # records from which the shortest cycle is looked for
+
+
+def blockers_of(listing: Listing, stuck: list[int]) -> dict[int, list[int]]:
+    """What each record that never starts, and each counter among them, waits for."""
+    count, members = len(listing.items), set(stuck)
+    blockers: dict[int, list[int]] = {}
+    for i in stuck:
+        behind = [i - 1] if listing.index[i] and i - 1 in members else []
+        counters = sorted(blocking_counters(listing, i))
+        blockers[i] = behind + [count + counter for counter in counters]
+        for counter in counters:
+            if count + counter not in blockers:
+                blockers[count + counter] = [j for j in listing.producers[counter] if j in members]
+    return blockers
+
+
+def cyclic_core(blockers: dict[int, list[int]]) -> set[int]:
+    """The nodes left after taking away, over and over, those that no other waits for: all cycles and what joins them."""
+    dependents = dict.fromkeys(blockers, 0)
+    for found in blockers.values():
+        for j in found:
+            dependents[j] += 1
+    free = [i for i, number in dependents.items() if not number]
+    core = set(blockers)
+    while free:
+        i = free.pop()
+        core.discard(i)
+        for j in blockers[i]:
+            dependents[j] -= 1
+            if not dependents[j]:
+                free.append(j)
+    return core
+
+
+def cycle_through(blockers: dict[int, list[int]], core: set[int], start: int) -> list[int]:
+    """The shortest cycle through a node, each node followed by what it waits for; empty where there is none."""
+    came_from: dict[int, int] = {}
+    frontier = deque([start])
+    while frontier and start not in came_from:
+        i = frontier.popleft()
+        for j in blockers[i]:
+            if j in core and j not in came_from:
+                came_from[j] = i
+                frontier.append(j)
+    if start not in came_from:
+        return []
+    cycle = [came_from[start]]
+    while cycle[-1] != start:
+        cycle.append(came_from[cycle[-1]])
+    return cycle[::-1]
+
+
+def deadlock_finding(listing: Listing, stuck: list[int]) -> Finding:
+    """One finding for all records that never start, with the shortest cycle found hop by hop."""
+    count = len(listing.items)
+    blockers = blockers_of(listing, stuck)
+    core = cyclic_core(blockers)
+    starts = [i for i in sorted(core) if i < count]
+    step = max(len(starts) // MAX_STARTS, 1)
+    cycles = [cycle_through(blockers, core, start) for start in starts[::step]]
+    cycle = min(filter(None, cycles), key=len, default=starts[:1])
+    records = [place for place, i in enumerate(cycle) if i < count]
+    details = []
+    for place, following in zip(records, [*records[1:], records[0] + len(cycle)], strict=True):
+        i, j = cycle[place], cycle[following % len(cycle)]
+        if following == place + 1:
+            details.append(f"{listing.place(i)} stands in the queue behind {listing.place(j)}")
+        else:
+            counter = cycle[place + 1] - count
+            details.append(f"{listing.place(i)} waits for c{counter}, which is full only after {listing.place(j)}")
+    message = f"{len(stuck)} instructions can never start; this one waits for itself, over {len(records)} instructions"
+    return listing.finding("deadlock", cycle[records[0]], message, tuple(details))

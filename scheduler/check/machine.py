@@ -1,0 +1,90 @@
+"""Limits of the machine: shared memory, the ring, int32 numbers, and memory that no two buffers may share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from instructions.shape import HELD_PAGES, Shape
+from models.tape import PAGE_BYTES
+from scheduler.check.findings import Finding
+from scheduler.check.listing import Listing
+from scheduler.limits import INT32_MAX, RESERVED, SHARED_MEMORY
+
+if TYPE_CHECKING:
+    from scheduler.program import Program
+
+
+def lifetime_tokens(program: Program | Listing) -> int:
+    """Tokens that a program may finish before its counters must be zeroed, over all launches together.
+
+    A counter with `target` signals a token holds target * tokens, and a wait compares with as much, in int32.
+    """
+    return INT32_MAX // max(int(program.targets.max(initial=1)), 1)
+
+
+def launch_tokens(program: Program | Listing) -> int:
+    """Tokens that one launch may take: page uses are numbered t * uses + k in int32, anew in every launch."""
+    return INT32_MAX // max(int(program.uses.max(initial=1)), 1)
+
+
+def shared_bytes(shape: Shape, ring: int) -> int:
+    """Shared memory of one block: the ring, one staged activation vector (the widest, padded to whole pages of columns),
+    and the kernel's reserve."""
+    widest = max(matrix.columns for matrix in shape.tape.matrices)
+    staged = -(-widest // shape.page_columns) * shape.page_columns
+    return ring * PAGE_BYTES + staged * shape.itemsize + RESERVED
+
+
+def shape_findings(shape: Shape) -> Iterator[Finding]:
+    """Sizes that describe no machine; nothing can be derived from such a shape."""
+    if shape.itemsize not in (2, 4):
+        yield Finding("limits", f"weights of {shape.itemsize} bytes; they have 2 (bf16) or 4 (fp32)")
+    if shape.slices < 1:
+        yield Finding("limits", f"{shape.slices} attention slices; there is at least 1")
+    if not 1 <= shape.bucket <= shape.capacity:
+        yield Finding("limits", f"a context bucket of {shape.bucket} positions in a KV cache of {shape.capacity}")
+
+
+def machine_findings(listing: Listing) -> Iterator[Finding]:
+    """What does not fit the machine, or not for as long as one full context takes."""
+    shape, ring = listing.shape, listing.ring
+    if ring < HELD_PAGES:
+        yield Finding("pages", f"a ring of {ring} pages; an instruction may hold {HELD_PAGES} at once and would wait for ever")
+    needed = shared_bytes(shape, ring)
+    if needed > SHARED_MEMORY:
+        yield Finding("limits", f"{needed} bytes of shared memory for a ring of {ring} pages; a block has {SHARED_MEMORY}")
+    bounds = {
+        "counters overflow int32": lifetime_tokens(listing),
+        "page use numbers overflow int32": launch_tokens(listing),
+    }
+    for what, tokens in bounds.items():
+        if tokens < shape.capacity:
+            yield Finding("limits", f"{what} after {tokens} tokens; the KV cache holds {shape.capacity}")
+    numbers = {
+        "pages of the weight tape": shape.tape.pages,
+        "pages of the KV cache": shape.cache_pages,
+        "activation values": shape.activation_elements,
+    }
+    for what, count in numbers.items():
+        if count > INT32_MAX:
+            yield Finding("limits", f"{count} {what}; an int32 number cannot count them")
+    yield from arena_findings(shape)
+
+
+def arena_findings(shape: Shape) -> Iterator[Finding]:
+    """Layers of activation buffers that share memory: the proof orders rows by name, so names must be memory."""
+    spans = []
+    for name, buffer in shape.buffers.items():
+        if name in ("token", "kv") or not buffer.rows:
+            continue
+        for layer in range(buffer.layers):
+            start = buffer.base + layer * buffer.stride
+            spans.append((start, start + buffer.rows, f"{name}[{layer}]"))
+    spans.sort()
+    for (_, stop, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+        if start < stop:
+            yield Finding("rows", f"{name} and {other} share memory, from activation value {start} on")
+    for start, stop, name in (spans[0], spans[-1]) if spans else ():
+        if start < 0 or stop > shape.activation_elements:
+            yield Finding("rows", f"{name} lies outside the {shape.activation_elements} activation values")

@@ -1,0 +1,72 @@
+"""What happens before what within one token: queues and counters, as clocks.
+
+An instruction starts when the one before it in its queue has ended and, for every wait of the same token, all that signal
+the counter have ended.  `docs/proof.md` shows why one token is enough, and why loaders add nothing here.
+
+Clock of an instruction: for each SM, how many of its queue's instructions have ended before the instruction starts (vector
+clocks: Mattern, 1988; queues are the processes).  Instruction a ended before b starts exactly if
+clocks[b, sm[a]] > index[a].
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.check.listing import Listing
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """clocks int32 [instructions, sms]; counter_clocks int32 [counters, sms]: what has ended when the counter is full."""
+
+    clocks: np.ndarray
+    counter_clocks: np.ndarray
+
+
+def blocking_counters(listing: Listing, i: int) -> set[int]:
+    """Counters of the same token that record i waits for."""
+    return {wait.counter for wait in listing.items[i].waits if not wait.lag}
+
+
+def happens_before(listing: Listing) -> tuple[Order | None, list[int]]:
+    """The clocks, or None and the records that can never start."""
+    count = len(listing.items)
+    clocks = np.zeros((count, listing.sms), dtype=np.int32)
+    counter_clocks = np.zeros((len(listing.targets), listing.sms), dtype=np.int32)
+    waits = [blocking_counters(listing, i) for i in range(count)]
+    readers: list[list[int]] = [[] for _ in listing.targets]
+    for i, counters in enumerate(waits):
+        for counter in counters:
+            readers[counter].append(i)
+    missing = [len(producers) for producers in listing.producers]
+    blockers = [len(counters) + bool(listing.index[i]) for i, counters in enumerate(waits)]
+    ready = deque(i for i, number in enumerate(blockers) if not number)
+    sm_of, index_of, stops = listing.sm.tolist(), listing.index.tolist(), set(listing.starts.tolist())
+    done = 0
+    while ready:
+        i = ready.popleft()
+        done += 1
+        clock = clocks[i]
+        for counter in waits[i]:
+            np.maximum(clock, counter_clocks[counter], out=clock)
+        ended = clock.copy()
+        ended[sm_of[i]] = index_of[i] + 1
+        unblocked = []
+        if i + 1 not in stops:
+            np.maximum(clocks[i + 1], ended, out=clocks[i + 1])
+            unblocked.append(i + 1)
+        for counter in listing.items[i].signals:
+            np.maximum(counter_clocks[counter], ended, out=counter_clocks[counter])
+            missing[counter] -= 1
+            if not missing[counter]:
+                unblocked += readers[counter]
+        for j in unblocked:
+            blockers[j] -= 1
+            if not blockers[j]:
+                ready.append(j)
+    if done < count:
+        return None, [i for i in range(count) if blockers[i]]
+    return Order(clocks, counter_clocks), []

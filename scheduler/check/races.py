@@ -1,0 +1,140 @@
+"""Races: a read that some write it needs does not precede, and a token that may begin before the last one is over.
+
+Three questions, for which `docs/proof.md` shows that they are all there is to ask once deadlock is excluded:
+  - within a token, has every write of the rows that an instruction reads ended before it starts?
+  - does the end of the token follow every instruction?  Then nothing of one token meets anything of the next, and every
+    counter counts whole tokens;
+  - has the token before stored the cache rows that a loader, running ahead, streams for this token?
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+
+import numpy as np
+
+from instructions.base import Region
+from scheduler.check.findings import Finding
+from scheduler.check.listing import Listing
+from scheduler.check.order import Order
+from scheduler.check.rows import ROOT, Span, spans_by_buffer
+
+CARRIED = {ROOT.buffer}  # buffers whose reader takes the previous token's value
+
+
+class Writers:
+    """Who writes which rows; a region's writers as the clock that a reader of it must have reached."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.listing = listing
+        self.spans = spans_by_buffer(listing.writes)
+        self.needs: dict[Region, tuple[np.ndarray, list[Span]]] = {}
+
+    def of(self, region: Region) -> tuple[np.ndarray, list[Span]]:
+        """Needed clock int32 [sms], and the writes (disjoint, ascending) that meet the region."""
+        if region not in self.needs:
+            spans = self.spans.get((region.buffer, region.layer), [])
+            first = max(bisect_left(spans, (region.start, 0, 0)) - 1, 0)
+            last = bisect_left(spans, (region.stop, 0, 0))
+            found = [span for span in spans[first:last] if span[1] > region.start]
+            records = [i for _, _, i in found]
+            need = np.zeros(self.listing.sms, dtype=np.int32)
+            np.maximum.at(need, self.listing.sm[records], self.listing.index[records] + 1)
+            self.needs[region] = need, found
+        return self.needs[region]
+
+    def missing(self, region: Region, clock: np.ndarray) -> Span | None:
+        """The first write of the region that a clock does not include, or None."""
+        need, spans = self.of(region)
+        if not (need > clock).any():
+            return None
+        sm, index = self.listing.sm, self.listing.index
+        return next(span for span in spans if clock[sm[span[2]]] <= index[span[2]])
+
+
+def signals_and_waits(listing: Listing, writer: int, reader: int) -> str:
+    """What the two records signal and wait for, for the reader of a message."""
+    signals = ", ".join(f"c{counter}" for counter in listing.items[writer].signals) or "nothing"
+    waits = ", ".join(f"c{wait.counter}{' of the token before' * wait.lag}" for wait in listing.items[reader].waits)
+    return f"the writer signals {signals}, the reader waits for {waits or 'nothing'}"
+
+
+def read_findings(listing: Listing, order: Order, writers: Writers) -> Iterator[Finding]:
+    """Reads of this token's rows that their writes do not precede."""
+    for i, regions in enumerate(listing.reads):
+        for region in regions:
+            if region.buffer in CARRIED:
+                continue
+            span = writers.missing(region, order.clocks[i])
+            if span:
+                start, stop, writer = span
+                written = Region(region.buffer, region.layer, start, stop)
+                message = (
+                    f"reads {region}, but no path leads to it from the write of {written} by {listing.place(writer)}: "
+                    f"{signals_and_waits(listing, writer, i)}"
+                )
+                yield listing.finding("race", i, message)
+
+
+def token_end(writers: Writers) -> int:
+    """The record that ends the token: the one that writes it."""
+    return writers.of(ROOT)[1][0][2]
+
+
+def end_findings(listing: Listing, order: Order, writers: Writers) -> Iterator[Finding]:
+    """Instructions that may still run when the token ends, the first of each SM."""
+    end = token_end(writers)
+    after = order.clocks[end].copy()
+    if after[listing.sm[end]] == listing.index[end]:
+        after[listing.sm[end]] += 1
+    for sm in np.flatnonzero(after < np.diff(listing.starts)):
+        first = int(listing.starts[sm] + after[sm])
+        message = (
+            f"may still run when the next token begins: no path leads from it to the end of the token, {listing.place(end)}; "
+            "the next token may overwrite what it reads, and its signals may be taken for another's"
+        )
+        yield listing.finding("race", first, message)
+
+
+def end_counter_findings(listing: Listing, writers: Writers) -> Iterator[Finding]:
+    """Every SM begins a token when the counter of the token's end is full: it must have one, and be its only signal."""
+    end = token_end(writers)
+    signals = listing.items[end].signals
+    if not signals:
+        yield listing.finding("counter", end, "ends the token but signals no counter: no SM would begin the next one")
+    elif len(listing.producers[signals[0]]) > 1:
+        others = [listing.place(i) for i in listing.producers[signals[0]] if i != end]
+        yield listing.finding("counter", end, f"c{signals[0]} tells that the token has ended, but {others[0]} signals it too")
+
+
+def load_findings(listing: Listing, order: Order, writers: Writers) -> Iterator[Finding]:
+    """Cache rows that a loader may stream before the token before has stored them."""
+    for sm in range(listing.sms):
+        start, stop = int(listing.starts[sm]), int(listing.starts[sm + 1])
+        reached = np.zeros(listing.sms, dtype=np.int32)  # of the token before, when the loader is at record i
+        for i in range(start, stop):
+            item = listing.items[i]
+            if item.load_wait is not None:
+                np.maximum(reached, order.counter_clocks[item.load_wait.counter], out=reached)
+            if not listing.loads[i] or item.page >= listing.ring:
+                continue  # from use `ring` on, each fill follows a release of this token, so all of the token before
+            owner = released_by(listing, sm, item.page)
+            clock = reached if owner is None else np.maximum(reached, order.clocks[owner])
+            for region in listing.loads[i]:
+                span = writers.missing(region, clock)
+                if span:
+                    message = (
+                        f"its loader may stream {region} before {listing.place(span[2])} of the token before has stored it: "
+                        f"let it wait for a counter of those rows, or begin at page use {listing.ring} or later"
+                    )
+                    yield listing.finding("race", i, message)
+
+
+def released_by(listing: Listing, sm: int, page: int) -> int | None:
+    """The record whose release, in the token before, page use `page` of a token must follow; None: an earlier token's."""
+    use = page - listing.ring + int(listing.uses[sm])
+    if use < 0:
+        return None
+    records = range(int(listing.starts[sm]), int(listing.starts[sm + 1]))
+    return next(i for i in records if listing.items[i].page <= use < listing.items[i].page + listing.items[i].pages)

@@ -1,0 +1,11 @@
+"""What the machine has: the numbers that the scheduler plans with and the checker checks against.
+
+Hardware figures are those of compute capability 9.0 (NVIDIA CUDA C++ Programming Guide, technical specifications).
+"""
+
+from __future__ import annotations
+
+MAX_SMS = 200  # thread blocks of one program, one per SM; no device of today has more SMs
+SHARED_MEMORY = 227 * 1024  # bytes one thread block may use
+RESERVED = 3 * 1024  # bytes for barriers, reductions and layout conversions of the kernel
+INT32_MAX = 2**31 - 1
