@@ -36,9 +36,7 @@ from megakernel.device.qkv import qkv
 from megakernel.device.sample import sample
 from megakernel.device.sync import agree, load_acquire, signal, wait_counter
 
-EMBED, QKV, ATTENTION, COMBINE, O_PROJ, GATE_UP, DOWN, LM_HEAD, SAMPLE = (
-    gl.constexpr(kind.OPCODE) for kind in INSTRUCTIONS
-)
+EMBED, QKV, ATTENTION, COMBINE, O_PROJ, GATE_UP, DOWN, LM_HEAD, SAMPLE = (gl.constexpr(kind.OPCODE) for kind in INSTRUCTIONS)
 
 
 @gluon.jit

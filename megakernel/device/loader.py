@@ -77,9 +77,7 @@ def loader(S: gl.constexpr, memory, tape, cache, ring, start, stop, uses_per_tok
                 uses = word(record, PAGES)
                 use = first_use + word(record, PAGE)
                 if word(record, OPCODE) == ATTENTION:
-                    stream_cache(
-                        S, memory, cache, ring, record, use, uses, epoch + token, position + token, sm, index - start
-                    )
+                    stream_cache(S, memory, cache, ring, record, use, uses, epoch + token, position + token, sm, index - start)
                 else:
                     page = word(record, TAPE)
                     for i in range(uses):

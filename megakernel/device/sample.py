@@ -8,7 +8,7 @@ from triton.experimental.gluon import language as gl
 from megakernel.device.context import PROMPT_LENGTH, STOP, STOP_TOKENS, TOP_K, TOP_P
 from megakernel.device.sampling import best_of, load_sampling, ordered, score
 
-CHUNK = gl.constexpr(8192)  # logits that one pass holds in registers at a time
+CHUNK = gl.constexpr(2048)  # logits that one pass holds in registers at a time
 
 
 @gluon.constexpr_function

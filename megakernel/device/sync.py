@@ -50,9 +50,7 @@ def clock():
 @gluon.jit
 def proxy_fence():
     """Order this thread's ordinary accesses to global memory and the TMA's (the asynchronous proxy) with each other."""
-    gl.inline_asm_elementwise(
-        "fence.proxy.async.global; mov.u32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-    )
+    gl.inline_asm_elementwise("fence.proxy.async.global; mov.u32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit

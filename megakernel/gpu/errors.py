@@ -1,0 +1,13 @@
+"""What can go wrong on a GPU: a device that cannot run the kernel, and a wait that expired inside it."""
+
+from __future__ import annotations
+
+from models.errors import UserError
+
+
+class GpuError(UserError):
+    """The GPU cannot be used as asked; the message names the mend."""
+
+
+class KernelFault(RuntimeError):
+    """Some wait in the kernel expired; the message holds the instruction that was stuck, the counter, wanted and seen."""
