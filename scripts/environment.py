@@ -53,7 +53,8 @@ class SetupError(Exception):
 
 def run_command(command: Sequence[str]) -> bool:
     """Run it, with its output on stderr (stdout is for the one line that this script prints). True if it succeeded."""
-    return subprocess.run(command, stdout=sys.stderr.fileno(), check=False).returncode == 0
+    # It inherits the lock of `ensure`: should this process be killed, nobody starts anew before its pip has ended as well.
+    return subprocess.run(command, stdout=sys.stderr.fileno(), close_fds=False, check=False).returncode == 0
 
 
 def say(text: str) -> None:
@@ -110,6 +111,7 @@ class Environment:
             return
         with open(__file__) as lock:  # two commands started at once: the second waits, then finds the work done
             fcntl.flock(lock, fcntl.LOCK_EX)
+            os.set_inheritable(lock.fileno(), True)
             installed = self.installed()
             if not installed:
                 self.create()
