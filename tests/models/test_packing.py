@@ -182,4 +182,4 @@ def test_fp16_to_bf16_rounds_to_nearest_even() -> None:
     tensors[EMBEDDING][0, :2] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8], dtype=torch.float16)
     model = pack(Weights(tensors), config)
     first = model.weights[model.tape.matrix("embedding").first_page].view(TILES_PER_PAGE, BLOCK_ROWS, 64)[0, 0, :2]
-    assert np.array_equal(first.float().numpy(), np.float32([1, 1 + 2**-6]))
+    assert np.array_equal(first.float().numpy(), np.array([1, 1 + 2**-6], np.float32))

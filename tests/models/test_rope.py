@@ -36,7 +36,11 @@ def transformers_rope(config: ModelConfig) -> Any:
         parameters["low_freq_factor"] = scaling.low_freq_factor
         parameters["high_freq_factor"] = scaling.high_freq_factor
         parameters["original_max_position_embeddings"] = scaling.original_max_position
-    sizes = {"hidden_size": config.hidden_size, "num_attention_heads": config.num_heads, "head_dim": config.head_dim}
+    sizes: dict[str, Any] = {
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_heads,
+        "head_dim": config.head_dim,
+    }
     return LlamaRotaryEmbedding(LlamaConfig(**sizes, rope_parameters=parameters, max_position_embeddings=4096))
 
 
