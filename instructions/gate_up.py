@@ -14,10 +14,11 @@ import torch
 
 from instructions.base import Cost, Instruction, Machine, Pages, Region
 from instructions.matvec import matrix_input, rms_norm, row_blocks
-from instructions.shape import Shape
+from instructions.shape import Shape, ceil_div
 from models.tape import BLOCK_ROWS, PAGE_BYTES
 
 UNITS = BLOCK_ROWS // 2  # MLP units a row block makes
+LANES = 64  # multiple of every vector loop's step: torch takes what is left over through another exp, with other bits
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,11 @@ class GateUp(Instruction):
             y = y + bias.view(self.blocks, BLOCK_ROWS)
         gate, up = y[:, :UNITS].flatten(), y[:, UNITS:].flatten()
         region = self.writes(shape)[0]
-        machine.write(region, (gate * torch.sigmoid(gate) * up)[: region.stop - region.start])
+        machine.write(region, swiglu(gate, up)[: region.stop - region.start])
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """gate * sigmoid(gate) * up, fp32 [n]; an element's bits do not depend on its place or on n."""
+    padded = torch.zeros(ceil_div(gate.numel(), LANES) * LANES)
+    padded[: gate.numel()] = gate
+    return gate * torch.sigmoid(padded)[: gate.numel()] * up

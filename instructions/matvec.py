@@ -25,21 +25,25 @@ def row_blocks(
 ) -> Generator[PageRequest, torch.Tensor, torch.Tensor]:
     """Multiply `blocks` row blocks by `x` [pages_per_block * page_columns]; returns [blocks, 16] fp32.
 
-    Every row is summed in the same order whatever the block count, so a result never depends on the schedule: at most
-    HELD_PAGES pages at a time, laid out as [16 rows, columns], one matrix-vector product of a fixed shape each.
+    Every row is summed in the same order whatever the block count, so a result never depends on the schedule: one
+    matrix-vector product of a fixed shape for each block and HELD_PAGES pages of it.  Blocks of fewer pages share a request.
     """
-    columns = machine.shape.page_columns
-    out = torch.zeros(blocks, BLOCK_ROWS)
-    for block in range(blocks):
+    columns, out = machine.shape.page_columns, []
+    together = max(1, HELD_PAGES // pages_per_block)
+    for block in range(0, blocks, together):
+        group = min(together, blocks - block)
+        sums: list[torch.Tensor] = []
         for page in range(0, pages_per_block, HELD_PAGES):
             count = min(HELD_PAGES, pages_per_block - page)
-            pages = yield PageRequest(block * pages_per_block + page, count)
-            tiles = pages.view(count * TILES_PER_PAGE, BLOCK_ROWS, -1)
-            weights = torch.empty(BLOCK_ROWS, tiles.shape[0], tiles.shape[2])
-            weights.copy_(tiles.transpose(0, 1))
+            pages = yield PageRequest(block * pages_per_block + page, group * count)
+            tiles = pages.view(group, count * TILES_PER_PAGE, BLOCK_ROWS, -1)
+            weights = torch.empty(group, BLOCK_ROWS, tiles.shape[1], tiles.shape[3])
+            weights.copy_(tiles.transpose(1, 2))
             chunk = x[page * columns : (page + count) * columns]
-            out[block] += torch.mv(weights.view(BLOCK_ROWS, -1), chunk)
-    return out
+            products = [torch.mv(rows, chunk) for rows in weights.flatten(2).unbind()]
+            sums = [a + b for a, b in zip(sums, products, strict=True)] if sums else products
+        out.extend(sums)
+    return torch.stack(out)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -78,12 +78,24 @@ class Qkv(Instruction):
         if matrix.bias_offset >= 0:
             bias = machine.constants(matrix.bias_offset + self.block * BLOCK_ROWS, self.blocks * BLOCK_ROWS)
             y = y + bias.view(self.blocks, BLOCK_ROWS)
-        rope = machine.rope()
-        for i in range(self.blocks):
-            buffer, row, paired = self.destination(shape, self.block + i)
-            if paired:
-                first = (self.block + i) % shape.head_blocks * HALF
-                cos, sin = rope[first : first + HALF].unbind(1)
-                low, high = y[i, :HALF], y[i, HALF:]
-                y[i] = torch.cat((low * cos - high * sin, high * cos + low * sin))
-            machine.write(Region(buffer, self.layer, row, row + BLOCK_ROWS), y[i])
+        y = torch.where(self.pairs(shape), rotated(y, self.angles(shape, machine.rope())), y).flatten()
+        regions = self.writes(shape)
+        for region, rows in zip(regions, y.split([region.stop - region.start for region in regions]), strict=True):
+            machine.write(region, rows)
+
+    def pairs(self, shape: Shape) -> torch.Tensor:
+        """Which of the blocks hold RoPE pairs, bool [blocks, 1]."""
+        flags = [self.destination(shape, block)[2] for block in range(self.block, self.block + self.blocks)]
+        return torch.tensor(flags)[:, None]
+
+    def angles(self, shape: Shape, rope: torch.Tensor) -> torch.Tensor:
+        """The part of `rope` [dp / 2, 2] that belongs to each block, [blocks, 8, 2]."""
+        inner = torch.arange(self.block, self.block + self.blocks) % shape.head_blocks
+        return rope.view(shape.head_blocks, HALF, 2)[inner]
+
+
+def rotated(y: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Row blocks [blocks, 16] of pairs (j, j + 8), turned by angles [blocks, 8, 2] (cosine, sine)."""
+    cos, sin = angles.unbind(2)
+    low, high = y[:, :HALF], y[:, HALF:]
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=1)
