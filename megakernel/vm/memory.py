@@ -11,7 +11,7 @@ import torch
 
 from instructions.base import Region
 from instructions.matvec import DTYPES
-from instructions.shape import Shape
+from instructions.shape import Shape, ceil_div
 from megakernel.vm.errors import Fault
 
 NEVER = -1
@@ -75,6 +75,8 @@ class KvCache:
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
+        self.head_rows, self.page_positions, self.tile_columns = shape.head_rows, shape.page_positions, shape.tile_columns
+        self.head_pages = shape.head_pages
         self.layers, self.rows = shape.config.num_layers, shape.buffers["kv"].rows
         layout = (shape.cache_pages, shape.head_tiles, shape.page_positions, shape.tile_columns)
         self.pages = torch.full(layout, torch.nan, dtype=DTYPES[shape.itemsize])
@@ -82,20 +84,21 @@ class KvCache:
 
     def clear(self) -> None:
         """Forget every position."""
-        used = -(-(int(self.last.max()) + 1) // self.shape.page_positions)
-        self.pages.unflatten(0, (-1, self.shape.head_pages))[:, :used] = torch.nan
+        used = ceil_div(int(self.last.max()) + 1, self.page_positions)
+        self.pages.unflatten(0, (-1, self.head_pages))[:, :used] = torch.nan
         self.last.fill(NEVER)
 
     def parts(self, region: Region, position: int) -> list[torch.Tensor]:
         """Views of the cache that hold a region's rows at one position, one for each tile they touch."""
         check_bounds(region, self.layers, self.rows)
-        shape, parts, row = self.shape, [], region.start
-        page, slot = divmod(position, shape.page_positions)
+        parts, row = [], region.start
+        page, slot = divmod(position, self.page_positions)
+        page += self.shape.cache_page(region.layer, 0, 0)
         while row < region.stop:
-            head, dim = divmod(row, shape.head_rows)  # K and V heads in turn
-            tile, column = divmod(dim, shape.tile_columns)
-            count = min(region.stop - row, shape.head_rows - dim, shape.tile_columns - column)
-            index = shape.cache_page(region.layer, 0, 0) + head * shape.head_pages + page
+            head, dim = divmod(row, self.head_rows)  # K and V heads in turn
+            tile, column = divmod(dim, self.tile_columns)
+            count = min(region.stop - row, self.head_rows - dim, self.tile_columns - column)
+            index = page + head * self.head_pages
             parts.append(self.pages[index, tile, slot, column : column + count])
             row += count
         return parts
@@ -129,14 +132,13 @@ class KvCache:
 
     def load(self, index: int, past: int) -> torch.Tensor:
         """A copy of page `index`, [page elements], for a token with `past` positions cached; the rest of it is NaN."""
-        shape = self.shape
-        head, page = divmod(index, shape.head_pages)
-        layer, head = divmod(head, 2 * shape.config.num_kv_heads)
-        first = page * shape.page_positions
-        count = min(past - first, shape.page_positions)
+        head, page = divmod(index, self.head_pages)
+        layer, head = divmod(head, self.rows // self.head_rows)
+        first = page * self.page_positions
+        count = min(past - first, self.page_positions)
         if not (0 <= layer < self.layers and count > 0):
             raise Fault(f"loads KV page {index}, which holds none of the {past} positions cached")
-        last = int(self.last[layer, head * shape.head_rows : (head + 1) * shape.head_rows].min())
+        last = int(self.last[layer, head * self.head_rows : (head + 1) * self.head_rows].min())
         if last < first + count - 1:
             name = f"{'KV'[head % 2]} of head {head // 2} in layer {layer}"
             raise Fault(f"loads KV page {index} ({name}) up to position {first + count - 1}, but only {last} is written")
