@@ -11,6 +11,7 @@ from scheduler.check import require_valid
 from scheduler.dependencies import derive
 from scheduler.errors import ScheduleError
 from scheduler.limits import MAX_SMS
+from scheduler.level import level_head
 from scheduler.lower import lower
 from scheduler.pages import plan_pages, ring_depth
 from scheduler.place import POLICIES
@@ -60,6 +61,7 @@ def schedule(shape: Shape, sms: int, policy: str, ring: int | None) -> Program:
     program = lower(shape, sms)
     deps = derive(program, shape)
     queues = POLICIES[policy](program, shape, deps, sms)
+    program = level_head(program, shape, queues)
     plan = plan_pages(program, shape, deps, queues, ring or ring_depth(shape))
     order = [i for queue in queues for i in queue]
     words = np.zeros((len(order), WORDS), dtype=np.int32)

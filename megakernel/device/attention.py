@@ -13,6 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
 from megakernel.device.qkv import cache_address
+from megakernel.device.sync import wait_all
 
 FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 
@@ -35,7 +36,7 @@ def load_queries(S: gl.constexpr, memory, step):
     DIMS: gl.constexpr = S.head_tiles * TILE
     heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout()))[:, None]
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))[None, :]
-    source = memory.activations + S.q + step.layer * S.q_stride + step.a * (S.group * S.head_rows)
+    source = memory.activations + S.q + step.record.layer * S.q_stride + step.record.a * (S.group * S.head_rows)
     inside = (heads < S.group) & (dims < S.head_rows)
     q = gl.load(source + heads * S.head_rows + dims, mask=inside, other=0.0, cache_modifier=".cg")
     return q.to(gl.bfloat16).to(gl.float32)
@@ -59,8 +60,8 @@ def wait_page(S: gl.constexpr, ring, use):
 
 
 @gluon.jit
-def attention(S: gl.constexpr, memory, ring, step, uses):
-    """KV head a, slice b; `uses` page uses, of which those beyond the slice's pages pass through empty."""
+def attention(S: gl.constexpr, memory, ring, step):
+    """KV head a, slice b; page uses beyond the slice's pages pass through empty."""
     MMA: gl.constexpr = score_layout()
     A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
@@ -68,6 +69,7 @@ def attention(S: gl.constexpr, memory, ring, step, uses):
     DIMS: gl.constexpr = S.head_tiles * TILE
     COLUMNS: gl.constexpr = S.group_columns
 
+    wait_all(memory, step)
     q = load_queries(S, memory, step)
     reinterpret(ring.staging, gl.bfloat16, [1, COLUMNS, DIMS], FLAT_TILES).index(0).store(q.to(gl.bfloat16))
     barrier()
@@ -78,7 +80,7 @@ def attention(S: gl.constexpr, memory, ring, step, uses):
     total = gl.zeros([COLUMNS], gl.float32, HEADS)
     acc = gl.zeros([S.head_tiles, TILE, COLUMNS], gl.float32, MMA)
     positions = gl.arange(0, S.page_positions, gl.SliceLayout(1, gl.SliceLayout(0, MMA)))
-    first, pages = slice_pages(S, step.b, step.position)
+    first, pages = slice_pages(S, step.record.b, step.position)
     for i in range(pages):
         slot = wait_page(S, ring, step.use + 2 * i)
         k = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
@@ -98,10 +100,10 @@ def attention(S: gl.constexpr, memory, ring, step, uses):
         v = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
         acc = mma_v2(v.permute([0, 2, 1]).load(A), weights, acc)
         mbarrier.arrive(ring.empty.index(slot), count=1)
-    for use in range(step.use + 2 * pages, step.use + uses):
+    for use in range(step.use + 2 * pages, step.use + step.record.pages):
         slot = wait_page(S, ring, use)
         mbarrier.arrive(ring.empty.index(slot), count=1)
-    if step.b == S.slices - 1:
+    if step.record.b == S.slices - 1:
         m, total, acc = add_current(S, memory, step, q, m, total, acc)
     store_output(S, memory, step, m, total, acc)
 
@@ -120,10 +122,10 @@ def add_current(S: gl.constexpr, memory, step, q, m, total, acc):
     """Take in the current position, from the cache row that this token's QKV wrote; all in fp32."""
     HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, score_layout()))
     dims = gl.arange(0, S.head_tiles * TILE, gl.SliceLayout(0, query_layout()))
-    key = cache_address(S, memory, step.layer, step.a, 0, step.position, dims)
+    key = cache_address(S, memory, step.record.layer, step.record.a, 0, step.position, dims)
     k = gl.load(key, mask=dims < S.head_rows, other=0.0, cache_modifier=".cg").to(gl.float32)
     rows = output_dims(S)
-    value = cache_address(S, memory, step.layer, step.a, 1, step.position, rows)
+    value = cache_address(S, memory, step.record.layer, step.record.a, 1, step.position, rows)
     v = gl.load(value, mask=rows < S.head_rows, other=0.0, cache_modifier=".cg").to(gl.float32)
     s = gl.convert_layout(gl.sum(q * k[None, :], axis=1), HEADS) * S.scale
     m_new = gl.maximum(m, s)
@@ -141,13 +143,13 @@ def store_output(S: gl.constexpr, memory, step, m, total, acc):
     rows = output_dims(S)
     inside = (rows < S.head_rows) & (columns < S.group)
     if S.slices == 1:
-        target = memory.activations + S.attn + step.layer * S.attn_stride + step.a * (S.group * S.head_rows)
+        target = memory.activations + S.attn + step.record.layer * S.attn_stride + step.record.a * (S.group * S.head_rows)
         out = acc / gl.expand_dims(gl.expand_dims(total, 0), 0)
         gl.store(target + columns * S.head_rows + rows, out, mask=inside)
     else:
         ROWS: gl.constexpr = S.group * (S.head_rows + 2)
-        target = memory.activations + S.partial + step.layer * S.partial_stride
-        target += (step.a * S.slices + step.b) * ROWS
+        target = memory.activations + S.partial + step.record.layer * S.partial_stride
+        target += (step.record.a * S.slices + step.record.b) * ROWS
         gl.store(target + heads, m, mask=heads < S.group)
         gl.store(target + S.group + heads, total, mask=heads < S.group)
         gl.store(target + 2 * S.group + columns * S.head_rows + rows, acc, mask=inside)

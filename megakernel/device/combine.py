@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import power_of_two
+from megakernel.device.sync import wait_all
 
 TOGETHER = gl.constexpr(8)  # slices whose loads are in flight together
 
@@ -19,11 +20,12 @@ def slice_layout():
 @gluon.jit
 def combine(S: gl.constexpr, memory, ring, step):
     """KV head a."""
+    wait_all(memory, step)
     L: gl.constexpr = slice_layout()
     ROWS: gl.constexpr = S.group * (S.head_rows + 2)
     DIMS: gl.constexpr = power_of_two(S.head_rows)
     ALL: gl.constexpr = power_of_two(S.slices)
-    source = memory.activations + S.partial + step.layer * S.partial_stride + step.a * (S.slices * ROWS)
+    source = memory.activations + S.partial + step.record.layer * S.partial_stride + step.record.a * (S.slices * ROWS)
 
     heads = gl.arange(0, S.group_columns, gl.SliceLayout(0, gl.SliceLayout(2, L)))
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, gl.SliceLayout(1, L)))
@@ -50,5 +52,5 @@ def combine(S: gl.constexpr, memory, ring, step):
         weight = gl.exp(slice_m - m)
         total += weight * slice_sum
         out += weight[:, None] * o
-    target = memory.activations + S.attn + step.layer * S.attn_stride + step.a * (S.group * S.head_rows)
+    target = memory.activations + S.attn + step.record.layer * S.attn_stride + step.record.a * (S.group * S.head_rows)
     gl.store(target + heads[:, None] * S.head_rows + dims[None, :], out / total[:, None], mask=inside)

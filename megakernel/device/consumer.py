@@ -10,23 +10,7 @@ from instructions.registry import INSTRUCTIONS
 from megakernel.device.attention import attention
 from megakernel.device.combine import combine
 from megakernel.device.compat import barrier
-from megakernel.device.context import (
-    FAULT,
-    LAGS,
-    LAYER,
-    OPCODE,
-    PAGE,
-    PAGES,
-    PAYLOAD,
-    RECORD,
-    SIGNAL,
-    STOP,
-    TARGET,
-    WAIT,
-    WAITS,
-    Step,
-    word,
-)
+from megakernel.device.context import FAULT, STOP, Step, fetch
 from megakernel.device.down import down
 from megakernel.device.embed import embed
 from megakernel.device.gate_up import gate_up
@@ -34,40 +18,19 @@ from megakernel.device.lm_head import lm_head
 from megakernel.device.o_proj import o_proj
 from megakernel.device.qkv import qkv
 from megakernel.device.sample import sample
-from megakernel.device.sync import agree, load_acquire, signal, wait_counter
+from megakernel.device.sync import agree, load_acquire, signal_all, wait_counter
 
 EMBED, QKV, ATTENTION, COMBINE, O_PROJ, GATE_UP, DOWN, LM_HEAD, SAMPLE = (gl.constexpr(kind.OPCODE) for kind in INSTRUCTIONS)
 
 
 @gluon.jit
-def wait_all(memory, record, epoch, sm, index, position):
-    """Wait for everything the record waits for."""
-    waits = word(record, WAITS)
-    lags = word(record, LAGS)
-    for j in range(waits):
-        counter = gl.load(record + WAIT + j)
-        tokens = epoch + 1 - ((lags >> j) & 1)
-        wait_counter(memory, counter, gl.load(record + TARGET + j) * tokens, sm, index, position)
-    barrier()
-
-
-@gluon.jit
-def signal_all(memory, record):
-    """Make this record's rows visible, then tell its readers."""
-    barrier()
-    for j in gl.static_range(2):
-        counter = word(record, SIGNAL + j)
-        if counter >= 0:
-            signal(memory, counter)
-
-
-@gluon.jit
-def execute(S: gl.constexpr, memory, ring, opcode, step, uses):
+def execute(S: gl.constexpr, memory, ring, step):
     """Dispatch one record."""
+    opcode = step.record.opcode
     if opcode == QKV:
         qkv(S, memory, ring, step)
     elif opcode == ATTENTION:
-        attention(S, memory, ring, step, uses)
+        attention(S, memory, ring, step)
     elif opcode == COMBINE:
         if S.slices > 1:
             combine(S, memory, ring, step)
@@ -86,22 +49,14 @@ def execute(S: gl.constexpr, memory, ring, opcode, step, uses):
 
 
 @gluon.jit
-def run_token(S: gl.constexpr, memory, ring, start, stop, first_use, position, epoch):
-    """Every record of the queue, once."""
-    sm = gl.program_id(0)
+def run_token(S: gl.constexpr, memory, ring, record, sm, start, stop, first_use, position, epoch):
+    """Every record of the queue, once, the first already fetched; returns the next token's first."""
     for index in range(start, stop):
-        record = memory.words + index * RECORD
-        wait_all(memory, record, epoch, sm, index - start, position)
-        step = Step(
-            word(record, LAYER),
-            word(record, PAYLOAD),
-            word(record, PAYLOAD + 1),
-            word(record, PAYLOAD + 2),
-            first_use + word(record, PAGE),
-            position,
-        )
-        execute(S, memory, ring, word(record, OPCODE), step, word(record, PAGES))
+        following = fetch(memory, gl.where(index + 1 < stop, index + 1, start))
+        execute(S, memory, ring, Step(record, sm, index - start, first_use + record.page, position, epoch))
         signal_all(memory, record)
+        record = following
+    return record
 
 
 @gluon.jit
@@ -117,6 +72,7 @@ def drain_token(S: gl.constexpr, ring, first_use, uses):
 def consumer(S: gl.constexpr, memory, ring, start, stop, sample_target, uses_per_token, position, epoch, tokens):
     """Decode `tokens` tokens, or until one of them is a stop token or some wait of the grid has expired."""
     sm = gl.program_id(0)
+    record = fetch(memory, start)
     token = 0
     while token < tokens:
         here = position + token
@@ -129,7 +85,8 @@ def consumer(S: gl.constexpr, memory, ring, start, stop, sample_target, uses_per
         barrier()
         mbarrier.arrive(ring.taken, count=1)
         if last == 0:
-            run_token(S, memory, ring, start, stop, token * uses_per_token, here, epoch + token)
+            first_use = token * uses_per_token
+            record = run_token(S, memory, ring, record, sm, start, stop, first_use, here, epoch + token)
             token += 1
         else:
             drain_token(S, ring, token * uses_per_token, uses_per_token)

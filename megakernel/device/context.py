@@ -114,27 +114,125 @@ class Ring:
 
 
 @aggregate
-class Step:
-    """One execution of one record: its words, and when it runs."""
+class Record:
+    """The words of one record that the consumer needs, in registers: fetched while the record before it runs.
 
+    a, b and c are the first payload words.
+    """
+
+    opcode: gl.tensor
     layer: gl.tensor
-    a: gl.tensor  # payload
+    page: gl.tensor
+    pages: gl.tensor
+    waits: gl.tensor
+    lags: gl.tensor
+    wait0: gl.tensor
+    wait1: gl.tensor
+    wait2: gl.tensor
+    wait3: gl.tensor
+    target0: gl.tensor
+    target1: gl.tensor
+    target2: gl.tensor
+    target3: gl.tensor
+    signal0: gl.tensor
+    signal1: gl.tensor
+    a: gl.tensor
     b: gl.tensor
     c: gl.tensor
-    use: gl.tensor  # number of its first page use in this launch
-    position: gl.tensor
 
     @gluon.constexpr_function
-    def __init__(self, layer, a, b, c, use, position):
+    def __init__(
+        self,
+        opcode,
+        layer,
+        page,
+        pages,
+        waits,
+        lags,
+        wait0,
+        wait1,
+        wait2,
+        wait3,
+        target0,
+        target1,
+        target2,
+        target3,
+        signal0,
+        signal1,
+        a,
+        b,
+        c,
+    ):
+        self.opcode = opcode
         self.layer = layer
+        self.page = page
+        self.pages = pages
+        self.waits = waits
+        self.lags = lags
+        self.wait0 = wait0
+        self.wait1 = wait1
+        self.wait2 = wait2
+        self.wait3 = wait3
+        self.target0 = target0
+        self.target1 = target1
+        self.target2 = target2
+        self.target3 = target3
+        self.signal0 = signal0
+        self.signal1 = signal1
         self.a = a
         self.b = b
         self.c = c
+
+
+@aggregate
+class Step:
+    """One execution of one record: which queue index of which SM, for which token."""
+
+    record: Record
+    sm: gl.tensor
+    index: gl.tensor
+    use: gl.tensor  # number of its first page use in this launch
+    position: gl.tensor
+    epoch: gl.tensor
+
+    @gluon.constexpr_function
+    def __init__(self, record, sm, index, use, position, epoch):
+        self.record = record
+        self.sm = sm
+        self.index = index
         self.use = use
         self.position = position
+        self.epoch = epoch
 
 
 @gluon.jit
 def word(record, index: gl.constexpr):
-    """One word of a record."""
+    """One word of a record in memory."""
     return gl.load(record + index)
+
+
+@gluon.jit
+def fetch(memory, index):
+    """The record at an index of the program's words."""
+    at = memory.words + index * RECORD
+    return Record(
+        word(at, OPCODE),
+        word(at, LAYER),
+        word(at, PAGE),
+        word(at, PAGES),
+        word(at, WAITS),
+        word(at, LAGS),
+        word(at, WAIT),
+        word(at, WAIT + 1),
+        word(at, WAIT + 2),
+        word(at, WAIT + 3),
+        word(at, TARGET),
+        word(at, TARGET + 1),
+        word(at, TARGET + 2),
+        word(at, TARGET + 3),
+        word(at, SIGNAL),
+        word(at, SIGNAL + 1),
+        word(at, PAYLOAD),
+        word(at, PAYLOAD + 1),
+        word(at, PAYLOAD + 2),
+    )

@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import PAGE_COLUMNS, ROWS, TILE, power_of_two, vector_layout
+from megakernel.device.sync import wait_all
 
 PAGE_ELEMENTS = gl.constexpr(8192)
 
@@ -14,6 +15,7 @@ PAGE_ELEMENTS = gl.constexpr(8192)
 def embed(S: gl.constexpr, memory, ring, step):
     """x[0] = E[token]; the id is clamped because after an expired wait it may be anything."""
     SIZE: gl.constexpr = power_of_two(S.hidden_pages) * PAGE_COLUMNS
+    wait_all(memory, step)
     token = gl.load(memory.tokens + step.position, cache_modifier=".cg")
     token = gl.minimum(gl.maximum(token, 0), S.vocabulary - 1)
     block = token // ROWS

@@ -12,9 +12,11 @@ from megakernel.device.matvec import ROWS, block_index, halves, row_block, stage
 def gate_up(S: gl.constexpr, memory, ring, step):
     """Row blocks a to a + b of the layer's gate/up matrix; rows 0 to 7 of a block are gates, 8 to 15 their ups."""
     UNITS: gl.constexpr = ROWS // 2
-    layer = step.layer
+    layer = step.record.layer
     stage_norm(
+        memory,
         ring,
+        step,
         memory.activations + S.x_mid + layer * S.x_mid_stride,
         memory.constants + S.mlp_norm + layer * S.norm_stride,
         S.hidden,
@@ -23,12 +25,12 @@ def gate_up(S: gl.constexpr, memory, ring, step):
     index, index_high = halves(block_index())
     row, column = index // 16, index % 16
     target = memory.activations + S.mlp + layer * S.mlp_stride
-    for i in range(step.b):
+    for i in range(step.record.b):
         gate, up = halves(row_block(S, ring, step.use + i * S.hidden_pages, S.hidden_pages))
         if S.gate_up_bias >= 0:
-            bias = memory.constants + S.gate_up_bias + layer * S.bias_stride + (step.a + i) * ROWS + row
+            bias = memory.constants + S.gate_up_bias + layer * S.bias_stride + (step.record.a + i) * ROWS + row
             gate += gl.load(bias)
             up += gl.load(bias + UNITS)
-        unit = (step.a + i) * UNITS + row
+        unit = (step.record.a + i) * UNITS + row
         out = gate / (1.0 + gl.exp(-gate)) * up
         gl.store(target + unit, out, mask=(unit < S.intermediate) & (column == 0))

@@ -13,7 +13,9 @@ from megakernel.device.sampling import best_of, load_sampling, score
 def lm_head(S: gl.constexpr, memory, ring, step):
     """Row blocks a to a + b of the head; c is the run's slot in "best"."""
     stage_norm(
+        memory,
         ring,
+        step,
         memory.activations + S.x + S.layers * S.x_stride,
         memory.constants + S.final_norm,
         S.hidden,
@@ -24,8 +26,8 @@ def lm_head(S: gl.constexpr, memory, ring, step):
     row, column = index // 16, index % 16
     best = gl.full([16, 8], float("-inf"), gl.float32, index.type.layout)
     best_row = gl.full([16, 8], 0, gl.int32, index.type.layout)
-    for i in range(step.b):
-        rows = (step.a + i) * ROWS + row
+    for i in range(step.record.b):
+        rows = (step.record.a + i) * ROWS + row
         inside = rows < S.vocabulary
         logits = row_block(S, ring, step.use + i * S.hidden_pages, S.hidden_pages)
         gl.store(memory.activations + S.logits + rows, logits, mask=inside & (column == 0))
@@ -36,6 +38,6 @@ def lm_head(S: gl.constexpr, memory, ring, step):
         best = gl.where(better, scores, best)
         best_row = gl.where(better, rows, best_row)
     top, top_row = best_of(gl.max(best, axis=1), gl.max(gl.where(best == gl.max(best, axis=1)[:, None], best_row, 0), axis=1))
-    target = memory.activations + S.best + step.c * 2
+    target = memory.activations + S.best + step.record.c * 2
     gl.store(target, top)
     gl.store(target + 1, top_row.to(gl.float32))

@@ -12,6 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
 from megakernel.device.compat import barrier, reinterpret
+from megakernel.device.sync import wait_all
 from megakernel.geometry import COLUMNS, GEMM_PAGES, STAGED_PAGES
 
 TILES = gl.constexpr(8)
@@ -69,13 +70,15 @@ def stage(ring, source, COUNT: gl.constexpr, PAGES: gl.constexpr):
 
 
 @gluon.jit
-def stage_norm(ring, source, weight, COUNT: gl.constexpr, EPSILON: gl.constexpr):
-    """Stage rms_norm(source) * weight for fp32 vectors [COUNT], rounded to bf16 and padded with zeros."""
+def stage_norm(memory, ring, step, source, weight, COUNT: gl.constexpr, EPSILON: gl.constexpr):
+    """Wait for the step's input, then stage rms_norm(source) * weight for fp32 vectors [COUNT], rounded to bf16 and padded
+    with zeros.  The weights depend on nobody and are loaded before the wait."""
     SIZE: gl.constexpr = power_of_two((COUNT + PAGE_COLUMNS - 1) // PAGE_COLUMNS) * PAGE_COLUMNS
     index = gl.arange(0, SIZE, vector_layout())
     staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], FLAT).index(0)
-    x = gl.load(source + index, mask=index < COUNT, other=0.0, cache_modifier=".cg")
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
+    wait_all(memory, step)
+    x = gl.load(source + index, mask=index < COUNT, other=0.0, cache_modifier=".cg")
     scale = gl.rsqrt(gl.sum(x * x, axis=0) / COUNT + EPSILON)
     staging.store((x * scale * w).to(gl.bfloat16))
     barrier()

@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import ROWS, block_index, row_block, stage
+from megakernel.device.sync import wait_all
 
 
 @gluon.jit
@@ -23,11 +24,12 @@ def projection(
     BIAS: gl.constexpr,
 ):
     """target[rows] = residual[rows] + W[rows] round(source) + bias[rows], for row blocks a to a + b."""
+    wait_all(memory, step)
     stage(ring, source, COUNT, PAGES)
     index = block_index()
     row, column = index // 16, index % 16
-    for i in range(step.b):
-        rows = (step.a + i) * ROWS + row
+    for i in range(step.record.b):
+        rows = (step.record.a + i) * ROWS + row
         inside = rows < S.hidden
         y = gl.load(residual + rows, mask=inside, other=0.0, cache_modifier=".cg")
         if BIAS >= 0:

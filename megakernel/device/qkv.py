@@ -21,9 +21,11 @@ def cache_address(S: gl.constexpr, memory, layer, head, value, position, row):
 def qkv(S: gl.constexpr, memory, ring, step):
     """Row blocks a to a + b of the layer's QKV matrix."""
     HALF: gl.constexpr = ROWS // 2
-    layer = step.layer
+    layer = step.record.layer
     stage_norm(
+        memory,
         ring,
+        step,
         memory.activations + S.x + layer * S.x_stride,
         memory.constants + S.attention_norm + layer * S.norm_stride,
         S.hidden,
@@ -31,8 +33,8 @@ def qkv(S: gl.constexpr, memory, ring, step):
     )
     index, index_high = halves(block_index())
     row, column = index // 16, index % 16  # rows 0 to 7 of the block; index_high has the same rows, 8 further
-    for i in range(step.b):
-        block = step.a + i
+    for i in range(step.record.b):
+        block = step.record.a + i
         slot, inner = block // S.head_blocks, block % S.head_blocks
         head, part = slot // (S.group + 2), slot % (S.group + 2)
         pair = inner * HALF + row

@@ -7,6 +7,7 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.context import PROMPT_LENGTH, STOP, STOP_TOKENS, TOP_K, TOP_P
 from megakernel.device.sampling import best_of, load_sampling, ordered, score
+from megakernel.device.sync import wait_all
 
 CHUNK = gl.constexpr(2048)  # logits that one pass holds in registers at a time
 
@@ -89,7 +90,8 @@ def sample(S: gl.constexpr, memory, ring, step):
     top_p = gl.load(memory.control + TOP_P).to(gl.float32, bitcast=True)
     slots = gl.arange(0, S.best_slots, gl.BlockedLayout([1], [32], [4], [0]))
     source = memory.activations + S.best + slots * 2
-    known = slots < step.a
+    wait_all(memory, step)
+    known = slots < step.record.a
     scores = gl.load(source, mask=known, other=float("-inf"), cache_modifier=".cg")
     rows = gl.load(source + 1, mask=known, other=0.0, cache_modifier=".cg").to(gl.int32)
     best, token = best_of(scores, gl.where(known, rows, 2147483647))

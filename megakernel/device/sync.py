@@ -89,9 +89,41 @@ def wait_counter(memory, counter, wanted, sm, record, position):
 
 
 @gluon.jit
+def wait_one(memory, step, number: gl.constexpr, counter, target):
+    """Wait number `number` of a record, if it has so many."""
+    if step.record.waits > number:
+        wanted = target * (step.epoch + 1 - ((step.record.lags >> number) & 1))
+        wait_counter(memory, counter, wanted, step.sm, step.index, step.position)
+
+
+@gluon.jit
+def wait_all(memory, step):
+    """Wait for everything that the step's record waits for; also a barrier.
+
+    An instruction calls this itself, after it has issued the loads that depend on nobody.
+    """
+    record = step.record
+    wait_one(memory, step, 0, record.wait0, record.target0)
+    wait_one(memory, step, 1, record.wait1, record.target1)
+    wait_one(memory, step, 2, record.wait2, record.target2)
+    wait_one(memory, step, 3, record.wait3, record.target3)
+    barrier()
+
+
+@gluon.jit
 def signal(memory, counter):
     """Add one to a counter, after a barrier has put every thread's stores before it."""
     gl.atomic_add(memory.counters + counter * STRIDE, 1, sem="release", scope="gpu")
+
+
+@gluon.jit
+def signal_all(memory, record):
+    """Make this record's rows visible, then tell its readers."""
+    barrier()
+    if record.signal0 >= 0:
+        signal(memory, record.signal0)
+    if record.signal1 >= 0:
+        signal(memory, record.signal1)
 
 
 @gluon.jit
