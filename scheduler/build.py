@@ -10,8 +10,8 @@ from models.config import ModelConfig
 from scheduler.check import require_valid
 from scheduler.dependencies import derive
 from scheduler.errors import ScheduleError
-from scheduler.limits import MAX_SMS
 from scheduler.level import level_head
+from scheduler.limits import MAX_SMS
 from scheduler.lower import lower
 from scheduler.pages import plan_pages, ring_depth
 from scheduler.place import POLICIES
