@@ -55,8 +55,8 @@ class Launch:
 class Vm:
     """A program, a packed model and a decode state; counters and epochs live as long as the machine.
 
-    Steps are interleaved as `interleaving` says, by default in an order drawn from `seed`.  After a `VmError` the machine
-    and its state are of no further use.
+    Steps are interleaved as `interleaving` says, by default in an order drawn from `seed`.  A launch that ends in an error or
+    is interrupted leaves the machine as new, and the state of no use until its next start.
     """
 
     def __init__(
@@ -71,10 +71,14 @@ class Vm:
         self.state = DecodeState(program.shape) if state is None else state
         self.interleaving = RandomInterleaving(seed) if interleaving is None else interleaving
         check_fit(program.shape, model, self.state)
-        self.memory = Activations(program.shape)
-        self.counters = [Cell(f"counter {number}") for number in range(program.counters)]
-        self.epoch = 0
         self.decoded: list[list[Record]] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Counters and epoch zero, activations as if never written."""
+        self.memory = Activations(self.program.shape)
+        self.counters = [Cell(f"counter {number}") for number in range(self.program.counters)]
+        self.epoch = 0
 
     @property
     def queues(self) -> list[list[Record]]:
@@ -102,7 +106,11 @@ class Vm:
         try:
             run_actors(launch.ready, len(launch.consumers), self.interleaving)
         except Stuck:
+            self.reset()
             raise stuck_error(self.queues, launch.consumers, launch.loaders) from None
+        except BaseException:
+            self.reset()
+            raise
         self.epoch += launch.finished.value
         return launch.finished.value
 

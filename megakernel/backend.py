@@ -1,0 +1,30 @@
+"""What the engine asks of a backend: one sequence at a time, decoded on some machine.  It knows neither text nor limits: the
+engine has checked every number before it comes here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from megakernel.request import SamplingParams
+from models.config import ModelConfig
+
+
+class Backend(Protocol):
+    """A loaded model.  `capacity` is the most tokens, prompt and generated ones together, of a sequence."""
+
+    name: str
+    config: ModelConfig
+    capacity: int
+
+    def start(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
+        """Begin a new sequence of at most `limit` generated tokens, forgetting the one before.  Decodes nothing yet."""
+
+    def decode(self, count: int) -> list[int]:
+        """The next `count` generated tokens, which the engine never asks for beyond `limit`.
+
+        Fewer, but at least one, when a stop token comes: it is the last of them.  Not called again after that.
+        """
+
+    def close(self) -> None:
+        """Give back memory and device; the backend is of no use afterwards."""

@@ -1,0 +1,141 @@
+"""The engine: token ids in, token ids out, one sequence at a time.
+
+It checks a request against the model and the capacity before anything is computed, hands it to a backend, and counts.  It
+knows nothing of text, and it stops only at the tokens that the request names: whoever wants to end at the model's own end
+tokens passes `config.eos_token_ids`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from megakernel.backend import Backend
+from megakernel.request import SamplingParams
+from models.config import ModelConfig
+from models.errors import UserError
+
+__all__ = ["Engine", "SamplingParams"]
+
+GREEDY = SamplingParams()
+
+
+class Engine:
+    """A loaded model and at most one request.  Use it as a context manager, or call `close`.
+
+    `chunk` is how many tokens the backend decodes at a time: the tokens are the same for any number, a larger one saves
+    launches and delays the first token.
+    """
+
+    def __init__(self, backend: Backend, chunk: int = 1) -> None:
+        if chunk < 1:
+            raise ValueError(f"chunk is {chunk}: decode at least 1 token at a time")
+        self._backend: Backend | None = backend
+        self._chunk = chunk
+        self.config: ModelConfig = backend.config
+        self.capacity: int = backend.capacity
+        self.backend_name: str = backend.name
+        self.finish_reason: str | None = None
+        self._limit = 0  # tokens still to hand out; 0: no request
+        self._stops: frozenset[int] = frozenset()
+        self._ready: deque[int] = deque()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, prompt: Sequence[int], max_tokens: int, sampling: SamplingParams = GREEDY) -> None:
+        """Begin a request, abandoning an unfinished one.  Raises UserError, with the numbers, for one that does not fit."""
+        backend = self._opened()
+        ids = checked_prompt(prompt, self.config.vocab_size)
+        check_length(len(ids), max_tokens, self.capacity)
+        self.stop()
+        backend.start(ids, max_tokens, sampling)
+        self.finish_reason = None
+        self._limit, self._stops = max_tokens, frozenset(sampling.stop_token_ids)
+
+    def step(self) -> int | None:
+        """The next token id, a stop token included; None when the request is finished or was abandoned."""
+        backend = self._opened()
+        if not self._limit:
+            return None
+        if not self._ready:
+            self._ready.extend(self._decoded(backend))
+        token = self._ready.popleft()
+        self._limit -= 1
+        if token in self._stops:
+            self.finish_reason = "stop"
+        elif not self._limit:
+            self.finish_reason = "length"
+        if self.finish_reason is not None:
+            self._limit = 0
+            self._ready.clear()
+        return token
+
+    def stream(self) -> Iterator[int]:
+        """All token ids still to come, one by one; the same as calling `step` until it returns None."""
+        while (token := self.step()) is not None:
+            yield token
+
+    def stop(self) -> None:
+        """Abandon the request; the engine stays usable.  Without one it does nothing."""
+        self._limit = 0
+        self._ready.clear()
+
+    def close(self) -> None:
+        """Give back the backend's memory.  May be called twice."""
+        self.stop()
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    def _opened(self) -> Backend:
+        if self._backend is None:
+            raise RuntimeError("the engine is closed")
+        return self._backend
+
+    def _decoded(self, backend: Backend) -> list[int]:
+        """Ask the backend for tokens; an error ends the request."""
+        try:
+            tokens = backend.decode(min(self._chunk, self._limit))
+        except BaseException:
+            self.stop()
+            raise
+        if not tokens:
+            self.stop()
+            raise RuntimeError(f"the {self.backend_name} backend ended a sequence without a stop token")
+        return tokens
+
+
+def checked_prompt(prompt: Sequence[int], vocab_size: int) -> list[int]:
+    """The prompt as plain integers; raises UserError for an empty one and for ids outside the vocabulary."""
+    if not len(prompt):
+        raise UserError("the prompt is empty: give at least one token")
+    ids = []
+    for place, token in enumerate(prompt):
+        try:
+            ids.append(operator.index(token))
+        except TypeError:
+            raise UserError(f"prompt token {place} is {token!r}: token ids are integers") from None
+        if not 0 <= ids[-1] < vocab_size:
+            raise UserError(f"prompt token {place} is {token}: this model's token ids go from 0 to {vocab_size - 1}")
+    return ids
+
+
+def check_length(prompt: int, max_tokens: int, capacity: int) -> None:
+    """Refuse a request that the KV cache cannot hold; raises UserError with the numbers."""
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens!r}: ask for at least 1 token")
+    if prompt >= capacity:
+        raise UserError(
+            f"the prompt has {prompt} tokens and the context holds {capacity}: "
+            f"shorten it by at least {prompt + 1 - capacity}, or load the model with a larger capacity"
+        )
+    if prompt + max_tokens > capacity:
+        raise UserError(
+            f"a prompt of {prompt} tokens and {max_tokens} more do not fit the context of {capacity}: "
+            f"ask for at most {capacity - prompt} tokens, or load the model with a larger capacity"
+        )

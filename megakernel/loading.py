@@ -1,0 +1,164 @@
+"""From a model's name to an engine: choose the backend, check what it will take, pack the weights.
+
+The only place that knows all backends.  Everything that can be refused is refused before weights are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from instructions.shape import Shape
+from megakernel.engine import Engine
+from megakernel.host_memory import available_bytes, check_memory
+from megakernel.vm.backend import VmBackend
+from models.checkpoint import Checkpoint, open_checkpoint
+from models.errors import UserError
+from models.packed import pack
+from models.tape import PAGE_BYTES
+from models.weights import WeightSource, expected_tensors
+from scheduler.buckets import BucketPrograms
+from scheduler.build import DEFAULT_POLICY
+
+BACKENDS = ("auto", "gpu", "vm")
+DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+DEFAULT_CAPACITY = 4096  # tokens, where the model allows that many
+DEFAULT_VM_SMS = 4  # enough for every wait to be a wait for another SM; more only cost time
+KERNEL_CAPABILITY = (9, 0)
+
+Progress = Callable[[int, int], None]
+
+
+def load_engine(
+    model: str | Path,
+    backend: str = "auto",
+    sms: int | None = None,
+    dtype: str = "auto",
+    capacity: int | None = None,
+    policy: str = DEFAULT_POLICY,
+    progress: Progress | None = None,
+) -> Engine:
+    """An engine for a checkpoint directory, a hub id or "random:<preset>".
+
+    backend: "gpu", "vm" (the CPU), or "auto": the GPU where there is one that can run the kernel.
+    sms: SMs to schedule for; None: all of the GPU's, 4 on the CPU.
+    dtype: weight type, "bfloat16" or "float32"; "auto" is bfloat16, whatever the checkpoint holds.
+    capacity: most tokens of a sequence, prompt and generated ones; None: 4096, or what the model allows if that is less.
+    policy: how instructions are placed on SMs, a name in `scheduler.place`.
+    progress: called with weights packed so far and weights in all.
+
+    Raises UserError for anything that cannot be, with the mend.
+    """
+    chosen = choose_backend(backend)
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    checkpoint = open_checkpoint(model)
+    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], checked_capacity(checkpoint, capacity), sms, policy, progress)
+    return load_gpu(request) if chosen == "gpu" else load_vm(request)
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """What to load, all checked but for memory and SMs, which depend on the backend."""
+
+    model: str
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    capacity: int
+    sms: int | None
+    policy: str
+    progress: Progress | None
+
+    def programs(self, default_sms: int) -> BucketPrograms:
+        """The programs of this model; raises ScheduleError where none can be made for it."""
+        sms = default_sms if self.sms is None else self.sms
+        programs = BucketPrograms(self.checkpoint.config, sms, self.capacity, self.dtype.itemsize, self.policy)
+        programs.program(0)
+        return programs
+
+    def source(self) -> WeightSource:
+        """The weights, reporting progress as they are taken."""
+        if self.progress is None:
+            return self.checkpoint.source
+        return CountedSource(self.checkpoint, self.progress)
+
+
+def choose_backend(name: str) -> str:
+    """ "gpu" or "vm"; raises UserError where the one asked for cannot be had."""
+    if name not in BACKENDS:
+        raise UserError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    if name == "vm":
+        return "vm"
+    problem = gpu_problem()
+    if name == "auto":
+        return "gpu" if problem is None else "vm"
+    if problem is not None:
+        raise UserError(f"{problem}; use --backend vm")
+    return "gpu"
+
+
+def gpu_problem() -> str | None:
+    """Why the kernel cannot run here, or None where it can."""
+    if not torch.cuda.is_available():
+        return "no CUDA GPU found"
+    capability = torch.cuda.get_device_capability()
+    if capability != KERNEL_CAPABILITY:
+        name = torch.cuda.get_device_name()
+        return f"{name} has compute capability {capability[0]}.{capability[1]}, the kernel needs 9.0 (H100, H200)"
+    return "the GPU backend is not in this build"
+
+
+def load_gpu(request: LoadRequest) -> Engine:
+    """The GPU backend's place; `gpu_problem` says why nobody comes here yet."""
+    raise UserError(f"{request.model}: the GPU backend is not in this build; use --backend vm")
+
+
+def load_vm(request: LoadRequest) -> Engine:
+    """An engine on the CPU machine."""
+    programs = request.programs(DEFAULT_VM_SMS)
+    check_memory(request.model, vm_bytes(programs, request.checkpoint), available_bytes())
+    model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
+    return Engine(VmBackend(model, programs))
+
+
+def checked_capacity(checkpoint: Checkpoint, capacity: int | None) -> int:
+    """The capacity asked for, or the default; raises UserError for one that the model cannot have."""
+    limit = checkpoint.config.max_position
+    if capacity is None:
+        return min(limit, DEFAULT_CAPACITY)
+    if not 1 <= capacity <= limit:
+        raise UserError(f"a capacity of {capacity} tokens does not suit this model: choose 1 to {limit}")
+    return capacity
+
+
+def vm_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]:
+    """Host memory that the CPU machine takes, by part, and the largest tensor, which stands beside its packed copy."""
+    shapes: list[Shape] = [programs.shape(bucket) for bucket in programs.sizes]
+    largest = max(math.prod(shape) for shape in expected_tensors(checkpoint.config).values())
+    return {
+        "weights": shapes[0].tape.pages * PAGE_BYTES,
+        "KV cache": shapes[0].cache_pages * PAGE_BYTES,
+        "activations": sum(shape.activation_elements * (4 + 8) for shape in shapes),  # fp32 and an int64 epoch
+        "largest tensor": largest * checkpoint.stored_dtype.itemsize,
+    }
+
+
+class CountedSource:
+    """A `WeightSource` that reports how many weights were taken."""
+
+    def __init__(self, checkpoint: Checkpoint, progress: Progress) -> None:
+        self._source, self._progress = checkpoint.source, progress
+        self._total = sum(math.prod(shape) for shape in expected_tensors(checkpoint.config).values())
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `WeightSource`."""
+        done = 0
+        self._progress(done, self._total)
+        for name, tensor in self._source.tensors():
+            yield name, tensor
+            done += tensor.numel()
+            self._progress(done, self._total)

@@ -1,0 +1,53 @@
+"""The engine's backend on the CPU: one virtual machine for every context bucket, all on one decode state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from instructions.base import SamplingState
+from megakernel.request import SamplingParams
+from megakernel.vm.state import DecodeState
+from megakernel.vm.vm import Vm
+from models.packed import PackedModel
+from scheduler.buckets import BucketPrograms
+
+
+class VmBackend:
+    """See `megakernel.backend.Backend`.  `seed` draws the order in which the SMs take their steps."""
+
+    name = "vm"
+
+    def __init__(self, model: PackedModel, programs: BucketPrograms, seed: int = 0) -> None:
+        if model.capacity < programs.capacity:
+            raise ValueError(f"the model is packed for {model.capacity} positions, the programs for {programs.capacity}")
+        self.config, self.capacity = model.config, programs.capacity
+        self.model, self.programs, self.seed = model, programs, seed
+        self.state = DecodeState(programs.shape(programs.capacity))
+        self.machines: dict[int, Vm] = {}
+
+    def start(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
+        state = SamplingState(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
+        self.state.start(prompt, state, sampling.stop_token_ids)
+
+    def decode(self, count: int) -> list[int]:
+        state, known = self.state, len(self.state.tokens)
+        end = known - 1 + count  # the token after position p is number p + 1
+        while state.position < end and not state.stopped:
+            place = self.programs.place(state.position)
+            last = self.programs.sizes[place]  # the highest position this bucket decodes
+            self.machine(place).launch(min(end, last + 1) - state.position)
+        return state.tokens[known:]
+
+    def close(self) -> None:
+        self.machines.clear()
+
+    def machine(self, place: int) -> Vm:
+        """The machine of one bucket, made when it is first needed."""
+        if place not in self.machines:
+            self.machines[place] = Vm(self.programs.program(place), self.model, self.state, self.seed)
+        return self.machines[place]
+
+    @property
+    def last_machine(self) -> Vm:
+        """The machine that decoded the last token, whose logits are still there."""
+        return self.machine(self.programs.place(self.state.position - 1))

@@ -1,0 +1,64 @@
+"""Context buckets: which program decodes which position.
+
+A program is made for a most number of past positions, its bucket: its page plan holds as many KV pages as that takes.  An
+engine keeps a few programs, buckets doubling from one KV page to the whole capacity, and switches between tokens.  Which one
+decodes a token depends on its position alone, so a result never depends on how a sequence was cut into launches.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from instructions.shape import Shape
+from models.config import ModelConfig
+from scheduler.build import DEFAULT_POLICY, build_program, make_shape
+from scheduler.program import Program
+
+
+def bucket_sizes(capacity: int, page_positions: int) -> tuple[int, ...]:
+    """The buckets of a cache of `capacity` positions, ascending: 1, 2, 4, ... KV pages, and at last the capacity."""
+    sizes, size = [], page_positions
+    while size < capacity:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, capacity)
+
+
+def bucket_of(past: int, sizes: tuple[int, ...]) -> int:
+    """Place in `sizes` of the smallest bucket that holds `past` positions."""
+    place = bisect_left(sizes, past)
+    if past < 0 or place == len(sizes):
+        raise ValueError(f"no bucket holds {past} past positions; the largest is {sizes[-1]}")
+    return place
+
+
+@dataclass
+class BucketPrograms:
+    """The programs of one model on one machine, each built when it is first asked for."""
+
+    config: ModelConfig
+    sms: int
+    capacity: int
+    itemsize: int
+    policy: str = DEFAULT_POLICY
+    _built: dict[int, Program] = field(default_factory=dict)
+
+    def shape(self, bucket: int) -> Shape:
+        """The shape of one bucket's program; raises ScheduleError for numbers no program can be made for."""
+        return make_shape(self.config, sms=self.sms, capacity=self.capacity, bucket=bucket, itemsize=self.itemsize)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Most past positions of each program, ascending."""
+        return bucket_sizes(self.capacity, self.shape(self.capacity).page_positions)
+
+    def place(self, past: int) -> int:
+        """Which program decodes the token with `past` positions before it, as a place in `sizes`."""
+        return bucket_of(past, self.sizes)
+
+    def program(self, place: int) -> Program:
+        """A program by its place in `sizes`; raises ScheduleError where none can be made."""
+        if place not in self._built:
+            self._built[place] = build_program(self.shape(self.sizes[place]), self.sms, self.policy)
+        return self._built[place]
