@@ -1,30 +1,64 @@
 """The stated cost model: what the simulator and the critical-path policy believe about the machine.
 
-Figures are for an H100 SXM and come from docs/design.md (measured with a prototype of the projections); they are a model,
-not a measurement of a program.
+The figures come from a prototype that streams the projections of one Llama-3.2-1B step on an H100 and an H200, and from
+time stamps inside it; docs/scheduler.md says which figure explains which measurement.  They are a model, not a measurement
+of a program.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from instructions.base import Instruction
+from instructions.base import Instruction, Region
+from instructions.sample import Sample
 from instructions.shape import Shape
 
 
 @dataclass(frozen=True)
 class MachineModel:
-    """Times in seconds, sizes in bytes."""
+    """Times in seconds, bandwidths in bytes a second."""
 
-    bandwidth: float = 2.95e12  # HBM bytes a second, all SMs together
+    name: str = "h100"
+    bandwidth: float = 2.95e12  # HBM, all SMs together
     sm_bandwidth: float = 60e9  # most that one SM's copies can draw
     copies: int = 3  # copies in flight per SM
-    latency: float = 0.9e-6  # from issuing a copy to its landing on an idle memory system
-    drain: float = 0.12e-6  # consuming one landed page
-    hop: float = 1.9e-6  # from the last store of a producer to its reader's start: release, poll, activation load
+    latency: float = 1.2e-6  # from issuing a copy to its landing on an idle memory system
+    drain: float = 0.25e-6  # consuming one landed page
     overhead: float = 0.25e-6  # fetching and decoding an instruction
+    poll: float = 0.5e-6  # from the last signal of a counter to the end of a wait for it
+    activation_latency: float = 0.4e-6  # first activation value from L2
+    activation_bandwidth: float = 60e9  # the rest of them, per SM
+    release: float = 2.5e-6  # storing rows, the fence, the signal; the SM's consumer does nothing else meanwhile
+
+
+MACHINES = {
+    "h100": MachineModel(),
+    "h200": replace(MachineModel(), name="h200", bandwidth=4.3e12),
+}
+
+
+def region_bytes(region: Region, shape: Shape) -> int:
+    """Bytes of a region: fp32, but for the rows of the KV cache."""
+    return (region.stop - region.start) * (shape.itemsize if region.buffer == "kv" else 4)
+
+
+def activation_bytes(instruction: Instruction, shape: Shape) -> int:
+    """Bytes that the consumer reads from L2 before it starts; of a `Sample` what a greedy one reads."""
+    regions = instruction.reads(shape)
+    if isinstance(instruction, Sample):
+        regions = tuple(region for region in regions if region.buffer == "best")
+    return sum(region_bytes(region, shape) for region in regions)
+
+
+def preparation(instruction: Instruction, shape: Shape, model: MachineModel) -> float:
+    """Seconds from the end of the waits to the first page: reading activations, and what is streamed past the ring."""
+    seconds = model.activation_latency + activation_bytes(instruction, shape) / model.activation_bandwidth
+    if not instruction.page_uses(shape) and (gathered := instruction.cost(shape, 0).bytes):
+        seconds += model.latency + gathered / model.sm_bandwidth
+    return seconds
 
 
 def duration(instruction: Instruction, shape: Shape, past: int, sms: int, model: MachineModel) -> float:
-    """Seconds an instruction keeps its SM busy when all SMs stream at once."""
-    return model.overhead + instruction.cost(shape, past).bytes * sms / model.bandwidth
+    """Seconds an instruction keeps its SM busy when all SMs stream at once, its waits aside."""
+    streaming = instruction.cost(shape, past).bytes * sms / model.bandwidth if instruction.page_uses(shape) else 0.0
+    return model.overhead + preparation(instruction, shape, model) + streaming + model.release

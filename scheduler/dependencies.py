@@ -112,14 +112,18 @@ class Deriver:
         return self.closures[name, mask]
 
     def needs(self, i: int, lag: int) -> list[int]:
-        """Sets that instruction i must follow, in their part of the given lag: producers of what it reads, largest first,
-        then readers of what it overwrites, which those waits nearly always imply."""
+        """Sets that instruction i must follow, in their part of the given lag: producers of what it reads, and readers of
+        what it overwrites.
+
+        Sets with the latest members come first: a set can only follow from one with a later member, so whatever is chosen
+        in this order follows from nothing chosen after it.
+        """
         earlier = (1 << i) - 1
         instruction = self.program[i]
         reads = [self.accesses.producers(region) for region in instruction.reads(self.shape)]
         rewrites = [self.accesses.readers_of(region) & ~(1 << i) for region in instruction.writes(self.shape)]
-        reads.sort(key=lambda mask: (-mask.bit_count(), mask))
-        return [part for mask in [*reads, *rewrites] if (part := mask & ~earlier if lag else mask & earlier)]
+        parts = [mask & ~earlier if lag else mask & earlier for mask in (*reads, *rewrites)]
+        return sorted(filter(None, parts), reverse=True)
 
     def same_token(self) -> None:
         """Choose the waits of lag 0 and fill `before`."""

@@ -53,6 +53,7 @@ def balanced(program: Sequence[Instruction], shape: Shape, deps: Dependencies, s
     for stage in stages(program):
         weight = {i: program[i].cost(shape, shape.bucket).bytes for i in stage}
         heap = [(0, total[sm], sm) for sm in range(sms)]
+        heapq.heapify(heap)
         for i in sorted(stage, key=lambda i: (-weight[i], i)):
             here, _, sm = heap[0]
             sm_of[i] = sm
@@ -75,7 +76,7 @@ def critical_path(program: Sequence[Instruction], shape: Shape, deps: Dependenci
     for i in reversed(range(len(program))):
         to_end[i] = times[i] + max((after[c] for c in deps.signals[i]), default=0.0)
         for counter in waits_on[i]:
-            after[counter] = max(after[counter], to_end[i] + model.hop)
+            after[counter] = max(after[counter], to_end[i] + model.poll)
     missing = [len(members(mask)) for mask in deps.counters]
     met_at = [0.0] * len(deps.counters)
     open_waits = [len(counters) for counters in waits_on]
@@ -91,7 +92,7 @@ def critical_path(program: Sequence[Instruction], shape: Shape, deps: Dependenci
         queues[sm].append(i)
         for counter in deps.signals[i]:
             missing[counter] -= 1
-            met_at[counter] = max(met_at[counter], end + model.hop)
+            met_at[counter] = max(met_at[counter], end + model.poll)
             for j in readers[counter] if missing[counter] == 0 else ():
                 open_waits[j] -= 1
                 if open_waits[j] == 0:

@@ -1,0 +1,77 @@
+"""What the simulator needs of a program: per instruction a few times, its page uses, its waits and signals.
+
+Jobs are made from the words of a program, by the same decoder that the machines use.  They know nothing of models or
+regions any more, so a test can write them by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from instructions.codec import Scheduled
+from instructions.sample import Sample
+from scheduler.costs import MachineModel, preparation
+from scheduler.errors import ScheduleError
+from scheduler.program import Program
+
+
+@dataclass(frozen=True)
+class Job:
+    """One instruction of one token.
+
+    `before` and `after` are the seconds the consumer spends between the end of its waits and its first page, and between
+    its last page and its signals.  `pages` says of each page use whether it is copied from HBM or passes through empty.
+    A wait is (counter, lag); `load_wait` is the counter of which the loader awaits the previous token's round, or None.
+    """
+
+    before: float = 0.0
+    after: float = 0.0
+    pages: tuple[bool, ...] = ()
+    waits: tuple[tuple[int, int], ...] = ()
+    load_wait: int | None = None
+    signals: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Queues of jobs, SM by SM; `targets` are the signals each counter gets in a token; the token ends with job
+    `last` = (sm, index), and no consumer begins the next one earlier."""
+
+    queues: tuple[tuple[Job, ...], ...]
+    targets: tuple[int, ...]
+    ring: int
+    last: tuple[int, int]
+
+
+def job_of(item: Scheduled, program: Program, past: int, model: MachineModel) -> Job:
+    """The job of one decoded record with `past` positions cached."""
+    instruction, shape = item.instruction, program.shape
+    for wait in (*item.waits, *([item.load_wait] if item.load_wait else [])):
+        if not 0 <= wait.counter < program.counters or wait.target != program.targets[wait.counter]:
+            raise ScheduleError(f"{instruction} waits for {wait.target} signals of counter {wait.counter}: check the program")
+    return Job(
+        before=preparation(instruction, shape, model),
+        after=model.release,
+        pages=tuple(instruction.page_source(shape, item.tape, use, past) is not None for use in range(item.pages)),
+        waits=tuple((wait.counter, wait.lag) for wait in item.waits),
+        load_wait=item.load_wait.counter if item.load_wait else None,
+        signals=item.signals,
+    )
+
+
+def jobs_of(program: Program, past: int, model: MachineModel) -> Jobs:
+    """The jobs of a program; raises ScheduleError for a position it was not made for, or words it cannot follow."""
+    if not 0 <= past <= program.shape.bucket:
+        raise ScheduleError(f"position {past} in a program made for positions 0 to {program.shape.bucket}")
+    last = None
+    for sm, queue in enumerate(program.decoded):
+        for index, item in enumerate(queue):
+            last = (sm, index) if isinstance(item.instruction, Sample) else last
+    if last is None:
+        raise ScheduleError("the program has no sample instruction, so its token never ends")
+    return Jobs(
+        queues=tuple(tuple(job_of(item, program, past, model) for item in queue) for queue in program.decoded),
+        targets=tuple(int(target) for target in program.targets),
+        ring=program.ring,
+        last=last,
+    )
