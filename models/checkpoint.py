@@ -2,11 +2,12 @@
 tensors.
 
 Everything that can be known from the configuration and the headers is checked before any tensor is read. Knows nothing
-of what the tensors are for. Only the shard being read is mapped into memory.
+of what the tensors are for. Only the tensor being read is in memory.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ COMPARED_ROWS = 4096
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
 _HUB_NOT = ["original/*", "consolidated*", "onnx/*"]
+_FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,255}")
 _HARMLESS = re.compile(r"(.*\.)?rotary_emb\.inv_freq")  # computed anew; old versions of transformers saved it
 
 Headers = dict[Path, dict[str, Entry]]
@@ -47,9 +49,11 @@ class SafetensorsSource:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `WeightSource`. Raises `UserError` when a file changed since it was checked."""
         for path, names in self.files:
-            with _open(path) as file:
-                for name in names:
-                    yield name, file.get_tensor(name)
+            for name in names:
+                with _open(path) as file:  # anew each time: what was read of the file leaves memory with its mapping
+                    tensor = file.get_tensor(name)
+                yield name, tensor
+                del tensor
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,9 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
 
 def _find_directory(model: str | Path) -> Path:
     path = Path(model)
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's own raises when the name is too long
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise UserError(f"{path}: is a file, give the directory that holds config.json and the safetensors files")
     if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
         raise UserError(
@@ -120,7 +124,7 @@ def _read_headers(directory: Path) -> tuple[Path, Headers]:
     headers: Headers = {}
     for shard in sorted(set(weight_map.values())):
         path = directory / shard
-        if not path.exists():
+        if not os.path.exists(path):
             tensor = next(name for name, file in weight_map.items() if file == shard)
             raise UserError(f"{path}: shard is missing, {index.name} has {tensor} in it, download it")
         headers[path] = _checked_header(path)
@@ -155,9 +159,9 @@ def _read_index(index: Path) -> dict[str, str]:
         raise UserError(f"{index}: has no weight_map, download it anew")
     for tensor, shard in weight_map.items():
         # by its text alone: in the hub's cache the files are links to elsewhere
-        if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\\0]", shard):
+        if not isinstance(shard, str) or not _FILE_NAME.fullmatch(shard):
             raise UserError(
-                f"{index}: tensor {tensor} is in {shard!r}, which is no file name in this directory, mend it"
+                f"{index}: tensor {tensor} is in {str(shard)[:80]!r}, which is no file name in this directory, mend it"
             )
     return weight_map
 

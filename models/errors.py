@@ -9,4 +9,5 @@ class UserError(Exception):
     exits 2."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        printable = message.encode("utf-8", "replace").decode()  # names out of a damaged file may hold half characters
+        super().__init__(" ".join(printable.split()))

@@ -120,7 +120,7 @@ def _check_neutral(where: str, values: Mapping[str, Any], neutral: Mapping[str, 
     for key, allowed in neutral.items():
         value = values.get(key)
         if value is not None and value not in allowed:
-            mend = f"only {allowed[0]!r} is" if allowed else "use a model without it"
+            mend = f"use a model with {allowed[0]!r}" if allowed else "use a model without it"
             shown = "" if isinstance(value, (dict, list)) else f" = {value!r}"
             raise UserError(f"{where}{key}{shown} is not supported: {mend}")
 

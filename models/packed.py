@@ -11,7 +11,7 @@ import torch
 
 from models.config import ModelConfig
 from models.errors import UserError
-from models.packing import pack_bias, pack_weight
+from models.packing import clear_padding_rows, pack_bias, pack_weight
 from models.rope import rope_table
 from models.tape import Matrix, TapeLayout
 from models.weights import WeightSource, expected_tensors
@@ -56,13 +56,14 @@ def pack(
     if not 1 <= capacity <= limit:
         raise UserError(f"a context of {capacity} tokens does not fit this model: choose 1 to {limit}")
     tape = TapeLayout.from_config(config, dtype.itemsize)
-    weights = torch.zeros(tape.pages, tape.page_elements, dtype=dtype)
+    weights = torch.empty(tape.pages, tape.page_elements, dtype=dtype)  # takes memory only as tensors arrive
     constants = torch.zeros(tape.constant_count, dtype=torch.float32)
     _fill(source, tape, weights, constants)
     return PackedModel(config, dtype, tape, weights, constants, rope_table(config, capacity))
 
 
 def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -> None:
+    clear_padding_rows(tape, weights)
     pending = expected_tensors(tape.config)
     matrices: dict[str, Matrix] = {
         name: matrix for matrix in tape.matrices for name in (*matrix.sources, *matrix.bias_sources)

@@ -17,8 +17,8 @@ CHUNK_ELEMENTS = 2**22  # what is converted or padded at a time, so that packing
 def pack_weight(layout: TapeLayout, matrix: Matrix, source: str, tensor: torch.Tensor, weights: torch.Tensor) -> None:
     """Write one source [rows, K] of a matrix into `weights` [pages, page elements], rounding to its dtype.
 
-    fp32 and fp16 are rounded to nearest even when the tape is bf16; bf16 and fp16 are exact in fp32. Rows and columns
-    of padding are expected to be zero already.
+    fp32 and fp16 are rounded to nearest even when the tape is bf16; bf16 and fp16 are exact in fp32. Columns of padding
+    are written as zeros; rows of padding belong to no source (`clear_padding_rows`).
     """
     lines = _lines(_region(layout, matrix, weights))
     packed_rows = _packed_rows(matrix, source)
@@ -27,6 +27,15 @@ def pack_weight(layout: TapeLayout, matrix: Matrix, source: str, tensor: torch.T
         target = packed_rows[start : start + step]
         chunk = _pad_columns(layout, matrix, tensor[start : start + step].to(weights.dtype))
         lines[target // BLOCK_ROWS, target % BLOCK_ROWS] = _bytes(chunk).view(_LINE)
+
+
+def clear_padding_rows(layout: TapeLayout, weights: torch.Tensor) -> None:
+    """Write zeros into every packed row that holds no source row, and touch no other memory."""
+    for matrix in layout.matrices:
+        padding = np.flatnonzero(matrix.row_map < 0)
+        if len(padding):
+            lines = _lines(_region(layout, matrix, weights))
+            lines[padding // BLOCK_ROWS, padding % BLOCK_ROWS] = np.zeros((), _LINE)
 
 
 def pack_bias(matrix: Matrix, source: str, tensor: torch.Tensor, constants: torch.Tensor) -> None:

@@ -54,8 +54,5 @@ def random_config(model: str) -> ModelConfig:
 
 def _lay_end_to_end(block: torch.Tensor, count: int) -> torch.Tensor:
     """The first `count` values of endless repetitions of a block."""
-    laid = torch.empty(count, dtype=block.dtype)
-    whole = count // len(block)
-    laid[: whole * len(block)].view(whole, len(block)).copy_(block.expand(whole, -1))
-    laid[whole * len(block) :] = block[: count - whole * len(block)]
-    return laid
+    values = np.resize(block.view(torch.uint8).numpy(), count * block.itemsize)  # as bytes: NumPy has no bfloat16
+    return torch.from_numpy(values).view(block.dtype)

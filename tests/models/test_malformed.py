@@ -37,7 +37,7 @@ CONFIG_CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "quantised": ({"quantization_config": {"bits": 4}}, ["quantization_config", "not supported"]),
     "sliding window": ({"sliding_window": 4096}, ["sliding_window", "4096"]),
     "layer types": ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types", "sliding_attention"]),
-    "tensor parallel pretraining": ({"pretraining_tp": 2}, ["pretraining_tp = 2", "only 1"]),
+    "tensor parallel pretraining": ({"pretraining_tp": 2}, ["pretraining_tp = 2", "with 1"]),
     "experts": ({"num_local_experts": 8}, ["num_local_experts", "8"]),
     "stored type": ({"dtype": "float8_e4m3fn"}, ["dtype", "float8_e4m3fn", "bfloat16"]),
     "stored type, old spelling": ({"torch_dtype": "float64"}, ["torch_dtype", "float64"]),
@@ -111,9 +111,9 @@ def test_config(case: str, tmp_path: Path) -> None:
 
 
 def test_no_such_directory(tmp_path: Path) -> None:
-    for model in (tmp_path / "gone", str(tmp_path / "gone"), "./gone", "gone", "a/b/c"):
+    for model in (tmp_path / "gone", str(tmp_path / "gone"), "./gone", "gone", "a/b/c", "x" * 5000, "nul\0"):
         message = refused(model)
-        assert str(model) in message and "no such directory" in message and "random:" in message
+        assert str(model)[:50] in message and "no such directory" in message and "random:" in message
 
 
 def test_a_file_for_a_directory(tmp_path: Path) -> None:

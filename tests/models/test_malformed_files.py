@@ -9,6 +9,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ from damage import (
     write_shards,
     write_single,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
 from models.errors import UserError
@@ -266,6 +269,7 @@ SHARD_CASES: dict[str, tuple[Damage, str, list[str]]] = {
         INDEX_FILE,
         [NORM, "/etc/passwd", "no file name"],
     ),
+    "shard of a long name": (lambda d: write_index(d, {NORM: "x" * 5000}), INDEX_FILE, [NORM, "xxx", "no file name"]),
     "shard is a number": (
         lambda d: write_index(d, {**read_index(d), NORM: 2}),
         INDEX_FILE,
@@ -339,3 +343,22 @@ def test_a_file_that_changes_after_it_was_checked(tmp_path: Path) -> None:
     tmp_path.joinpath(SECOND).write_bytes(b"gone")
     with pytest.raises(UserError, match=SECOND):
         list(source.tensors())
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.integers(0, 2300), byte=st.integers(0, 255), length=st.none() | st.integers(0, 4000))
+def test_no_damage_to_a_header_ends_otherwise(place: int, byte: int, length: int | None) -> None:
+    """Any byte changed, any length cut to: the model opens, and then reads, or one line refuses it."""
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        write_single(directory)
+        data = bytearray((directory / SINGLE_FILE).read_bytes()[:length])
+        if place < len(data):
+            data[place] = byte
+        (directory / SINGLE_FILE).write_bytes(data)
+        try:
+            tensors = dict(open_checkpoint(directory).source.tensors())
+        except UserError as error:
+            assert SINGLE_FILE in str(error) and "\n" not in str(error)
+        else:
+            assert len(tensors) == 20

@@ -15,7 +15,7 @@ import models.packing
 from models.config import ModelConfig
 from models.errors import UserError
 from models.packed import PackedModel, pack
-from models.packing import unpack
+from models.packing import clear_padding_rows, pack_weight, unpack
 from models.random_weights import RandomWeights
 from models.rope import rope_table
 from models.tape import BLOCK_ROWS, TILES_PER_PAGE, Matrix
@@ -119,6 +119,22 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pack(RandomWeights(config), config)
     monkeypatch.setattr(models.packing, "CHUNK_ELEMENTS", 3 * whole.tape.page_columns)
     assert torch.equal(pack(RandomWeights(config), config).weights, whole.weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", RAGGED)
+def test_nothing_of_the_tape_is_left_unwritten(name: str, dtype: torch.dtype) -> None:
+    """Memory as it comes is not zero, and NaN times zero is NaN: every weight is written, padding included."""
+    config = small_config(name)
+    model = pack(RandomWeights(config), config, dtype)
+    weights = torch.full_like(model.weights, torch.nan)
+    clear_padding_rows(model.tape, weights)
+    tensors = dict(RandomWeights(config).tensors())
+    for matrix in model.tape.matrices:
+        for source in matrix.sources:
+            pack_weight(model.tape, matrix, source, tensors[source], weights)
+    assert not weights.isnan().any()
+    assert torch.equal(weights, model.weights)
 
 
 def test_the_rest_of_a_packed_model() -> None:

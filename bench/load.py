@@ -1,0 +1,226 @@
+"""How long a checkpoint takes to load and pack, and its peak of host memory against the bound that the loader promises.
+
+    python -m bench.load --model DIR | HUB_ID | random:llama-3.2-1b
+    python -m bench.load --model random:llama-3.2-1b --synthetic
+
+The promise: beside what Python and its libraries take, at most the largest shard plus the packed weights. `--synthetic`
+first writes the made-up weights as a sharded checkpoint of true shape, so that the bound shows without a download.
+Knows nothing of devices: what is measured ends with a packed model in host memory. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+
+from models.checkpoint import INDEX_FILE, Checkpoint, SafetensorsSource, open_checkpoint
+from models.config import ModelConfig
+from models.errors import UserError
+from models.packed import PackedModel, pack
+from models.random_weights import RandomWeights, random_config
+from models.weights import expected_tensors
+
+MEGABYTE = 10**6
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class LoadRecord:
+    """One measurement, in bytes and seconds.
+
+    `peak_bytes` is the peak resident set less `baseline_bytes`, that of Python and its libraries before the model is
+    opened; `bound_bytes` is `largest_shard_bytes` + `packed_bytes`.
+    """
+
+    model: str
+    dtype: str
+    open_seconds: float
+    pack_seconds: float
+    source_bytes: int
+    largest_shard_bytes: int
+    packed_bytes: int
+    baseline_bytes: int
+    peak_bytes: int
+    bound_bytes: int
+    within_bound: bool
+    cpus: int
+    machine: str
+    python: str
+    torch: str
+    safetensors: str
+
+
+def measure(model: str, dtype: str, capacity: int | None) -> LoadRecord:
+    """Open and pack one model, in this process, which must not have held another: its peak would count."""
+    baseline = resident_bytes("VmRSS")
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(model)
+    opened = time.perf_counter()
+    capacity = min(checkpoint.config.max_position, 8192) if capacity is None else capacity
+    packed = pack(checkpoint.source, checkpoint.config, DTYPES[dtype], capacity)
+    done = time.perf_counter()
+    peak = resident_bytes("VmHWM") - baseline
+    shards = shard_bytes(checkpoint)
+    bound = max(shards) + packed_bytes(packed)
+    return LoadRecord(
+        model=model,
+        dtype=dtype,
+        open_seconds=round(opened - started, 3),
+        pack_seconds=round(done - opened, 3),
+        source_bytes=sum(shards),
+        largest_shard_bytes=max(shards),
+        packed_bytes=packed_bytes(packed),
+        baseline_bytes=baseline,
+        peak_bytes=peak,
+        bound_bytes=bound,
+        within_bound=peak <= bound,
+        cpus=len(os.sched_getaffinity(0)),
+        machine=platform.machine(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        safetensors=safetensors.__version__,
+    )
+
+
+def resident_bytes(field: str) -> int:
+    """A memory figure of this process from Linux: "VmRSS" now, "VmHWM" at its peak; mapped files count."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise UserError(f"/proc/self/status has no {field}: this benchmark needs Linux")
+
+
+def shard_bytes(checkpoint: Checkpoint) -> list[int]:
+    """The size of every shard; of every tensor for made-up weights, which come tensor by tensor."""
+    if isinstance(checkpoint.source, SafetensorsSource):
+        return [path.stat().st_size for path, _ in checkpoint.source.files]
+    size = checkpoint.stored_dtype.itemsize
+    return [size * torch.Size(shape).numel() for shape in expected_tensors(checkpoint.config).values()]
+
+
+def packed_bytes(packed: PackedModel) -> int:
+    return packed.weights.nbytes + packed.constants.nbytes + packed.rope.nbytes
+
+
+def write_synthetic(config: ModelConfig, directory: Path, shard_limit: int) -> None:
+    """Write made-up bf16 weights as a sharded checkpoint, each shard at most `shard_limit` bytes or one tensor."""
+    weight_map: dict[str, str] = {}
+    shard: dict[str, torch.Tensor] = {}
+    number = 1
+    for name, tensor in RandomWeights(config).tensors():
+        if shard and tensor.nbytes + sum(part.nbytes for part in shard.values()) > shard_limit:
+            save_file(shard, directory / f"model-{number:05d}.safetensors")
+            shard, number = {}, number + 1
+        shard[name] = tensor
+        weight_map[name] = f"model-{number:05d}.safetensors"
+    save_file(shard, directory / f"model-{number:05d}.safetensors")
+    (directory / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (directory / "config.json").write_text(json.dumps(hf_values(config)))
+
+
+def hf_values(config: ModelConfig) -> dict[str, object]:
+    """A `config.json` that reads back as `config`."""
+    rope = config.rope_scaling
+    parameters: dict[str, object] = {"rope_type": rope.kind, "rope_theta": config.rope_theta}
+    if rope.kind != "default":
+        parameters["factor"] = rope.factor
+    if rope.kind == "llama3":
+        parameters["low_freq_factor"] = rope.low_freq_factor
+        parameters["high_freq_factor"] = rope.high_freq_factor
+        parameters["original_max_position_embeddings"] = rope.original_max_position
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.rms_eps,
+        "rope_parameters": parameters,
+        "tie_word_embeddings": config.tied_embeddings,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "max_position_embeddings": config.max_position,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.eos_token_ids),
+    }
+
+
+def report(record: LoadRecord) -> None:
+    """The figures against their bound, for people."""
+    rate = record.source_bytes / record.pack_seconds / 1e9
+    print(f"{record.model} as {record.dtype} on {record.cpus} CPUs, torch {record.torch}")
+    print(f"  open and check  {record.open_seconds:9.3f} s")
+    print(f"  read and pack   {record.pack_seconds:9.3f} s, {rate:.2f} GB/s")
+    for what, size, remark in (
+        ("packed", record.packed_bytes, ""),
+        ("largest shard", record.largest_shard_bytes, ""),
+        ("peak", record.peak_bytes, f", beside {record.baseline_bytes / MEGABYTE:.0f} MB of libraries"),
+        ("bound", record.bound_bytes, ", kept" if record.within_bound else ", EXCEEDED"),
+    ):
+        print(f"  {what:<15} {size / MEGABYTE:9.1f} MB{remark}")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.load", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="random:llama-3.2-1b", help="directory, hub id or random:<preset>")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of the packed weights")
+    parser.add_argument(
+        "--capacity", type=int, help="positions of the RoPE table (default: 8192, or the model's own limit)"
+    )
+    parser.add_argument(
+        "--synthetic", action="store_true", help="write a random:<preset> as a checkpoint first, and load that"
+    )
+    parser.add_argument("--shard-mb", type=int, default=1000, help="largest shard of --synthetic, in MB")
+    parser.add_argument(
+        "--directory", type=Path, help="where --synthetic writes (default: the system's temporary directory)"
+    )
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> LoadRecord:
+    if not options.synthetic:
+        return measure(options.model, options.dtype, options.capacity)
+    config = random_config(options.model)
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        arguments = (config, Path(directory), options.shard_mb * MEGABYTE)
+        # in a process of its own, because the memory that writing takes would count towards the peak
+        writer = multiprocessing.get_context("spawn").Process(target=write_synthetic, args=arguments)
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            raise UserError(f"{directory}: the synthetic checkpoint could not be written, see above; is the disk full?")
+        record = measure(directory, options.dtype, options.capacity)
+    return replace(record, model=f"{options.model} in shards of at most {options.shard_mb} MB")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 when the bound is kept, 1 when it is not, 2 for bad input."""
+    try:
+        record = run(parse_arguments(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report(record)
+    print(json.dumps(asdict(record)))
+    return 0 if record.within_bound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
