@@ -176,8 +176,9 @@ class ChatTemplate:
         from jinja2 import TemplateError
 
         try:
+            variables = {"tools": None, "documents": None, **self._variables}
             template = _sandbox().from_string(self._source)
-            return str(template.render(messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._variables))
+            return str(template.render(messages=messages, add_generation_prompt=True, **variables))
         except TemplateError as error:
             raise UserError(f"the chat template in {self._origin} refuses this prompt: {error.message}") from error
         except Exception as error:  # a template is a program: it can fail in any way Python can
@@ -212,7 +213,7 @@ def checked(prompt: str) -> str:
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the prompt is not valid UTF-8 at character {error.start}: type it again, or re-encode its file") from error
+        raise UserError(f"the prompt is not valid UTF-8 at character {error.start}: type it in UTF-8") from error
     return prompt
 
 

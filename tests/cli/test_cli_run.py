@@ -1,0 +1,173 @@
+"""What a run prints, and where, with an engine that says what it is told to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_fakes import BUNDLED, EOS, FakeEngine, Loader, ids_of
+
+import run_llama1b
+from megakernel.request import SamplingParams
+
+TEXT = " naïve 日本 😀 text"
+
+
+def run(capsys: pytest.CaptureFixture[str], engine: FakeEngine, *argv: str) -> tuple[int, str, str]:
+    """(status, stdout, stderr)"""
+    status = run_llama1b.main(list(argv), Loader(engine))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_text_goes_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, FakeEngine([*ids_of(TEXT), EOS]), "--prompt", "A")
+    assert (status, out) == (0, TEXT + "\n")
+    first, last = err.splitlines()
+    assert first.startswith(f"{BUNDLED} on vm, loaded in ")
+    assert last.startswith(f"{len(ids_of(TEXT)) + 1} tokens (stop), first after ")
+    assert "ms/token" in last
+
+
+def test_every_piece_is_flushed_before_the_next_token_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[str] = []
+
+    class Watching(FakeEngine):
+        def stream(self) -> Any:
+            for token in super().stream():
+                seen.append(capsys.readouterr().out)
+                yield token
+
+    engine = Watching(ids_of("one two three"))
+    run_llama1b.main(["--prompt", "A"], Loader(engine))
+    pieces = [*seen[1:], capsys.readouterr().out]
+    assert "".join(pieces) == "one two three\n"
+    assert all(pieces)
+
+
+def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = [*ids_of(TEXT), EOS]
+    status, out, _ = run(capsys, FakeEngine(tokens, pause=0.002), "--prompt", "A", "--json")
+    assert status == 0
+    assert out.count("\n") == 1
+    found = json.loads(out)
+    times = {name: found.pop(name) for name in ("ttft_ms", "ms_per_token", "tokens_per_second")}
+    assert found == {
+        "model": str(BUNDLED),
+        "backend": "vm",
+        "prompt_token_ids": [0, *ids_of("A")],
+        "token_ids": tokens,
+        "text": TEXT,
+        "finish_reason": "stop",
+    }
+    assert times["ttft_ms"] >= 2  # the engine sleeps as long before each token
+    assert times["ms_per_token"] >= 2
+    assert times["tokens_per_second"] == pytest.approx(1000 / times["ms_per_token"], rel=1e-2)  # both rounded to 1e-3
+
+
+def test_one_token_has_no_time_per_token(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, err = run(capsys, FakeEngine(ids_of("a b c")), "--prompt", "A", "--json", "--max-tokens", "1")
+    found = json.loads(out)
+    assert (found["finish_reason"], len(found["token_ids"])) == ("length", 1)
+    assert (found["ms_per_token"], found["tokens_per_second"]) == (None, None)
+    assert "ms/token" not in err
+
+
+def test_all_arguments_reach_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    loader = Loader(FakeEngine(ids_of("x")))
+    argv = ["--prompt=A", "--max-tokens=7", "--temperature=0.5", "--top-k=3", "--top-p=0.25", "--seed=9", "--sms=4"]
+    assert run_llama1b.main([*argv, "--backend=vm", f"--model={BUNDLED}"], loader) == 0
+    assert loader.asked == {"model": str(BUNDLED), "backend": "vm", "sms": 4}
+    expected = SamplingParams(temperature=0.5, top_k=3, top_p=0.25, seed=9, stop_token_ids=(EOS,))
+    assert loader.engine.started == ([0, *ids_of("A")], 7, expected)
+    assert loader.engine.closed
+
+
+def test_defaults_are_those_of_the_dataclasses() -> None:
+    assert run_llama1b.parse([]) == run_llama1b.Options()
+    assert run_llama1b.parse([]).sampling == SamplingParams()
+
+
+def test_chat_sends_the_template(capsys: pytest.CaptureFixture[str]) -> None:
+    loader = Loader(FakeEngine(ids_of("x")))
+    assert run_llama1b.main(["--prompt", "A", "--chat"], loader) == 0
+    assert loader.engine.started is not None
+    assert loader.engine.started[0] == [0, 3, *ids_of("A"), EOS, 4]
+
+
+def test_random_weights_speak_in_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    loader = Loader(FakeEngine([300, 7, 128000]))
+    assert run_llama1b.main(["--model", "random:llama-3.2-1b", "--prompt", "é"], loader) == 0
+    captured = capsys.readouterr()
+    assert loader.engine.started is not None
+    assert loader.engine.started[0] == [0xC3, 0xA9]
+    assert captured.out == "300 7 128000\n"
+    assert "token ids come out in place of words" in captured.err
+
+
+def test_ctrl_c_keeps_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = FakeEngine(ids_of("one two three"), interrupt_at=2)
+    status, out, err = run(capsys, engine, "--prompt", "A")
+    assert status == 130
+    assert out.strip()
+    assert "one two three".startswith(out.rstrip("\n"))
+    assert "(interrupted)" in err
+    assert "Traceback" not in err
+    assert engine.stopped
+    assert engine.closed
+
+
+def test_ctrl_c_in_the_middle_of_a_character_prints_no_half_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = ids_of("😀")
+    assert len(tokens) > 2  # or there is no middle
+    status, out, _ = run(capsys, FakeEngine(tokens, interrupt_at=2), "--prompt", "A", "--json")
+    assert status == 130
+    found = json.loads(out)
+    assert (found["token_ids"], found["text"]) == (tokens[:2], "\N{REPLACEMENT CHARACTER}")
+
+
+def test_ctrl_c_still_prints_the_object(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = ids_of("one two three")
+    status, out, _ = run(capsys, FakeEngine(tokens, interrupt_at=3), "--prompt", "A", "--json")
+    found = json.loads(out)
+    assert (status, found["finish_reason"], found["token_ids"]) == (130, "interrupted", tokens[:3])
+
+
+def test_ctrl_c_while_loading_prints_an_object_without_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    assert run_llama1b.main(["--prompt", "A", "--json"], load) == 130
+    found = json.loads(capsys.readouterr().out)
+    assert (found["finish_reason"], found["token_ids"], found["text"], found["backend"]) == ("interrupted", [], "", None)
+    assert found["prompt_token_ids"] == [0, *ids_of("A")]
+
+
+def test_an_error_while_loading_or_starting_leaves_stdout_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = FakeEngine(ids_of("x"))
+    for argv in (["--max-tokens", "600"], ["--max-tokens", "600", "--json"]):
+        status, out, err = run(capsys, engine, "--prompt", "A", *argv)
+        assert (status, out) == (2, "")
+        assert err == "error: 2 prompt tokens and 600 more exceed the capacity of 512\n"
+    assert engine.closed
+
+
+def test_loading_is_drawn_and_wiped_off(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    _, out, err = run(capsys, FakeEngine(ids_of("x")), "--prompt", "A")
+    assert f"\r\x1b[Kloading {BUNDLED}: 50 %" in err
+    assert f"100 %\r\x1b[K{BUNDLED} on vm" in err
+    assert out == "x\n"
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "chat template"])
+def test_a_model_without_its_text_files(capsys: pytest.CaptureFixture[str], tmp_path: Path, missing: str) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if name != missing:
+            (tmp_path / name).symlink_to(BUNDLED / name)
+    status, out, err = run(capsys, FakeEngine([]), "--model", str(tmp_path), "--chat")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {tmp_path} has no {missing}: ")
+    assert err.count("\n") == 1
