@@ -1,14 +1,15 @@
 """A model and its programs in GPU memory, and the launch of the kernel.
 
-The GPU twin of `megakernel.vm`: it decodes a number of tokens on a state that all programs of a model share, and knows no
-engine and no text.
+The GPU twin of `megakernel.vm`: it decodes tokens on a state that all programs of a model share, and knows no engine and no
+text.  Everything is enqueued on the current stream; results land in pinned host memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
@@ -17,12 +18,12 @@ from megakernel.compile import PAGE_LAYOUT
 from megakernel.device.context import Sizes
 from megakernel.device.kernel import WARPS, megakernel
 from megakernel.geometry import COUNTER_STRIDE, make_geometry
-from megakernel.gpu.control import NEVER, Outcome, control_words
+from megakernel.gpu.control import WORDS, Outcome, control_words
 from models.packed import PackedModel
 from models.tape import PAGE_BYTES
 from scheduler.program import Program
 
-COPIES = 3  # copies in flight per SM: fewer starve HBM, more delay the page that is needed next
+COPIES = 2  # copies in flight per SM: one starves HBM, more delay the page that is needed next (docs/performance.md)
 PATIENCE = 1_000_000_000  # clock cycles after which a wait is given up: about half a second
 
 
@@ -30,28 +31,51 @@ class GpuState:
     """The model, one sequence and its KV cache, in GPU memory; shared by the programs of all context buckets."""
 
     def __init__(self, model: PackedModel, cache_pages: int, device: torch.device) -> None:
-        self.model, self.device = model, device
+        self.device, self.capacity = device, model.capacity
         self.weights = model.weights.to(device)
         self.constants = model.constants.to(device)
         self.rope = model.rope.to(device)
         self.cache = torch.zeros(cache_pages, PAGE_BYTES // 2, dtype=torch.bfloat16, device=device)
         self.tokens = torch.zeros(model.capacity + 1, dtype=torch.int32, device=device)
-        self.control = torch.zeros(64, dtype=torch.int32, device=device)
+        self.control = torch.zeros(WORDS, dtype=torch.int32, device=device)
         self.tape_descriptor, self.cache_descriptor = (
             TensorDescriptor.from_tensor(pages.view(-1, 64), [128, 64], PAGE_LAYOUT) for pages in (self.weights, self.cache)
         )
-        self.position = 0
 
     def start(self, prompt: Sequence[int], sampling: SamplingState, stop_tokens: Collection[int]) -> None:
         """Begin a new sequence."""
         words = control_words(len(prompt), sampling, stop_tokens)
         self.tokens[: len(prompt)] = torch.tensor(prompt, dtype=torch.int32)
         self.control.copy_(torch.from_numpy(words))
-        self.position = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Flight:
+    """A launch under way: `tokens` tokens from `position`; what it leaves lands on the host once `landed` has passed."""
+
+    program: GpuProgram
+    position: int
+    tokens: int
+    control: torch.Tensor  # int32 [64], pinned
+    chosen: torch.Tensor  # int32 [tokens], pinned: the tokens at position + 1 and on
+    landed: torch.cuda.Event
+
+    def land(self) -> list[int]:
+        """Wait for the launch; the tokens at the positions after those decoded, fewer than asked for after a stop token.
+
+        Raises KernelFault if some wait of the kernel expired.
+        """
+        self.landed.synchronize()
+        outcome = Outcome(self.control.numpy())
+        outcome.raise_fault(self.program.program)
+        done = max(0, min(outcome.stop_position, self.position + self.tokens) - self.position)
+        self.program.epoch += done
+        self.program.enqueued -= self.tokens
+        return [int(token) for token in self.chosen[:done]]
 
 
 class GpuProgram:
-    """One program in GPU memory, ready to be launched."""
+    """One program in GPU memory.  `epoch` counts the tokens it has decoded, `enqueued` those under way."""
 
     def __init__(self, program: Program, state: GpuState, copies: int = COPIES, patience: int = PATIENCE) -> None:
         device = state.device
@@ -62,12 +86,12 @@ class GpuProgram:
         )
         self.activations = torch.full((program.shape.activation_elements,), torch.nan, device=device)
         self.counters = torch.zeros(program.counters * COUNTER_STRIDE, dtype=torch.int32, device=device)
-        self.epoch = 0
+        self.epoch = self.enqueued = 0
 
-    def enqueue(self, position: int, tokens: int, epoch: int) -> None:
-        """Launch the kernel for up to `tokens` tokens; returns at once."""
+    def arguments(self, position: int, tokens: int) -> tuple[Any, ...]:
+        """The kernel's arguments."""
         state = self.state
-        megakernel[(self.program.sms,)](
+        return (
             state.tape_descriptor,
             state.cache_descriptor,
             state.weights,
@@ -83,23 +107,32 @@ class GpuProgram:
             state.tokens,
             state.control,
             position,
-            epoch,
+            self.epoch + self.enqueued,
             tokens,
             self.patience,
             self.sizes,
-            num_warps=WARPS,
         )
 
-    def launch(self, tokens: int) -> int:
-        """Decode up to `tokens` tokens and wait for them; returns how many, fewer after a stop token."""
-        position = self.state.position
-        self.enqueue(position, tokens, self.epoch)
-        outcome = Outcome(self.state.control.cpu().numpy())
-        outcome.raise_fault(self.program)
-        done = min(outcome.stop_position, position + tokens) - position
-        self.state.position += done
-        self.epoch += done
-        return done
+    def compile(self) -> None:
+        """Compile the kernel, or find it in Triton's cache, without launching it."""
+        megakernel.warmup(*self.arguments(0, 1), grid=(self.program.sms,), num_warps=WARPS, launch_cooperative_grid=True)
+
+    def launch(self, position: int, tokens: int) -> Flight:
+        """Enqueue up to `tokens` tokens from `position`; returns at once.
+
+        Where an earlier launch has met a stop token, the kernel leaves at once.  The launch is cooperative: the driver
+        refuses it where not all blocks can be resident together, instead of letting them wait for each other for ever.
+        """
+        grid = (self.program.sms,)
+        megakernel[grid](*self.arguments(position, tokens), num_warps=WARPS, launch_cooperative_grid=True)
+        self.enqueued += tokens
+        control = torch.empty(WORDS, dtype=torch.int32, pin_memory=True)
+        chosen = torch.empty(tokens, dtype=torch.int32, pin_memory=True)
+        control.copy_(self.state.control, non_blocking=True)
+        chosen.copy_(self.state.tokens[position + 1 : position + 1 + tokens], non_blocking=True)
+        landed = torch.cuda.Event()
+        landed.record()
+        return Flight(self, position, tokens, control, chosen, landed)
 
     def logits(self) -> torch.Tensor:
         """The logits of the last token decoded under this program, fp32 [vocab], on the host."""
@@ -107,9 +140,6 @@ class GpuProgram:
         return self.activations[buffer.base : buffer.base + buffer.rows].cpu()
 
     def reset(self) -> None:
-        """Forget the counters, after a fault."""
+        """Forget all counters, after a fault."""
         self.counters.zero_()
-        self.epoch = 0
-
-
-__all__ = ["COPIES", "NEVER", "PATIENCE", "GpuProgram", "GpuState"]
+        self.epoch = self.enqueued = 0

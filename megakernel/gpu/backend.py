@@ -1,0 +1,123 @@
+"""The engine's backend on a Hopper GPU: launches of a few tokens each, the next one under way while the last is read.
+
+Programs of the context buckets are scheduled and compiled by one thread in the background, in the order in which a request
+will need them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from instructions.base import SamplingState
+from megakernel.gpu.errors import KernelFault
+from megakernel.gpu.machine import Flight, GpuProgram, GpuState
+from megakernel.request import SamplingParams
+from models.packed import PackedModel
+from models.tape import PAGE_BYTES
+from scheduler.buckets import BucketPrograms
+
+CHUNK = 16  # tokens a launch: a token reaches the host at most two launches after it was chosen
+FLIGHTS = 2  # launches under way
+LONGEST_LAUNCH = 0.25  # seconds, so that an interrupt is answered soon
+SLOW_BANDWIDTH = 2.0e12  # bytes a second, to bound a launch's time from above
+
+
+class GpuBackend:
+    """See `megakernel.backend.Backend`."""
+
+    name = "gpu"
+
+    def __init__(self, model: PackedModel, programs: BucketPrograms, device: torch.device) -> None:
+        self.config, self.capacity = model.config, programs.capacity
+        self.programs = programs
+        self.state = GpuState(model, programs.shape(programs.capacity).cache_pages, device)
+        step = model.tape.streamed_pages * PAGE_BYTES / SLOW_BANDWIDTH
+        self.longest = max(1, int(LONGEST_LAUNCH / step))
+        self.builder = ThreadPoolExecutor(1, "megakernel-build")
+        self.built: dict[int, Future[GpuProgram]] = {}
+        self.flights: deque[Flight] = deque()
+        self.ready: list[int] = []
+        self.prompt_length = self.position = self.end = 0
+        self.stopped = False
+        self.program(0)
+
+    def start(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
+        self.abandon()
+        state = SamplingState(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
+        self.state.start(prompt, state, sampling.stop_token_ids)
+        self.ready.clear()
+        self.prompt_length, self.position, self.stopped = len(prompt), 0, False
+        self.end = len(prompt) - 1 + limit
+        for place in range(self.programs.place(self.end - 1) + 1):
+            self.program(place)
+
+    def decode(self, count: int) -> list[int]:
+        while not self.ready:
+            while len(self.flights) < FLIGHTS and self.position < self.end and not self.stopped:
+                self.take_off()
+            self.land()
+        tokens, self.ready = self.ready[:count], self.ready[count:]
+        return tokens
+
+    def close(self) -> None:
+        self.abandon()
+        self.builder.shutdown(wait=True, cancel_futures=True)
+        self.built.clear()
+        del self.state
+        torch.cuda.empty_cache()
+
+    def program(self, place: int) -> Future[GpuProgram]:
+        """The program of one bucket, being built since it was first asked for."""
+        if place not in self.built:
+            self.built[place] = self.builder.submit(self.build, place)
+        return self.built[place]
+
+    def build(self, place: int) -> GpuProgram:
+        """Schedule and compile one bucket's program."""
+        program = GpuProgram(self.programs.program(place), self.state)
+        program.compile()
+        return program
+
+    def take_off(self) -> None:
+        """Enqueue the next launch: the prompt in long ones that end with it, then a few tokens at a time."""
+        place = self.programs.place(self.position)
+        in_prompt = self.position < self.prompt_length
+        end = self.prompt_length if in_prompt else self.position + CHUNK
+        end = min(end, self.position + self.longest, self.programs.sizes[place] + 1, self.end)
+        self.flights.append(self.program(place).result().launch(self.position, end - self.position))
+        self.position = end
+
+    def land(self) -> None:
+        """Wait for the oldest launch and take its tokens; after a fault the GPU is made usable again first."""
+        flight = self.flights.popleft()
+        try:
+            chosen = flight.land()
+        except KernelFault:
+            self.recover()
+            raise
+        self.stopped = self.stopped or len(chosen) < flight.tokens
+        before = max(0, self.prompt_length - 1 - flight.position)  # tokens of the prompt itself
+        self.ready.extend(chosen[before:])
+
+    def abandon(self) -> None:
+        """Let the launches under way end; whatever they chose is dropped."""
+        while self.flights:
+            self.land()
+
+    def recover(self) -> None:
+        """After a fault: no launch under way, counters and cache as new."""
+        self.flights.clear()
+        torch.cuda.synchronize(self.state.device)
+        self.state.cache.zero_()
+        for future in self.built.values():
+            if future.done() and future.exception() is None:
+                future.result().reset()
+
+    @property
+    def last_program(self) -> GpuProgram:
+        """The program that decoded the last token landed, when no launch is under way; its logits are still there."""
+        return self.program(self.programs.place(self.position - 1)).result()
