@@ -62,7 +62,7 @@ def schedule(shape: Shape, sms: int, policy: str, ring: int | None) -> Program:
     deps = derive(program, shape)
     queues = POLICIES[policy](program, shape, deps, sms)
     program = level_head(program, shape, queues)
-    plan = plan_pages(program, shape, deps, queues, ring or ring_depth(shape))
+    plan = plan_pages(program, shape, deps, queues, ring_depth(shape) if ring is None else ring)
     order = [i for queue in queues for i in queue]
     words = np.zeros((len(order), WORDS), dtype=np.int32)
     for record, i in zip(words, order, strict=True):

@@ -65,23 +65,38 @@ def cycle_through(blockers: dict[int, list[int]], core: set[int], start: int) ->
     return cycle[::-1]
 
 
+def hops(listing: Listing, cycle: list[int]) -> list[tuple[int, int, int | None]]:
+    """A cycle as (record, record it waits for, by which counter), the queue being None; runs along a queue are one hop."""
+    count, found = len(listing.items), list[tuple[int, int, int | None]]()
+    first = next(place for place, node in enumerate(cycle) if node >= count) - 1  # queues alone make no cycle
+    cycle = cycle[first:] + cycle[:first]
+    for place, node in enumerate(cycle):
+        following = cycle[(place + 1) % len(cycle)]
+        if node >= count:
+            continue
+        if following >= count:
+            found.append((node, cycle[(place + 2) % len(cycle)], following - count))
+        elif found and found[-1][2] is None:
+            found[-1] = (found[-1][0], following, None)
+        else:
+            found.append((node, following, None))
+    return found
+
+
+def explain(listing: Listing, i: int, j: int, counter: int | None) -> str:
+    """One hop in words."""
+    if counter is None:
+        return f"{listing.place(i)} stands in the queue behind {listing.place(j)}"
+    return f"{listing.place(i)} waits for c{counter}, which is full only after {listing.place(j)}"
+
+
 def deadlock_finding(listing: Listing, stuck: list[int]) -> Finding:
     """One finding for all records that never start, with the shortest cycle found hop by hop."""
-    count = len(listing.items)
     blockers = blockers_of(listing, stuck)
     core = cyclic_core(blockers)
-    starts = [i for i in sorted(core) if i < count]
+    starts = [i for i in sorted(core) if i < len(listing.items)]
     step = max(len(starts) // MAX_STARTS, 1)
     cycles = [cycle_through(blockers, core, start) for start in starts[::step]]
-    cycle = min(filter(None, cycles), key=len, default=starts[:1])
-    records = [place for place, i in enumerate(cycle) if i < count]
-    details = []
-    for place, following in zip(records, [*records[1:], records[0] + len(cycle)], strict=True):
-        i, j = cycle[place], cycle[following % len(cycle)]
-        if following == place + 1:
-            details.append(f"{listing.place(i)} stands in the queue behind {listing.place(j)}")
-        else:
-            counter = cycle[place + 1] - count
-            details.append(f"{listing.place(i)} waits for c{counter}, which is full only after {listing.place(j)}")
-    message = f"{len(stuck)} instructions can never start; this one waits for itself, over {len(records)} instructions"
-    return listing.finding("deadlock", cycle[records[0]], message, tuple(details))
+    best = min((hops(listing, cycle) for cycle in cycles if cycle), key=len)
+    message = f"{len(stuck)} instructions can never start; this one waits for itself, by way of"
+    return listing.finding("deadlock", best[0][0], message, tuple(explain(listing, *hop) for hop in best))

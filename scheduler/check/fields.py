@@ -18,7 +18,7 @@ LAYERED = {"qkv", "attention", "combine", "o_proj", "gate_up", "down"}
 ONCE = {"embed", "lm_head", "sample"}  # these belong to no layer and carry 0
 
 
-def field_range(instruction: Instruction, name: str, shape: Shape) -> tuple[int, int]:
+def field_range(instruction: Instruction, name: str, shape: Shape, sms: int) -> tuple[int, int]:
     """Smallest and largest value of a payload field; (0, -1) for a field without a rule."""
     blocks = shape.matrix(MATRICES.get(instruction.MNEMONIC, "head")).blocks
     first = getattr(instruction, "block", 0)
@@ -27,13 +27,13 @@ def field_range(instruction: Instruction, name: str, shape: Shape) -> tuple[int,
         "blocks": (1, blocks - first),
         "head": (0, shape.config.num_kv_heads - 1),
         "slice": (0, shape.slices - 1),
-        "slot": (0, shape.matrix("head").blocks - 1),
-        "slots": (1, shape.matrix("head").blocks),
+        "slot": (0, sms - 1),  # the kernel's `Sample` looks at one slot for each SM
+        "slots": (1, sms),
     }
     return ranges.get(name, (0, -1))
 
 
-def payload_problem(instruction: Instruction, shape: Shape) -> str | None:
+def payload_problem(instruction: Instruction, shape: Shape, sms: int) -> str | None:
     """Why an instruction's own fields fit no part of the model, or None."""
     kind = instruction.MNEMONIC
     if kind not in LAYERED | ONCE:
@@ -42,7 +42,7 @@ def payload_problem(instruction: Instruction, shape: Shape) -> str | None:
     if not 0 <= instruction.layer < layers:
         return f"layer {instruction.layer}, it must be 0 to {layers - 1}"
     for name in instruction.payload_names():
-        low, high = field_range(instruction, name, shape)
+        low, high = field_range(instruction, name, shape, sms)
         value = getattr(instruction, name)
         if not low <= value <= high:
             return f"{name}={value}, it must be {low} to {high}"
@@ -93,7 +93,7 @@ def page_problem(item: Scheduled, shape: Shape, expected: int) -> str | None:
 def field_findings(listing: Listing) -> Iterator[Finding]:
     """Every fault that one record shows by itself, and the running count of page uses."""
     for i, item in enumerate(listing.items):
-        problem = payload_problem(item.instruction, listing.shape)
+        problem = payload_problem(item.instruction, listing.shape, listing.sms)
         if problem:
             yield listing.finding("field", i, problem)
     yield from counter_findings(listing)
