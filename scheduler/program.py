@@ -18,6 +18,7 @@ import numpy as np
 from instructions.codec import WORDS, Scheduled, decode, disassemble
 from instructions.shape import Shape
 from models.config import ModelConfig
+from models.errors import UserError
 from scheduler.check import require_valid
 from scheduler.errors import ProgramFormatError
 
@@ -104,12 +105,14 @@ def read_program(path: Path) -> Program:
     """Read a saved program, unproven: `load_program` is what may be run.  Raises ProgramFormatError for a file that is none,
     is damaged, or has another version."""
     try:
+        with zipfile.ZipFile(path):  # np.load would take other files of NumPy as well
+            pass
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())
             arrays = {name: file[name] for name in ARRAYS}
     except FileNotFoundError:
         raise ProgramFormatError(f"{path}: no such program file; make one with `python -m scheduler`") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damage surfaces as nearly anything: zipfile, zlib, struct, JSON and NumPy each have their own
         raise ProgramFormatError(f"{path}: not a saved program or damaged ({error}); make it again") from None
     if not isinstance(header, dict) or header.get("magic") != MAGIC:
         raise ProgramFormatError(f"{path}: not a saved program; make one with `python -m scheduler`")
@@ -120,7 +123,7 @@ def read_program(path: Path) -> Program:
         config = ModelConfig.from_dict(header["config"])
         numbers = [int(header[name]) for name in ("itemsize", "capacity", "bucket", "slices")]
         return Program(Shape(config, *numbers), str(header["policy"]), int(header["ring"]), **arrays)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, UserError) as error:
         raise ProgramFormatError(f"{path}: damaged header ({error!r}); make the program again") from None
 
 
