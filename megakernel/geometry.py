@@ -138,9 +138,7 @@ def make_geometry(program: Program, copies: int) -> Geometry:
         norm_stride=_stride(tape.norm_offset("attention", 0), tape.norm_offset("attention", last)),
         final_norm=tape.norm_offset("final"),
         biases=max(biases.values()) >= 0,
-        bias_stride=max(
-            _stride(shape.matrix(kind).bias_offset, shape.matrix(kind, last).bias_offset) for kind in biases
-        ),
+        bias_stride=max(_stride(shape.matrix(kind).bias_offset, shape.matrix(kind, last).bias_offset) for kind in biases),
         qkv_bias=biases["qkv"],
         o_bias=biases["o"],
         gate_up_bias=biases["gate_up"],
