@@ -1,4 +1,4 @@
-"""Whether the host has the memory that a model will take, asked before any of it is taken."""
+"""Whether there is the memory that a model will take, on the host or on a GPU, asked before any of it is taken."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def available_bytes(meminfo: Path = MEMINFO) -> int | None:
     return None
 
 
-def check_memory(model: str, needs: Mapping[str, int], available: int | None) -> None:
+def check_memory(model: str, needs: Mapping[str, int], available: int | None, kind: str = "memory") -> None:
     """Refuse a model that needs more bytes than are available; raises UserError with the figures, largest first."""
     total = sum(needs.values())
     if available is None or total <= available:
         return
     parts = ", ".join(f"{name} {needs[name] / GIGABYTE:.2f}" for name in sorted(needs, key=lambda name: -needs[name]))
     raise UserError(
-        f"{model} needs {total / GIGABYTE:.2f} GB of memory ({parts}), {available / GIGABYTE:.2f} GB are available: "
+        f"{model} needs {total / GIGABYTE:.2f} GB of {kind} ({parts}), {available / GIGABYTE:.2f} GB are available: "
         "free some, or choose a smaller model or capacity"
     )

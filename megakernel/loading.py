@@ -109,12 +109,25 @@ def gpu_problem() -> str | None:
     if capability != KERNEL_CAPABILITY:
         name = torch.cuda.get_device_name()
         return f"{name} has compute capability {capability[0]}.{capability[1]}, the kernel needs 9.0 (H100, H200)"
-    return "the GPU backend is not in this build"
+    return None
 
 
 def load_gpu(request: LoadRequest) -> Engine:
-    """The GPU backend's place; `gpu_problem` says why nobody comes here yet."""
-    raise UserError(f"{request.model}: the GPU backend is not in this build; use --backend vm")
+    """An engine on the GPU.  Triton is imported only here, so that the CPU machine runs without it."""
+    from megakernel.gpu.backend import CHUNK, GpuBackend
+    from megakernel.gpu.memory import gpu_bytes
+
+    if request.dtype != torch.bfloat16:
+        raise UserError(f"the GPU backend runs bfloat16 weights, not {request.dtype}; leave dtype out, or use --backend vm")
+    device = torch.device("cuda", torch.cuda.current_device())
+    sms = torch.cuda.get_device_properties(device).multi_processor_count
+    if request.sms is not None and request.sms > sms:
+        raise UserError(f"{request.sms} SMs asked for, the GPU has {sms}: the blocks could not all be resident; ask for fewer")
+    programs = request.programs(sms)
+    check_memory(request.model, gpu_bytes(programs), torch.cuda.mem_get_info(device)[0], "GPU memory")
+    check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
+    model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
+    return Engine(GpuBackend(model, programs, device), chunk=CHUNK)
 
 
 def load_vm(request: LoadRequest) -> Engine:
@@ -136,13 +149,20 @@ def checked_capacity(checkpoint: Checkpoint, capacity: int | None) -> int:
 
 
 def vm_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]:
-    """Host memory that the CPU machine takes, by part, and the largest tensor, which stands beside its packed copy."""
+    """Host memory that the CPU machine takes, by part."""
     shapes: list[Shape] = [programs.shape(bucket) for bucket in programs.sizes]
-    largest = max(math.prod(shape) for shape in expected_tensors(checkpoint.config).values())
     return {
-        "weights": shapes[0].tape.pages * PAGE_BYTES,
+        **packing_bytes(programs, checkpoint),
         "KV cache": shapes[0].cache_pages * PAGE_BYTES,
         "activations": sum(shape.activation_elements * (4 + 8) for shape in shapes),  # fp32 and an int64 epoch
+    }
+
+
+def packing_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]:
+    """Host memory that packing takes: the weights, and the largest tensor, which stands beside its packed copy."""
+    largest = max(math.prod(shape) for shape in expected_tensors(checkpoint.config).values())
+    return {
+        "weights": programs.shape(programs.capacity).tape.pages * PAGE_BYTES,
         "largest tensor": largest * checkpoint.stored_dtype.itemsize,
     }
 

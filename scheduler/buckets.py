@@ -1,8 +1,12 @@
 """Context buckets: which program decodes which position.
 
 A program is made for a most number of past positions, its bucket: its page plan holds as many KV pages as that takes.  An
-engine keeps a few programs, buckets doubling from one KV page to the whole capacity, and switches between tokens.  Which one
-decodes a token depends on its position alone, so a result never depends on how a sequence was cut into launches.
+engine keeps a few programs and switches between tokens.  Which one decodes a token depends on its position alone, so a result
+never depends on how a sequence was cut into launches.
+
+Few and far apart, because each costs scheduling and compiling, and because a program with more slices than a short context
+needs loses little: the first serves short contexts with no combination of slices, the second all that attention can
+spread over the SMs at a page or two each, and from there on they grow by 4, so that at most a few page uses pass empty.
 """
 
 from __future__ import annotations
@@ -15,13 +19,17 @@ from models.config import ModelConfig
 from scheduler.build import DEFAULT_POLICY, build_program, make_shape
 from scheduler.program import Program
 
+FIRST_PAGES = 1  # KV pages of the first bucket
+SECOND_PAGES = 32  # of the second
+GROWTH = 4  # from each bucket to the next, from there on
+
 
 def bucket_sizes(capacity: int, page_positions: int) -> tuple[int, ...]:
-    """The buckets of a cache of `capacity` positions, ascending: 1, 2, 4, ... KV pages, and at last the capacity."""
-    sizes, size = [], page_positions
-    while size < capacity:
-        sizes.append(size)
-        size *= 2
+    """The buckets of a cache of `capacity` positions, ascending: 1, 32, 128, 512, ... KV pages, and at last the capacity."""
+    sizes, pages = [], FIRST_PAGES
+    while pages * page_positions < capacity:
+        sizes.append(pages * page_positions)
+        pages = SECOND_PAGES if pages == FIRST_PAGES else pages * GROWTH
     return (*sizes, capacity)
 
 

@@ -17,7 +17,7 @@ from scheduler.pages import plan_pages, ring_depth
 from scheduler.place import POLICIES
 from scheduler.program import Program
 
-DEFAULT_POLICY = "zigzag"
+DEFAULT_POLICY = "balanced"
 
 
 def attention_slices(config: ModelConfig, sms: int, bucket_pages: int) -> int:

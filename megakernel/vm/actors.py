@@ -14,7 +14,7 @@ from megakernel.vm.cells import Actor, Cell, Need, Steps
 from megakernel.vm.errors import Fault, VmError
 from megakernel.vm.machine import ExecutingMachine
 from megakernel.vm.record import Record
-from megakernel.vm.ring import Ring
+from megakernel.vm.ring import Ring, Run
 from megakernel.vm.state import DecodeState
 
 
@@ -86,8 +86,7 @@ class Loader(Actor):
             if released.value < want:
                 yield Need(released, want)
             stop = min(item.pages, released.value + ring.depth - first)
-            for j in range(use, stop):
-                ring.put(first + j, record, self.token, j, item.tape + j)
+            ring.put(Run(record, self.token, first + use, use, stop - use, item.tape + use))
             ring.filled.add(stop - use, self.grid.ready)
             use = stop
             yield None
@@ -103,7 +102,7 @@ class Loader(Actor):
                 yield Need(ring.released, number - ring.depth + 1)
             source = item.instruction.page_source(grid.shape, item.tape, use, past)
             page = None if source is None else grid.state.cache.load(source.index, past)
-            ring.put(number, record, self.token, use, page)
+            ring.put(Run(record, self.token, number, use, 1, page))
             ring.filled.add(1, grid.ready)
             yield None
 

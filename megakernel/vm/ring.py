@@ -5,64 +5,80 @@ Use n of a launch takes slot n % depth.  The loader fills uses in order, the con
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from megakernel.vm.cells import Cell
 from megakernel.vm.errors import Fault
 from megakernel.vm.record import Record
 
-Content = int | torch.Tensor | None  # a page of the tape, a copy of a KV page, nothing
+class Run(NamedTuple):
+    """Consecutive page uses loaded at once: `number` (of the launch) onwards, uses `use` onwards of `record` for `token`.
 
+    `content` is the first page on the tape, or one copied KV page, or None for a use that passes through empty.
+    """
 
-class Slot:
-    """What was loaded last: page use `number` of the launch, use `use` of `record` for token `token`."""
-
-    __slots__ = ("content", "number", "record", "token", "use")
-
-    def __init__(self) -> None:
-        self.number = -1
-        self.token = self.use = 0
-        self.record: Record | None = None
-        self.content: Content = None
+    record: Record
+    token: int
+    number: int
+    use: int
+    count: int
+    content: int | torch.Tensor | None
 
 
 class Ring:
-    """`filled` and `released` count uses since the launch began."""
+    """`filled` and `released` count uses since the launch began; `slots` holds, for each page, the run it was loaded with."""
 
     def __init__(self, sm: int, depth: int, weights: torch.Tensor) -> None:
         self.depth, self.weights = depth, weights
         self.filled = Cell(f"pages loaded by sm {sm}")
         self.released = Cell(f"pages released by sm {sm}")
-        self.slots = [Slot() for _ in range(depth)]
+        self.slots: list[Run | None] = [None] * depth
         self.empty = torch.full((weights.shape[1],), torch.nan, dtype=weights.dtype)
 
     def check_next(self, number: int, record: Record) -> None:
         """The loader may go on with use `number`, or the page plan is wrong: raises VmError naming what it would destroy."""
         if number == self.filled.value:
             return
-        slot = self.slots[number % self.depth]
+        slot = number % self.depth
+        run = self.slots[slot]
         problem = f"its page word makes this use {number} of the SM, but {self.filled.value} is next"
-        if slot.record is not None and slot.number >= self.released.value:
-            owner = f"use {slot.use} of #{slot.record.index} ({slot.record.item.instruction.MNEMONIC})"
-            problem += f": the page of {owner} in slot {number % self.depth} would be overwritten before it is read"
+        if run is not None:
+            held = max(n for n in range(run.number, run.number + run.count) if n % self.depth == slot)
+            if held >= self.released.value:
+                owner = f"use {run.use + held - run.number} of #{run.record.index} ({run.record.item.instruction.MNEMONIC})"
+                problem += f": the page of {owner} in slot {slot} would be overwritten before it is read"
         raise record.error(problem)
 
-    def put(self, number: int, record: Record, token: int, use: int, content: Content) -> None:
-        """Fill the slot of use `number`, which must be free."""
-        slot = self.slots[number % self.depth]
-        slot.number, slot.record, slot.token, slot.use, slot.content = number, record, token, use, content
+    def put(self, run: Run) -> None:
+        """Fill the slots of a run, which must be free; the caller raises `filled`."""
+        slots, depth = self.slots, self.depth
+        for number in range(run.number, run.number + run.count):
+            slots[number % depth] = run
 
     def take(self, number: int, record: Record, token: int, use: int, count: int) -> torch.Tensor:
         """The `count` pages from use `number`, [count, page elements]; they must be the record's own."""
-        contents: list[Content] = []
-        for i in range(count):
-            slot = self.slots[(number + i) % self.depth]
-            if slot.number != number + i or slot.record is not record or slot.use != use + i or slot.token != token:
-                owner = "nothing" if slot.record is None else f"use {slot.use} of #{slot.record.index}, token {slot.token}"
-                raise Fault(f"page use {use + i} finds {owner} in slot {(number + i) % self.depth}")
-            contents.append(slot.content)
-        if record.streams_tape:
-            first = contents[0]
-            assert isinstance(first, int)
-            return self.weights[first : first + count]
-        return torch.stack([self.empty if page is None else page for page in contents if not isinstance(page, int)])
+        content: int | torch.Tensor | None = None
+        copies: list[torch.Tensor] = []
+        taken = 0
+        while taken < count:
+            run = self.slots[(number + taken) % self.depth]
+            skipped = -1 if run is None else number + taken - run.number
+            if (
+                run is None
+                or run.record is not record
+                or run.token != token
+                or run.use + skipped != use + taken
+                or not 0 <= skipped < run.count
+            ):
+                found = "nothing" if run is None else f"pages of #{run.record.index}, token {run.token}"
+                raise Fault(f"page use {use + taken} finds {found} in slot {(number + taken) % self.depth}")
+            if not taken:
+                content = run.content if not isinstance(run.content, int) else run.content + skipped
+            if not record.streams_tape:
+                copies.append(run.content if isinstance(run.content, torch.Tensor) else self.empty)
+            taken += run.count - skipped
+        if isinstance(content, int):
+            return self.weights[content : content + count]  # runs of one record follow each other on the tape
+        return torch.stack(copies)
