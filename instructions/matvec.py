@@ -28,22 +28,34 @@ def row_blocks(
     Every row is summed in the same order whatever the block count, so a result never depends on the schedule: one
     matrix-vector product of a fixed shape for each block and HELD_PAGES pages of it.  Blocks of fewer pages share a request.
     """
-    columns, out = machine.shape.page_columns, []
-    together = max(1, HELD_PAGES // pages_per_block)
+    shape, together = machine.shape, max(1, HELD_PAGES // pages_per_block)
+    out = torch.zeros(blocks, BLOCK_ROWS)
+    chunks = list(x.split(HELD_PAGES * shape.page_columns))
+    staged: dict[tuple[int, int], Staged] = {}
     for block in range(0, blocks, together):
         group = min(together, blocks - block)
-        sums: list[torch.Tensor] = []
-        for page in range(0, pages_per_block, HELD_PAGES):
+        sums = out[block : block + group].unbind()
+        for part, chunk in enumerate(chunks):
+            page = part * HELD_PAGES
             count = min(HELD_PAGES, pages_per_block - page)
+            if (group, count) not in staged:
+                staged[group, count] = Staged(shape, group, count)
+            stage = staged[group, count]
             pages = yield PageRequest(block * pages_per_block + page, group * count)
-            tiles = pages.view(group, count * TILES_PER_PAGE, BLOCK_ROWS, -1)
-            weights = torch.empty(group, BLOCK_ROWS, tiles.shape[1], tiles.shape[3])
-            weights.copy_(tiles.transpose(1, 2))
-            chunk = x[page * columns : (page + count) * columns]
-            products = [torch.mv(rows, chunk) for rows in weights.flatten(2).unbind()]
-            sums = [a + b for a, b in zip(sums, products, strict=True)] if sums else products
-        out.extend(sums)
-    return torch.stack(out)
+            stage.tiles.copy_(pages.view(stage.tiles.shape))
+            for total, rows in zip(sums, stage.rows, strict=True):
+                total.addmv_(rows, chunk)
+    return out
+
+
+class Staged:
+    """Room for `blocks` row blocks of `pages` pages each in fp32: filled as `tiles`, [blocks, tiles, 16, tile columns] as in a
+    page, read as `rows`, each [16, columns]."""
+
+    def __init__(self, shape: Shape, blocks: int, pages: int) -> None:
+        values = torch.empty(blocks, BLOCK_ROWS, pages * TILES_PER_PAGE, shape.tile_columns)
+        self.tiles = values.transpose(1, 2)
+        self.rows = values.flatten(2).unbind()
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -13,6 +13,7 @@ from megakernel.vm.cells import Cell
 from megakernel.vm.errors import Fault
 from megakernel.vm.record import Record
 
+
 class Run(NamedTuple):
     """Consecutive page uses loaded at once: `number` (of the launch) onwards, uses `use` onwards of `record` for `token`.
 
@@ -23,7 +24,7 @@ class Run(NamedTuple):
     token: int
     number: int
     use: int
-    count: int
+    length: int
     content: int | torch.Tensor | None
 
 
@@ -45,7 +46,7 @@ class Ring:
         run = self.slots[slot]
         problem = f"its page word makes this use {number} of the SM, but {self.filled.value} is next"
         if run is not None:
-            held = max(n for n in range(run.number, run.number + run.count) if n % self.depth == slot)
+            held = max(n for n in range(run.number, run.number + run.length) if n % self.depth == slot)
             if held >= self.released.value:
                 owner = f"use {run.use + held - run.number} of #{run.record.index} ({run.record.item.instruction.MNEMONIC})"
                 problem += f": the page of {owner} in slot {slot} would be overwritten before it is read"
@@ -54,7 +55,7 @@ class Ring:
     def put(self, run: Run) -> None:
         """Fill the slots of a run, which must be free; the caller raises `filled`."""
         slots, depth = self.slots, self.depth
-        for number in range(run.number, run.number + run.count):
+        for number in range(run.number, run.number + run.length):
             slots[number % depth] = run
 
     def take(self, number: int, record: Record, token: int, use: int, count: int) -> torch.Tensor:
@@ -70,7 +71,7 @@ class Ring:
                 or run.record is not record
                 or run.token != token
                 or run.use + skipped != use + taken
-                or not 0 <= skipped < run.count
+                or not 0 <= skipped < run.length
             ):
                 found = "nothing" if run is None else f"pages of #{run.record.index}, token {run.token}"
                 raise Fault(f"page use {use + taken} finds {found} in slot {(number + taken) % self.depth}")
@@ -78,7 +79,7 @@ class Ring:
                 content = run.content if not isinstance(run.content, int) else run.content + skipped
             if not record.streams_tape:
                 copies.append(run.content if isinstance(run.content, torch.Tensor) else self.empty)
-            taken += run.count - skipped
+            taken += run.length - skipped
         if isinstance(content, int):
             return self.weights[content : content + count]  # runs of one record follow each other on the tape
         return torch.stack(copies)
