@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from instructions.codec import WORDS, Scheduled, encode
-from instructions.shape import Shape, ceil_div
+from instructions.shape import HELD_PAGES, Shape, ceil_div
 from models.config import ModelConfig
 from scheduler.check import require_valid
 from scheduler.dependencies import derive
@@ -58,6 +58,8 @@ def schedule(shape: Shape, sms: int, policy: str, ring: int | None) -> Program:
     """`build_program` without the proof."""
     if policy not in POLICIES:
         raise ScheduleError(f"unknown placement policy {policy!r}; choose one of {', '.join(POLICIES)}")
+    if ring is not None and ring < HELD_PAGES:
+        raise ScheduleError(f"a ring of {ring} pages; use at least {HELD_PAGES}, which an instruction may hold at once")
     program = lower(shape, sms)
     deps = derive(program, shape)
     queues = POLICIES[policy](program, shape, deps, sms)

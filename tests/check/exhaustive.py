@@ -1,0 +1,226 @@
+"""Every interleaving of a tiny program, explored: the truth that the checker's verdicts are compared with.
+
+An instruction begins (its waits met, then it reads) and ends (its rows stored, its signals given) at two moments; in
+between it may read and write at any time.  All orders of those moments that the waits, queues and rings allow are walked
+through, for some tokens.  A fault is a read of rows that are not this token's, two accesses of one row at the same time of
+which one writes, a cache page loaded before its rows are stored, or a state where nothing can go on.
+
+Everything else a machine does (a loader's copy, the release of a page, a signal, the look at the token's end) only ever
+enables others, so it is done as soon as it can be: delaying it reaches no state that is not reached anyway.
+
+Shares no code with the checker, and knows no numbers: rows have versions, not values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from instructions.base import Region
+from instructions.codec import Scheduled, decode
+from instructions.sample import Sample
+from instructions.shape import HELD_PAGES
+from scheduler.program import Program
+
+PER_TOKEN = ("token", "kv")  # buffers that keep every token's rows
+
+
+class TooManyStates(Exception):
+    """The program is not tiny."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """One SM, as far as it has come: instructions begun and ended (over all tokens), pages loaded and released."""
+
+    begun: int = 0
+    ended: int = 0
+    loaded: int = 0
+    released: int = 0
+
+
+State = tuple[Moments, ...]
+
+
+class Explorer:
+    """Walks through all states of a program."""
+
+    def __init__(self, program: Program, tokens: int, most_states: int) -> None:
+        self.tokens, self.most_states, self.ring = tokens, most_states, program.ring
+        self.shape, self.uses = program.shape, program.uses.tolist()
+        self.queues = [[decode(record) for record in program.queue(sm)] for sm in range(program.sms)]
+        self.work = [[Access(item, program) for item in queue] for queue in self.queues]
+        self.pages = [
+            [(item, item.page + j, j) for item in queue for j in range(item.pages)] for queue in self.queues
+        ]  # in the loader's order: record, number within the token, number within the record
+        self.producers: dict[int, list[tuple[int, int]]] = {}
+        for sm, queue in enumerate(self.queues):
+            for place, item in enumerate(queue):
+                for counter in item.signals:
+                    self.producers.setdefault(counter, []).append((sm, place))
+        self.end = next(
+            (sm, i) for sm, queue in enumerate(self.queues) for i, item in enumerate(queue) if type(item.instruction) is Sample
+        )
+
+    def times_ended(self, state: State, sm: int, place: int) -> int:
+        """How many tokens' worth of an instruction have ended."""
+        return max(0, (state[sm].ended - place - 1) // len(self.queues[sm]) + 1)
+
+    def value(self, state: State, counter: int) -> int:
+        """A counter's value."""
+        return sum(self.times_ended(state, *producer) for producer in self.producers.get(counter, []))
+
+    def may_begin(self, state: State, sm: int) -> bool:
+        """Whether the next instruction of an SM can begin: the token is open, the one before has ended, waits are met."""
+        now, queue = state[sm], self.queues[sm]
+        if now.begun > now.ended or now.begun == len(queue) * self.tokens:
+            return False
+        token, place = divmod(now.begun, len(queue))
+        if self.times_ended(state, *self.end) < token:
+            return False
+        return all(self.value(state, w.counter) >= w.threshold(token) for w in queue[place].waits)
+
+    def may_end(self, state: State, sm: int) -> bool:
+        """Whether the instruction that has begun can end: all its pages have passed."""
+        now, queue = state[sm], self.queues[sm]
+        if now.begun == now.ended:
+            return False
+        token, place = divmod(now.ended, len(queue))
+        return now.released >= token * len(self.pages[sm]) + sum(item.pages for item in queue[: place + 1])
+
+    def settle(self, state: State) -> State:
+        """Do all that only enables: loads, releases.  Raises Fault for a load that comes too early."""
+        moving = True
+        while moving:
+            moving = False
+            for sm in range(len(self.queues)):
+                now = self.loaded_on(state, sm)
+                now = self.released_on(now, sm)
+                if now != state[sm]:
+                    state, moving = (*state[:sm], now, *state[sm + 1 :]), True
+        return state
+
+    def loaded_on(self, state: State, sm: int) -> Moments:
+        """One more page in the ring of an SM, if it may be loaded."""
+        now, pages = state[sm], self.pages[sm]
+        if not pages or now.loaded == len(pages) * self.tokens:
+            return now
+        token, place = divmod(now.loaded, len(pages))
+        item, number, j = pages[place]
+        if token * self.uses[sm] + number != now.loaded:
+            raise Fault("a page use is numbered wrongly")
+        if token > 0 and (self.times_ended(state, *self.end) < token - 1 or now.begun < (token - 1) * len(self.queues[sm])):
+            return now
+        if now.loaded - self.ring >= now.released:
+            return now
+        if j == 0 and item.load_wait and self.value(state, item.load_wait.counter) < item.load_wait.threshold(token):
+            return now
+        for region in item.instruction.loads(self.shape):
+            for writer in self.writers_of(region):
+                if self.times_ended(state, *writer) < token:
+                    raise Fault(f"{region} is loaded before it is stored")
+        return Moments(now.begun, now.ended, now.loaded + 1, now.released)
+
+    def released_on(self, now: Moments, sm: int) -> Moments:
+        """The next pages of an SM's running instruction taken and released, if they have landed."""
+        if now.begun == now.ended:
+            return now
+        queue = self.queues[sm]
+        token, place = divmod(now.ended, len(queue))
+        stop = token * len(self.pages[sm]) + sum(item.pages for item in queue[: place + 1])
+        request = min(stop - now.released, HELD_PAGES)
+        if request <= 0 or now.loaded < now.released + request:
+            return now
+        return Moments(now.begun, now.ended, now.loaded, now.released + request)
+
+    def writers_of(self, region: Region) -> Iterator[tuple[int, int]]:
+        """Places of the instructions that write rows of a region."""
+        for sm, queue in enumerate(self.work):
+            for place, access in enumerate(queue):
+                if any(overlap(region, other) for other in access.writes):
+                    yield sm, place
+
+    def check_begin(self, state: State, sm: int) -> None:
+        """Raises Fault where the instruction that begins reads other rows than this token's."""
+        token, place = divmod(state[sm].begun, len(self.queues[sm]))
+        for region in self.work[sm][place].reads:
+            writers = list(self.writers_of(region))
+            if not writers:
+                raise Fault(f"nobody writes {region}")
+            for writer in writers:
+                written = self.times_ended(state, *writer)
+                wanted = token if region.buffer == "token" else token + 1
+                if written < wanted or (region.buffer not in PER_TOKEN and written > wanted):
+                    raise Fault(f"reads {region} of token {written - 1} in token {token}")
+
+    def check_together(self, state: State) -> None:
+        """Raises Fault where two running instructions touch the same row and one writes it."""
+        running = [
+            (self.work[sm][now.ended % len(self.queues[sm])], now.ended // len(self.queues[sm]))
+            for sm, now in enumerate(state)
+            if now.begun > now.ended
+        ]
+        for a, token in running:
+            for b, other in running:
+                if a is not b and any(
+                    overlap(x, y) and (x.buffer not in PER_TOKEN or token == other) and x.buffer != "token"
+                    for x in a.writes
+                    for y in (*b.reads, *b.writes)
+                ):
+                    raise Fault("two accesses at once")
+
+    def steps(self, state: State) -> Iterator[State]:
+        """All states one visible step further."""
+        for sm, now in enumerate(state):
+            if self.may_begin(state, sm):
+                self.check_begin(state, sm)
+                further = Moments(now.begun + 1, now.ended, now.loaded, now.released)
+            elif self.may_end(state, sm):
+                further = Moments(now.begun, now.ended + 1, now.loaded, now.released)
+            else:
+                continue
+            following = self.settle((*state[:sm], further, *state[sm + 1 :]))
+            self.check_together(following)
+            yield following
+
+    def explore(self) -> str | None:
+        """The first fault found, or None; raises TooManyStates."""
+        try:
+            first = self.settle(tuple(Moments() for _ in self.queues))
+            seen, todo = {first}, [first]
+            while todo:
+                state = todo.pop()
+                further = list(self.steps(state))
+                if not further and any(now.ended < len(q) * self.tokens for now, q in zip(state, self.queues, strict=True)):
+                    return "deadlock"
+                for following in further:
+                    if following not in seen:
+                        seen.add(following)
+                        todo.append(following)
+                if len(seen) > self.most_states:
+                    raise TooManyStates
+        except Fault as fault:
+            return str(fault)
+        return None
+
+
+class Fault(Exception):
+    """What no valid program does."""
+
+
+class Access:
+    """The regions of one record."""
+
+    def __init__(self, item: Scheduled, program: Program) -> None:
+        self.reads = item.instruction.reads(program.shape)
+        self.writes = item.instruction.writes(program.shape)
+
+
+def overlap(a: Region, b: Region) -> bool:
+    """Whether two regions share a row."""
+    return (a.buffer, a.layer) == (b.buffer, b.layer) and a.start < b.stop and b.start < a.stop
+
+
+def explore(program: Program, tokens: int = 3, most_states: int = 200_000) -> str | None:
+    """The first fault under some interleaving of a program's first tokens, or None where there is none at all."""
+    return Explorer(program, tokens, most_states).explore()
