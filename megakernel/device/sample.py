@@ -9,7 +9,9 @@ from megakernel.device.context import PROMPT_LENGTH, STOP, STOP_TOKENS, TOP_K, T
 from megakernel.device.sampling import best_of, load_sampling, ordered, score
 from megakernel.device.sync import wait_all
 
-CHUNK = gl.constexpr(2048)  # logits that one pass holds in registers at a time
+CHUNK = gl.constexpr(2048)  # logits in registers at a time
+TOGETHER = gl.constexpr(4)  # chunks whose loads are in flight together
+LOWEST = gl.constexpr(-2147483647)  # below the key of every number
 
 
 @gluon.constexpr_function
@@ -29,27 +31,45 @@ def load_chunk(S: gl.constexpr, memory, start, inverse_temperature):
 
 
 @gluon.jit
-def mass(S: gl.constexpr, memory, inverse_temperature, lowest, cut, top, COUNTING: gl.constexpr):
-    """Over the rows whose key is at least `lowest` and `cut`: how many they are, or their summed exp(z - top); fp32."""
-    total = 0.0
-    for start in range(0, S.vocabulary, CHUNK):
-        rows, z = load_chunk(S, memory, start, inverse_temperature)
-        key = ordered(z)
-        kept = (key >= lowest) & (key >= cut) & (rows < S.vocabulary)
-        weight = 1.0 if COUNTING else gl.exp(z - top)
-        total += gl.sum(gl.where(kept, weight, 0.0), axis=0)
-    return total
+def largest(S: gl.constexpr, memory, inverse_temperature):
+    """The largest tempered logit."""
+    top = gl.full([CHUNK], float("-inf"), gl.float32, chunk_layout())
+    for start in range(0, S.vocabulary, CHUNK * TOGETHER):
+        for j in gl.static_range(TOGETHER):
+            rows, z = load_chunk(S, memory, start + j * CHUNK, inverse_temperature)
+            top = gl.maximum(top, z)
+    return gl.max(top, axis=0)
+
+
+@gluon.jit
+def mass(S: gl.constexpr, memory, inverse_temperature, lowest, top, COUNTING: gl.constexpr):
+    """Over the rows whose key is at least `lowest`: how many they are, or their summed exp(z - top); fp32."""
+    total = gl.zeros([CHUNK], gl.float32, chunk_layout())
+    for start in range(0, S.vocabulary, CHUNK * TOGETHER):
+        for j in gl.static_range(TOGETHER):
+            rows, z = load_chunk(S, memory, start + j * CHUNK, inverse_temperature)
+            kept = (ordered(z) >= lowest) & (rows < S.vocabulary)
+            weight = 1.0 if COUNTING else gl.exp(z - top)
+            total += gl.where(kept, weight, 0.0)
+    return gl.sum(total, axis=0)
 
 
 @gluon.jit
 def threshold(S: gl.constexpr, memory, inverse_temperature, lowest, top, wanted, COUNTING: gl.constexpr):
-    """The largest key whose rows, with those above, still reach `wanted`: 32 bisections of the fp32 numbers."""
-    low = gl.to_tensor(-2147483647).to(gl.int64)
+    """The largest key, not below `lowest`, whose rows with those above still reach `wanted`, by bisecting the fp32 numbers.
+
+    Where it meets `wanted` exactly it need not go on: the rows between are none.
+    """
+    low = gl.to_tensor(lowest).to(gl.int64)
     high = ordered(top).to(gl.int64)
     while low < high:
         middle = (low + high + 1) >> 1
-        if mass(S, memory, inverse_temperature, lowest, middle.to(gl.int32), top, COUNTING) >= wanted:
+        found = mass(S, memory, inverse_temperature, middle.to(gl.int32), top, COUNTING)
+        if found >= wanted:
             low = middle
+            if COUNTING:
+                if found == wanted:
+                    high = middle
         else:
             high = middle - 1
     return low.to(gl.int32)
@@ -58,27 +78,25 @@ def threshold(S: gl.constexpr, memory, inverse_temperature, lowest, top, wanted,
 @gluon.jit
 def draw(S: gl.constexpr, memory, step, inverse_temperature, seed_low, seed_high):
     """Sample one of the rows that top_k and top_p keep."""
-    top = float("-inf")
-    for start in range(0, S.vocabulary, CHUNK):
-        rows, z = load_chunk(S, memory, start, inverse_temperature)
-        top = gl.maximum(top, gl.max(z, axis=0))
-    cut = gl.to_tensor(-2147483647)
+    top = largest(S, memory, inverse_temperature)
+    cut = gl.to_tensor(LOWEST)
     top_k = gl.load(memory.control + TOP_K)
     if (top_k > 0) & (top_k < S.vocabulary):
         cut = threshold(S, memory, inverse_temperature, cut, top, top_k.to(gl.float32), True)
     top_p = gl.load(memory.control + TOP_P).to(gl.float32, bitcast=True)
     if top_p < 1.0:
-        wanted = top_p * mass(S, memory, inverse_temperature, cut, cut, top, False)
-        cut = gl.maximum(cut, threshold(S, memory, inverse_temperature, cut, top, wanted, False))
-    best = float("-inf")
+        wanted = top_p * mass(S, memory, inverse_temperature, cut, top, False)
+        cut = threshold(S, memory, inverse_temperature, cut, top, wanted, False)
+    best = gl.to_tensor(float("-inf"))
     token = gl.to_tensor(0)
     for start in range(0, S.vocabulary, CHUNK):
         rows, z = load_chunk(S, memory, start, inverse_temperature)
-        scores = score(z, rows, step.position, 1.0, seed_low, seed_high)
         kept = (ordered(z) >= cut) & (rows < S.vocabulary)
-        chunk_best, chunk_row = best_of(gl.where(kept, scores, float("-inf")), rows)
-        token = gl.where(chunk_best > best, chunk_row, token)
-        best = gl.maximum(best, chunk_best)
+        if gl.max(kept.to(gl.int32), axis=0) > 0:  # most chunks hold none, and noise is dear
+            scores = score(z, rows, step.position, 1.0, seed_low, seed_high)
+            chunk_best, chunk_row = best_of(gl.where(kept, scores, float("-inf")), rows)
+            token = gl.where(chunk_best > best, chunk_row, token)
+            best = gl.maximum(best, chunk_best)
     return token
 
 
