@@ -19,6 +19,7 @@ WORDS = 32
 MAX_WAITS = 4
 MAX_SIGNALS = 2
 NONE = -1
+INT32_MAX = 2**31 - 1
 
 
 class Word(IntEnum):
@@ -70,28 +71,31 @@ class Scheduled:
 
 
 def encode(item: Scheduled) -> np.ndarray:
-    """One record, int32 [WORDS]; raises CodecError where a number or a list does not fit."""
-    if len(item.waits) > MAX_WAITS or len(item.signals) > MAX_SIGNALS:
-        raise CodecError(f"{item.instruction}: {len(item.waits)} waits and {len(item.signals)} signals do not fit a record")
-    words = np.zeros(WORDS, dtype=np.int64)
-    instruction = item.instruction
+    """One record, int32 [WORDS]; raises CodecError for what `decode` would not give back."""
+    instruction, waits, signals = item.instruction, item.waits, item.signals
+    if len(waits) > MAX_WAITS or len(signals) > MAX_SIGNALS:
+        raise CodecError(f"{instruction}: {len(waits)} waits and {len(signals)} signals do not fit a record")
+    if item.load_wait is not None and item.load_wait.lag != 1 or any(wait.lag not in (0, 1) for wait in waits):
+        raise CodecError(f"{instruction}: a wait is for this token or the one before, a load wait for the one before")
+    payload = [getattr(instruction, name) for name in instruction.payload_names()]
+    targets = [number for wait in waits for number in (wait.counter, wait.target)]
+    targets += [item.load_wait.counter, item.load_wait.target] if item.load_wait is not None else []
+    for number in (instruction.layer, item.page, item.pages, item.tape, *payload, *targets, *signals):
+        if not isinstance(number, int | np.integer) or not 0 <= number <= INT32_MAX:
+            raise CodecError(f"{instruction}: {number} is no number from 0 to {INT32_MAX}")
+    words = [0] * WORDS
     words[Word.OPCODE], words[Word.LAYER] = instruction.OPCODE, instruction.layer
     words[Word.PAGE], words[Word.PAGES], words[Word.TAPE] = item.page, item.pages, item.tape
     words[Word.LOAD_WAIT] = NONE
     if item.load_wait is not None:
         words[Word.LOAD_WAIT], words[Word.LOAD_TARGET] = item.load_wait.counter, item.load_wait.target
-    words[Word.WAITS] = len(item.waits)
-    words[Word.WAIT : Word.WAIT + MAX_WAITS] = NONE
-    for j, wait in enumerate(item.waits):
-        words[Word.WAIT + j], words[Word.TARGET + j] = wait.counter, wait.target
-        words[Word.LAGS] |= wait.lag << j
-    words[Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS] = NONE
-    words[Word.SIGNAL : Word.SIGNAL + len(item.signals)] = item.signals
-    for j, name in enumerate(instruction.payload_names()):
-        words[Word.PAYLOAD + j] = getattr(instruction, name)
-    if words.min() < NONE or words.max() > np.iinfo(np.int32).max:
-        raise CodecError(f"{instruction}: a field does not fit an int32 word")
-    return words.astype(np.int32)
+    words[Word.WAITS] = len(waits)
+    words[Word.WAIT : Word.WAIT + MAX_WAITS] = [wait.counter for wait in waits] + [NONE] * (MAX_WAITS - len(waits))
+    words[Word.TARGET : Word.TARGET + len(waits)] = [wait.target for wait in waits]
+    words[Word.LAGS] = sum(wait.lag << j for j, wait in enumerate(waits))
+    words[Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS] = [*signals, *[NONE] * (MAX_SIGNALS - len(signals))]
+    words[Word.PAYLOAD : Word.PAYLOAD + len(payload)] = payload
+    return np.array(words, dtype=np.int32)
 
 
 def decode(words: np.ndarray | Sequence[int]) -> Scheduled:
