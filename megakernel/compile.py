@@ -31,6 +31,7 @@ POINTERS = {
     "counters": "*i32",
     "tokens_buffer": "*i32",
     "control": "*i32",
+    "stamps": "*i64",
 }
 PAGE_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 

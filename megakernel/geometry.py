@@ -81,6 +81,8 @@ class Geometry:
     embedding_page: int
     # program
     sample_counter: int
+    trace: bool  # whether the kernel writes time stamps
+    records: int  # of all SMs, with a trace
 
 
 def _stride(first: int, second: int) -> int:
@@ -93,7 +95,7 @@ def sample_counter(program: Program) -> int:
     return int(program.words[program.words[:, opcode] == Sample.OPCODE][0, signal])
 
 
-def make_geometry(program: Program, copies: int) -> Geometry:
+def make_geometry(program: Program, copies: int, trace: bool = False) -> Geometry:
     """The geometry of a program with bf16 weights."""
     shape: Shape = program.shape
     config, tape = shape.config, shape.tape
@@ -145,6 +147,8 @@ def make_geometry(program: Program, copies: int) -> Geometry:
         down_bias=biases["down"],
         embedding_page=shape.matrix("embedding").first_page,
         sample_counter=sample_counter(program),
+        trace=trace,
+        records=len(program.words) if trace else 0,
         **offsets,
     )
 

@@ -69,7 +69,7 @@ def attention(S: gl.constexpr, memory, ring, step):
     DIMS: gl.constexpr = S.head_tiles * TILE
     COLUMNS: gl.constexpr = S.group_columns
 
-    wait_all(memory, step)
+    wait_all(S, memory, step)
     q = load_queries(S, memory, step)
     reinterpret(ring.staging, gl.bfloat16, [1, COLUMNS, DIMS], FLAT_TILES).index(0).store(q.to(gl.bfloat16))
     barrier()

@@ -20,7 +20,7 @@ def slice_layout():
 @gluon.jit
 def combine(S: gl.constexpr, memory, ring, step):
     """KV head a."""
-    wait_all(memory, step)
+    wait_all(S, memory, step)
     L: gl.constexpr = slice_layout()
     ROWS: gl.constexpr = S.group * (S.head_rows + 2)
     DIMS: gl.constexpr = power_of_two(S.head_rows)

@@ -19,6 +19,7 @@ from megakernel.device.o_proj import o_proj
 from megakernel.device.qkv import qkv
 from megakernel.device.sample import sample
 from megakernel.device.sync import agree, load_acquire, signal_all, wait_counter
+from megakernel.device.trace import FETCHED, POINTS, SIGNALLED, STORED, stamp
 
 EMBED, QKV, ATTENTION, COMBINE, O_PROJ, GATE_UP, DOWN, LM_HEAD, SAMPLE = (gl.constexpr(kind.OPCODE) for kind in INSTRUCTIONS)
 
@@ -49,12 +50,16 @@ def execute(S: gl.constexpr, memory, ring, step):
 
 
 @gluon.jit
-def run_token(S: gl.constexpr, memory, ring, record, sm, start, stop, first_use, position, epoch):
+def run_token(S: gl.constexpr, memory, ring, record, sm, start, stop, first_use, position, epoch, trace):
     """Every record of the queue, once, the first already fetched; returns the next token's first."""
     for index in range(start, stop):
         following = fetch(memory, gl.where(index + 1 < stop, index + 1, start))
-        execute(S, memory, ring, Step(record, sm, index - start, first_use + record.page, position, epoch))
+        here = trace + index * POINTS
+        stamp(S, here, FETCHED)
+        execute(S, memory, ring, Step(record, sm, index - start, first_use + record.page, position, epoch, here))
+        stamp(S, here, STORED)
         signal_all(memory, record)
+        stamp(S, here, SIGNALLED)
         record = following
     return record
 
@@ -86,7 +91,8 @@ def consumer(S: gl.constexpr, memory, ring, start, stop, sample_target, uses_per
         mbarrier.arrive(ring.taken, count=1)
         if last == 0:
             first_use = token * uses_per_token
-            record = run_token(S, memory, ring, record, sm, start, stop, first_use, here, epoch + token)
+            trace = memory.stamps + token * (S.records * POINTS)
+            record = run_token(S, memory, ring, record, sm, start, stop, first_use, here, epoch + token, trace)
             token += 1
         else:
             drain_token(S, ring, token * uses_per_token, uses_per_token)

@@ -75,9 +75,10 @@ class Memory:
     tokens: gl.tensor
     control: gl.tensor
     patience: gl.tensor  # clock cycles after which a wait is given up, int64
+    stamps: gl.tensor  # int64 [tokens, records, POINTS], with S.trace
 
     @gluon.constexpr_function
-    def __init__(self, weights, cache, activations, constants, rope, words, counters, tokens, control, patience):
+    def __init__(self, weights, cache, activations, constants, rope, words, counters, tokens, control, patience, stamps):
         self.weights = weights
         self.cache = cache
         self.activations = activations
@@ -88,6 +89,7 @@ class Memory:
         self.tokens = tokens
         self.control = control
         self.patience = patience
+        self.stamps = stamps
 
 
 @aggregate
@@ -185,6 +187,29 @@ class Record:
 
 
 @aggregate
+class Load:
+    """The words of one record that the loader needs, fetched while the record before is streamed."""
+
+    opcode: gl.tensor
+    page: gl.tensor
+    pages: gl.tensor
+    tape: gl.tensor
+    wait: gl.tensor
+    target: gl.tensor
+    slice: gl.tensor  # of attention
+
+    @gluon.constexpr_function
+    def __init__(self, opcode, page, pages, tape, wait, target, slice):
+        self.opcode = opcode
+        self.page = page
+        self.pages = pages
+        self.tape = tape
+        self.wait = wait
+        self.target = target
+        self.slice = slice
+
+
+@aggregate
 class Step:
     """One execution of one record: which queue index of which SM, for which token."""
 
@@ -194,15 +219,17 @@ class Step:
     use: gl.tensor  # number of its first page use in this launch
     position: gl.tensor
     epoch: gl.tensor
+    trace: gl.tensor  # where its time stamps go
 
     @gluon.constexpr_function
-    def __init__(self, record, sm, index, use, position, epoch):
+    def __init__(self, record, sm, index, use, position, epoch, trace):
         self.record = record
         self.sm = sm
         self.index = index
         self.use = use
         self.position = position
         self.epoch = epoch
+        self.trace = trace
 
 
 @gluon.jit
@@ -235,4 +262,19 @@ def fetch(memory, index):
         word(at, PAYLOAD),
         word(at, PAYLOAD + 1),
         word(at, PAYLOAD + 2),
+    )
+
+
+@gluon.jit
+def fetch_load(memory, index):
+    """What the loader needs of the record at an index."""
+    at = memory.words + index * RECORD
+    return Load(
+        word(at, OPCODE),
+        word(at, PAGE),
+        word(at, PAGES),
+        word(at, TAPE),
+        word(at, LOAD_WAIT),
+        word(at, LOAD_TARGET),
+        word(at, PAYLOAD + 1),
     )

@@ -15,7 +15,7 @@ PAGE_ELEMENTS = gl.constexpr(8192)
 def embed(S: gl.constexpr, memory, ring, step):
     """x[0] = E[token]; the id is clamped because after an expired wait it may be anything."""
     SIZE: gl.constexpr = power_of_two(S.hidden_pages) * PAGE_COLUMNS
-    wait_all(memory, step)
+    wait_all(S, memory, step)
     token = gl.load(memory.tokens + step.position, cache_modifier=".cg")
     token = gl.minimum(gl.maximum(token, 0), S.vocabulary - 1)
     block = token // ROWS

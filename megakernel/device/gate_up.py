@@ -14,6 +14,7 @@ def gate_up(S: gl.constexpr, memory, ring, step):
     UNITS: gl.constexpr = ROWS // 2
     layer = step.record.layer
     stage_norm(
+        S,
         memory,
         ring,
         step,
@@ -26,7 +27,7 @@ def gate_up(S: gl.constexpr, memory, ring, step):
     row, column = index // 16, index % 16
     target = memory.activations + S.mlp + layer * S.mlp_stride
     for i in range(step.record.b):
-        gate, up = halves(row_block(S, ring, step.use + i * S.hidden_pages, S.hidden_pages))
+        gate, up = halves(row_block(S, ring, step, step.use + i * S.hidden_pages, S.hidden_pages))
         if S.gate_up_bias >= 0:
             bias = memory.constants + S.gate_up_bias + layer * S.bias_stride + (step.record.a + i) * ROWS + row
             gate += gl.load(bias)

@@ -51,6 +51,7 @@ def megakernel(
     counters,
     tokens_buffer,
     control,
+    stamps,
     position,
     epoch,
     tokens,
@@ -73,6 +74,7 @@ def megakernel(
         tokens_buffer,
         control,
         gl.to_tensor(patience).to(gl.int64),
+        stamps,
     )
     sm = gl.program_id(0)
     start, stop = gl.load(starts + sm), gl.load(starts + sm + 1)

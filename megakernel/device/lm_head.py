@@ -13,6 +13,7 @@ from megakernel.device.sampling import best_of, load_sampling, score
 def lm_head(S: gl.constexpr, memory, ring, step):
     """Row blocks a to a + b of the head; c is the run's slot in "best"."""
     stage_norm(
+        S,
         memory,
         ring,
         step,
@@ -29,7 +30,7 @@ def lm_head(S: gl.constexpr, memory, ring, step):
     for i in range(step.record.b):
         rows = (step.record.a + i) * ROWS + row
         inside = rows < S.vocabulary
-        logits = row_block(S, ring, step.use + i * S.hidden_pages, S.hidden_pages)
+        logits = row_block(S, ring, step, step.use + i * S.hidden_pages, S.hidden_pages)
         gl.store(memory.activations + S.logits + rows, logits, mask=inside & (column == 0))
         scores = logits
         if inverse_temperature > 0.0:

@@ -13,8 +13,9 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from instructions.attention import Attention
 from megakernel.device.attention import slice_pages
 from megakernel.device.compat import copy_page
-from megakernel.device.context import LOAD_TARGET, LOAD_WAIT, OPCODE, PAGE, PAGES, PAYLOAD, RECORD, TAPE, word
+from megakernel.device.context import fetch_load
 from megakernel.device.sync import proxy_fence, wait_counter
+from megakernel.device.trace import LOAD_BEGUN, LOAD_ENDED, LOAD_WAITED, POINTS, note, now, stamp
 from models.tape import PAGE_BYTES
 
 ATTENTION = gl.constexpr(Attention.OPCODE)
@@ -24,45 +25,82 @@ LINES = gl.constexpr(128)  # 128-byte lines of a page: rows of the TMA descripto
 
 @gluon.jit
 def free_slot(S: gl.constexpr, ring, use):
-    """Wait until a page use may be filled and enough older copies have landed; returns its slot."""
+    """Wait until a page use may be filled and enough older copies have landed; returns its slot, and the time waited for
+    the page where there is a trace."""
     slot = use % S.ring
+    waited = gl.to_tensor(0).to(gl.int64)
+    if S.trace:
+        waited -= now()
     mbarrier.wait(ring.empty.index(slot), ((use // S.ring) & 1) ^ 1)
+    if S.trace:
+        waited += now()
     if S.copies < S.ring:
         older = use - S.copies
         if older >= 0:
             mbarrier.wait(ring.full.index(older % S.ring), (older // S.ring) & 1)
-    return slot
+    return slot, waited
 
 
 @gluon.jit
 def stream(S: gl.constexpr, ring, source, page, use):
-    """Copy one page into the ring."""
-    slot = free_slot(S, ring, use)
+    """Copy one page into the ring; returns the time waited for it."""
+    slot, waited = free_slot(S, ring, use)
     mbarrier.expect(ring.full.index(slot), BYTES)
     copy_page(source, [page * LINES, 0], ring.full.index(slot), ring.pages.index(slot))
+    return waited
 
 
 @gluon.jit
-def stream_cache(S: gl.constexpr, memory, cache, ring, record, use, uses, epoch, position, sm, index):
+def stream_tape(S: gl.constexpr, tape, ring, load, use):
+    """The weight pages of one record; returns the time waited for free pages."""
+    waited = gl.to_tensor(0).to(gl.int64)
+    for i in range(load.pages):
+        waited += stream(S, ring, tape, load.tape + i, use + i)
+    return waited
+
+
+@gluon.jit
+def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, epoch, position, sm, index):
     """The K and V pages of one attention slice; page uses without a page pass through empty."""
-    counter = word(record, LOAD_WAIT)
-    if counter >= 0:
-        wait_counter(memory, counter, word(record, LOAD_TARGET) * epoch, sm, index, position)
+    if load.wait >= 0:
+        wait_counter(memory, load.wait, load.target * epoch, sm, index, position)
     proxy_fence()
-    first, pages = slice_pages(S, word(record, PAYLOAD + 1), position)
-    page = word(record, TAPE) + first
+    first, pages = slice_pages(S, load.slice, position)
+    page = load.tape + first
+    waited = gl.to_tensor(0).to(gl.int64)
     for i in range(pages):
-        stream(S, ring, cache, page + i, use + 2 * i)
-        stream(S, ring, cache, page + S.head_pages + i, use + 2 * i + 1)
-    for empty in range(use + 2 * pages, use + uses):
-        slot = free_slot(S, ring, empty)
+        waited += stream(S, ring, cache, page + i, use + 2 * i)
+        waited += stream(S, ring, cache, page + S.head_pages + i, use + 2 * i + 1)
+    for empty in range(use + 2 * pages, use + load.pages):
+        slot, free = free_slot(S, ring, empty)
         mbarrier.arrive(ring.full.index(slot), count=1)
+        waited += free
+    return waited
+
+
+@gluon.jit
+def stream_token(S: gl.constexpr, memory, tape, cache, ring, load, start, stop, first_use, position, epoch, trace):
+    """The pages of every record, the first already fetched; returns the next token's first."""
+    sm = gl.program_id(0)
+    for index in range(start, stop):
+        following = fetch_load(memory, gl.where(index + 1 < stop, index + 1, start))
+        here = trace + index * POINTS
+        stamp(S, here, LOAD_BEGUN)
+        use = first_use + load.page
+        if load.opcode == ATTENTION:
+            waited = stream_cache(S, memory, cache, ring, load, use, epoch, position, sm, index - start)
+        else:
+            waited = stream_tape(S, tape, ring, load, use)
+        note(S, here, LOAD_WAITED, waited)
+        stamp(S, here, LOAD_ENDED)
+        load = following
+    return load
 
 
 @gluon.jit
 def loader(S: gl.constexpr, memory, tape, cache, ring, start, stop, uses_per_token, position, epoch, tokens):
     """Stream the pages of records start to stop, for `tokens` tokens or until the consumer takes its last."""
-    sm = gl.program_id(0)
+    load = fetch_load(memory, start)
     token = 0
     while token < tokens:
         last = 0
@@ -72,16 +110,10 @@ def loader(S: gl.constexpr, memory, tape, cache, ring, start, stop, uses_per_tok
         if last == 0:
             mbarrier.arrive(ring.begun, count=1)
             first_use = token * uses_per_token
-            for index in range(start, stop):
-                record = memory.words + index * RECORD
-                uses = word(record, PAGES)
-                use = first_use + word(record, PAGE)
-                if word(record, OPCODE) == ATTENTION:
-                    stream_cache(S, memory, cache, ring, record, use, uses, epoch + token, position + token, sm, index - start)
-                else:
-                    page = word(record, TAPE)
-                    for i in range(uses):
-                        stream(S, ring, tape, page + i, use + i)
+            trace = memory.stamps + token * (S.records * POINTS)
+            load = stream_token(
+                S, memory, tape, cache, ring, load, start, stop, first_use, position + token, epoch + token, trace
+            )
             token += 1
         else:
             token = tokens

@@ -13,6 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.sync import wait_all
+from megakernel.device.trace import COMPUTED, LANDED, stamp
 from megakernel.geometry import COLUMNS, GEMM_PAGES, STAGED_PAGES
 
 TILES = gl.constexpr(8)
@@ -70,14 +71,14 @@ def stage(ring, source, COUNT: gl.constexpr, PAGES: gl.constexpr):
 
 
 @gluon.jit
-def stage_norm(memory, ring, step, source, weight, COUNT: gl.constexpr, EPSILON: gl.constexpr):
+def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, COUNT: gl.constexpr, EPSILON: gl.constexpr):
     """Wait for the step's input, then stage rms_norm(source) * weight for fp32 vectors [COUNT], rounded to bf16 and padded
     with zeros.  The weights depend on nobody and are loaded before the wait."""
     SIZE: gl.constexpr = power_of_two((COUNT + PAGE_COLUMNS - 1) // PAGE_COLUMNS) * PAGE_COLUMNS
     index = gl.arange(0, SIZE, vector_layout())
     staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], FLAT).index(0)
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
-    wait_all(memory, step)
+    wait_all(S, memory, step)
     x = gl.load(source + index, mask=index < COUNT, other=0.0, cache_modifier=".cg")
     scale = gl.rsqrt(gl.sum(x * x, axis=0) / COUNT + EPSILON)
     staging.store((x * scale * w).to(gl.bfloat16))
@@ -85,7 +86,7 @@ def stage_norm(memory, ring, step, source, weight, COUNT: gl.constexpr, EPSILON:
 
 
 @gluon.jit
-def row_block(S: gl.constexpr, ring, use, PAGES: gl.constexpr):
+def row_block(S: gl.constexpr, ring, step, use, PAGES: gl.constexpr):
     """Multiply the next row block by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
     MMA: gl.constexpr = block_layout()
     A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
@@ -100,9 +101,13 @@ def row_block(S: gl.constexpr, ring, use, PAGES: gl.constexpr):
             x = gl.expand_dims(tiles.load(gl.SliceLayout(2, B)), 2)
             x, _ = gl.broadcast(x, gl.zeros([TILES, TILE, MMA_COLUMNS], gl.bfloat16, B))
             mbarrier.wait(ring.full.index(slot), ((use + page) // S.ring) & 1)
+            if S.trace:
+                if use + page == step.use:
+                    stamp(S, step.trace, LANDED)
             w = reinterpret(ring.pages.index(slot), gl.bfloat16, [TILES, ROWS, TILE], PAGE_LAYOUT).load(A)
             mbarrier.arrive(ring.empty.index(slot), count=1)
             acc = mma_v2(w, x, acc)
+    stamp(S, step.trace, COMPUTED)
     return gl.sum(acc, axis=0)
 
 

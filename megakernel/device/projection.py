@@ -24,7 +24,7 @@ def projection(
     BIAS: gl.constexpr,
 ):
     """target[rows] = residual[rows] + W[rows] round(source) + bias[rows], for row blocks a to a + b."""
-    wait_all(memory, step)
+    wait_all(S, memory, step)
     stage(ring, source, COUNT, PAGES)
     index = block_index()
     row, column = index // 16, index % 16
@@ -34,5 +34,5 @@ def projection(
         y = gl.load(residual + rows, mask=inside, other=0.0, cache_modifier=".cg")
         if BIAS >= 0:
             y += gl.load(bias + rows, mask=inside, other=0.0)
-        y += row_block(S, ring, step.use + i * PAGES, PAGES)
+        y += row_block(S, ring, step, step.use + i * PAGES, PAGES)
         gl.store(target + rows, y, mask=inside & (column == 0))

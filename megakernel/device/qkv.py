@@ -23,6 +23,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
     HALF: gl.constexpr = ROWS // 2
     layer = step.record.layer
     stage_norm(
+        S,
         memory,
         ring,
         step,
@@ -40,7 +41,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
         pair = inner * HALF + row
         angle = memory.rope + (step.position * (S.head_rows // 2) + pair) * 2
         cosine, sine = gl.load(angle), gl.load(angle + 1)
-        low, high = halves(row_block(S, ring, step.use + i * S.hidden_pages, S.hidden_pages))
+        low, high = halves(row_block(S, ring, step, step.use + i * S.hidden_pages, S.hidden_pages))
         if S.qkv_bias >= 0:
             bias = memory.constants + S.qkv_bias + layer * S.bias_stride + block * ROWS + row
             low += gl.load(bias)

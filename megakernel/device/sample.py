@@ -108,7 +108,7 @@ def sample(S: gl.constexpr, memory, ring, step):
     top_p = gl.load(memory.control + TOP_P).to(gl.float32, bitcast=True)
     slots = gl.arange(0, S.best_slots, gl.BlockedLayout([1], [32], [4], [0]))
     source = memory.activations + S.best + slots * 2
-    wait_all(memory, step)
+    wait_all(S, memory, step)
     known = slots < step.record.a
     scores = gl.load(source, mask=known, other=float("-inf"), cache_modifier=".cg")
     rows = gl.load(source + 1, mask=known, other=0.0, cache_modifier=".cg").to(gl.int32)

@@ -13,6 +13,7 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.compat import barrier
 from megakernel.device.context import FAULT
+from megakernel.device.trace import READY, stamp
 from megakernel.geometry import COUNTER_STRIDE
 
 STRIDE = gl.constexpr(COUNTER_STRIDE)
@@ -97,7 +98,7 @@ def wait_one(memory, step, number: gl.constexpr, counter, target):
 
 
 @gluon.jit
-def wait_all(memory, step):
+def wait_all(S: gl.constexpr, memory, step):
     """Wait for everything that the step's record waits for; also a barrier.
 
     An instruction calls this itself, after it has issued the loads that depend on nobody.
@@ -108,6 +109,7 @@ def wait_all(memory, step):
     wait_one(memory, step, 2, record.wait2, record.target2)
     wait_one(memory, step, 3, record.wait3, record.target3)
     barrier()
+    stamp(S, step.trace, READY)
 
 
 @gluon.jit

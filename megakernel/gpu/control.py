@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -54,10 +55,22 @@ class Outcome:
         first = context.FAULT_SM.value
         sm, index, counter, wanted, seen, position = (int(word) for word in self.words[first : first + 6])
         if index < 0:
-            place = "between two tokens, waiting for `sample`"
+            place = "between two tokens"
         else:
             place = f"at #{index}: {disassemble(program.decoded[sm][index])}"
         raise KernelFault(
-            f"the kernel was stuck at position {position}: SM {sm} {place}; counter {counter} should have reached {wanted} "
-            f"but stood at {seen}. This is a fault of the schedule or of the machine, not of the request; try again"
+            f"the kernel was stuck at position {position}: SM {sm} {place}; counter {counter}, which "
+            f"{signallers(program, counter)} signal, should have reached {wanted} but stood at {seen}. "
+            "This is a fault of the schedule or of the machine, not of the request; try again"
         )
+
+
+def signallers(program: Program, counter: int) -> str:
+    """The instructions that signal a counter, as "8 attention (layer 3)"."""
+    found = Counter(
+        (item.instruction.MNEMONIC, item.instruction.layer)
+        for queue in program.decoded
+        for item in queue
+        if counter in item.signals
+    )
+    return " and ".join(f"{count} {name} (layer {layer})" for (name, layer), count in sorted(found.items())) or "nobody"

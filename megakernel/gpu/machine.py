@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
@@ -19,6 +20,7 @@ from megakernel.device.context import Sizes
 from megakernel.device.kernel import WARPS, megakernel
 from megakernel.geometry import COUNTER_STRIDE, make_geometry
 from megakernel.gpu.control import WORDS, Outcome, control_words
+from megakernel.stamps import Point
 from models.packed import PackedModel
 from models.tape import PAGE_BYTES
 from scheduler.program import Program
@@ -75,15 +77,28 @@ class Flight:
 
 
 class GpuProgram:
-    """One program in GPU memory.  `epoch` counts the tokens it has decoded, `enqueued` those under way."""
+    """One program in GPU memory.  `epoch` counts the tokens it has decoded, `enqueued` those under way.
 
-    def __init__(self, program: Program, state: GpuState, copies: int = COPIES, patience: int = PATIENCE) -> None:
+    With `trace_tokens`, the kernel writes time stamps for launches of up to so many tokens: `stamps` is int64
+    [trace_tokens, records, points], see `megakernel.stamps`.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        state: GpuState,
+        copies: int = COPIES,
+        patience: int = PATIENCE,
+        trace_tokens: int = 0,
+    ) -> None:
         device = state.device
         self.program, self.state, self.patience = program, state, patience
-        self.sizes = Sizes(make_geometry(program, copies))
+        self.sizes = Sizes(make_geometry(program, copies, trace_tokens > 0))
+        words = np.concatenate([program.words, np.zeros_like(program.words[:1])])  # SMs without a record fetch one, too
         self.words, self.starts, self.targets, self.uses = (
-            torch.from_numpy(array).to(device) for array in (program.words, program.starts, program.targets, program.uses)
+            torch.from_numpy(array).to(device) for array in (words, program.starts, program.targets, program.uses)
         )
+        self.stamps = torch.zeros(max(trace_tokens, 1), len(program.words), len(Point), dtype=torch.int64, device=device)
         self.activations = torch.full((program.shape.activation_elements,), torch.nan, device=device)
         self.counters = torch.zeros(program.counters * COUNTER_STRIDE, dtype=torch.int32, device=device)
         self.epoch = self.enqueued = 0
@@ -106,6 +121,7 @@ class GpuProgram:
             self.counters,
             state.tokens,
             state.control,
+            self.stamps,
             position,
             self.epoch + self.enqueued,
             tokens,
@@ -123,6 +139,8 @@ class GpuProgram:
         Where an earlier launch has met a stop token, the kernel leaves at once.  The launch is cooperative: the driver
         refuses it where not all blocks can be resident together, instead of letting them wait for each other for ever.
         """
+        if self.sizes.geometry.trace and tokens > len(self.stamps):
+            raise ValueError(f"{tokens} tokens do not fit a trace of {len(self.stamps)}")
         grid = (self.program.sms,)
         megakernel[grid](*self.arguments(position, tokens), num_warps=WARPS, launch_cooperative_grid=True)
         self.enqueued += tokens
