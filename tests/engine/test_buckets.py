@@ -1,0 +1,34 @@
+"""Which program decodes which position: every position has one, by its number alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.config import PRESETS
+from scheduler.buckets import BucketPrograms, bucket_of, bucket_sizes
+
+
+@pytest.mark.parametrize("capacity", [1, 15, 16, 17, 512, 513, 4096, 131072])
+def test_every_position_has_the_smallest_bucket_that_holds_it(capacity: int) -> None:
+    sizes = bucket_sizes(capacity, 16)
+    assert sizes[-1] == capacity and list(sizes) == sorted(set(sizes))
+    assert all(size % 16 == 0 for size in sizes[:-1])
+    edges = {0, 1, capacity, *(size + step for size in sizes for step in (-1, 0, 1) if 0 <= size + step <= capacity)}
+    for past in edges:
+        place = bucket_of(past, sizes)
+        assert past <= sizes[place] and (place == 0 or sizes[place - 1] < past)
+
+
+def test_positions_outside_the_capacity_have_none() -> None:
+    for past in (-1, 101):
+        with pytest.raises(ValueError, match=f"no bucket holds {past} past positions; the largest is 100"):
+            bucket_of(past, bucket_sizes(100, 16))
+
+
+def test_programs_are_built_once_and_serve_their_bucket() -> None:
+    programs = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=200, itemsize=2)
+    assert programs.sizes == (128, 200)
+    first = programs.program(programs.place(128))
+    assert first is programs.program(programs.place(0)) is not programs.program(programs.place(129))
+    assert (first.shape.bucket, first.shape.capacity) == (128, 256), "capacities are whole KV pages"
+    assert programs.program(1).shape.cache_pages == first.shape.cache_pages, "all programs share one cache"
