@@ -6,6 +6,7 @@ something beside it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -95,7 +96,8 @@ class Draft:
 
     def retarget(self) -> None:
         """Let every wait ask for as many signals as its counter gets, and state as many."""
-        self.targets = [len(self.producers(counter)) for counter in range(len(self.targets))]
+        given = Counter(counter for queue in self.queues for item in queue for counter in item.signals)
+        self.targets = [given[counter] for counter in range(len(self.targets))]
         for sm, index in self.sites():
             item = self.at((sm, index))
             load = self.fitted(item.load_wait) if item.load_wait else None
