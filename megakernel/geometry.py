@@ -15,6 +15,7 @@ from models.tape import PAGE_BYTES
 from scheduler.pages import staging_bytes
 from scheduler.program import Program
 
+ITEM_BYTES = 2  # of a weight: the kernel runs bf16
 COUNTER_STRIDE = 32  # int32 elements between counters: each has a 128-byte line of its own
 COLUMNS = 8  # columns of the matrix instruction's B operand: up to 8 query heads, or 8 tokens, at the price of one
 GEMM_PAGES = 4  # most pages whose loads are unrolled together

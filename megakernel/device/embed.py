@@ -5,10 +5,8 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.matvec import PAGE_COLUMNS, ROWS, TILE, power_of_two, vector_layout
+from megakernel.device.matvec import PAGE_COLUMNS, PAGE_ELEMENTS, ROWS, TILE, power_of_two, vector_layout
 from megakernel.device.sync import wait_all
-
-PAGE_ELEMENTS = gl.constexpr(8192)
 
 
 @gluon.jit

@@ -9,6 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from megakernel.device.consumer import consumer
 from megakernel.device.context import FAULT, STOP, Memory, Ring
 from megakernel.device.loader import loader
+from megakernel.device.matvec import LINES, PAGE_COLUMNS, TILE
 
 WARPS = 4  # of the consumer
 LOADER_WARPS = gl.constexpr(1)
@@ -20,13 +21,13 @@ RUNTIME_ARGUMENTS = ["position", "epoch", "tokens", "patience"]
 def make_ring(S: gl.constexpr, tape):
     """Allocate the shared memory and set up its barriers."""
     barriers: gl.constexpr = mbarrier.MBarrierLayout()
-    pages = gl.allocate_shared_memory(gl.bfloat16, [S.ring, 128, 64], tape.layout)
+    pages = gl.allocate_shared_memory(gl.bfloat16, [S.ring, LINES, TILE], tape.layout)
     full = gl.allocate_shared_memory(gl.int64, [S.ring, 1], barriers)
     empty = gl.allocate_shared_memory(gl.int64, [S.ring, 1], barriers)
     begun = gl.allocate_shared_memory(gl.int64, [1], barriers)
     taken = gl.allocate_shared_memory(gl.int64, [1], barriers)
     last = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    staging = gl.allocate_shared_memory(gl.bfloat16, [S.staging_pages, 512], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    staging = gl.allocate_shared_memory(gl.bfloat16, [S.staging_pages, PAGE_COLUMNS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     for slot in gl.static_range(S.ring):
         mbarrier.init(full.index(slot), count=1)
         mbarrier.init(empty.index(slot), count=1)

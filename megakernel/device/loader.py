@@ -14,13 +14,13 @@ from instructions.attention import Attention
 from megakernel.device.attention import slice_pages
 from megakernel.device.compat import copy_page
 from megakernel.device.context import fetch_load
+from megakernel.device.matvec import LINES
 from megakernel.device.sync import proxy_fence, wait_counter
 from megakernel.device.trace import LOAD_BEGUN, LOAD_ENDED, LOAD_WAITED, POINTS, note, now, stamp
 from models.tape import PAGE_BYTES
 
 ATTENTION = gl.constexpr(Attention.OPCODE)
 BYTES = gl.constexpr(PAGE_BYTES)
-LINES = gl.constexpr(128)  # 128-byte lines of a page: rows of the TMA descriptor
 
 
 @gluon.jit

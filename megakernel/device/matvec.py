@@ -14,12 +14,15 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, stamp
-from megakernel.geometry import COLUMNS, GEMM_PAGES, STAGED_PAGES
+from megakernel.geometry import COLUMNS, GEMM_PAGES, ITEM_BYTES, STAGED_PAGES
+from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 
-TILES = gl.constexpr(8)
-ROWS = gl.constexpr(16)
-TILE = gl.constexpr(64)  # bf16 columns of a tile
-PAGE_COLUMNS = gl.constexpr(512)
+TILES = gl.constexpr(TILES_PER_PAGE)
+ROWS = gl.constexpr(BLOCK_ROWS)
+TILE = gl.constexpr(TILE_BYTES // ITEM_BYTES)  # columns of a tile
+LINES = gl.constexpr(PAGE_BYTES // TILE_BYTES)  # 128-byte lines of a page: rows of the TMA descriptor
+PAGE_COLUMNS = gl.constexpr(TILES_PER_PAGE * TILE_BYTES // ITEM_BYTES)
+PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)
 MMA_COLUMNS = gl.constexpr(COLUMNS)
 PAGE_GROUP = gl.constexpr(GEMM_PAGES)
 STAGED = gl.constexpr(STAGED_PAGES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.matvec import ROWS, TILE, block_index, halves, row_block, stage_norm
+from megakernel.device.matvec import PAGE_ELEMENTS, ROWS, TILE, block_index, halves, row_block, stage_norm
 from megakernel.device.sync import proxy_fence
 
 
@@ -14,7 +14,7 @@ def cache_address(S: gl.constexpr, memory, layer, head, value, position, row):
     """Where the cache holds row `row` of a K (value 0) or V (value 1) head at one position."""
     page = ((layer * S.kv_heads + head) * 2 + value) * S.head_pages + position // S.page_positions
     line = (row // TILE) * S.page_positions + position % S.page_positions
-    return memory.cache + page.to(gl.int64) * 8192 + line * TILE + row % TILE
+    return memory.cache + page.to(gl.int64) * PAGE_ELEMENTS + line * TILE + row % TILE
 
 
 @gluon.jit
