@@ -4,10 +4,12 @@
     m = max s,  l = sum exp(s - m),  o = sum round(exp(s - m)) v_t
 
 The loader streams the slice's past K and V pages through the ring, K page then V page; they hold only positions of earlier
-tokens, so it need not wait for this token's QKV.  The last slice also takes the current position, straight from the
-cache row that `Qkv` wrote.  With one slice the normalised output goes to attn[layer]; with more, each leaves (m, l, o) for
-`Combine`.  The slices share the pages that exist evenly, so every slice works at any position within the bucket; page uses
-that a slice does not need pass through the ring empty, which keeps the page plan the same for every token.
+tokens, so it need not wait for this token's QKV.  The last slice also takes the current position, straight from the cache
+row that `Qkv` wrote; the others declare that they read it, too, so that one counter serves the whole group.  With one slice
+the normalised output goes to attn[layer]; with more, each leaves (m, l, o) for `Combine`.
+
+The slices share the pages that exist evenly, so every slice works at any position within the bucket; page uses that a slice
+does not need pass through the ring empty, which keeps the page plan the same for every token.
 """
 
 from __future__ import annotations
@@ -35,8 +37,6 @@ class Attention(Instruction):
     def reads(self, shape: Shape) -> tuple[Region, ...]:
         rows, kv_rows = shape.group_rows, 2 * shape.head_rows
         query = Region("q", self.layer, self.head * rows, (self.head + 1) * rows)
-        if self.slice < shape.slices - 1:
-            return (query,)
         return (query, Region("kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows))
 
     def loads(self, shape: Shape) -> tuple[Region, ...]:

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from instructions.base import Instruction, Region
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, Wait
@@ -126,12 +127,15 @@ class Deriver:
         return sorted(filter(None, parts), reverse=True)
 
     def same_token(self) -> None:
-        """Choose the waits of lag 0 and fill `before`."""
+        """Choose the wait of lag 0, one counter for all that is needed, since every poll costs time; fill `before`."""
         for i in range(len(self.program)):
+            together = 0
             for mask in self.needs(i, 0):
                 if mask & ~self.before[i]:
-                    self.chosen[i].append((mask, 0))
+                    together |= mask
                     self.before[i] |= mask | self.closure("before", mask)
+            if together:
+                self.chosen[i].append((together, 0))
 
     def previous_token(self) -> None:
         """Choose the waits of lag 1 and fill `before_previous`."""
@@ -161,13 +165,17 @@ def derive(program: Sequence[Instruction], shape: Shape) -> Dependencies:
     def wait_for(mask: int, lag: int) -> Wait:
         return Wait(numbers.setdefault(mask, len(numbers)), mask.bit_count(), lag)
 
-    waits, load_waits = [], []
-    for i in range(len(program)):
-        waits.append(tuple(wait_for(mask, lag) for mask, lag in deriver.chosen[i]))
-        loads = deriver.loads(i)
-        load_waits.append(wait_for(loads, 1) if loads else None)
-        if len(waits[-1]) > MAX_WAITS:
-            raise ScheduleError(f"{program[i]} needs {len(waits[-1])} waits; a record holds {MAX_WAITS}")
+    @cache
+    def wait_for_loads(mask: int) -> Wait | None:
+        """Prefer a counter that is there already and covers more: a signal saved for each producer."""
+        covering = [other for other in numbers if mask & ~other == 0]
+        return wait_for(min(covering, key=int.bit_count, default=mask), 1) if mask else None
+
+    waits = [tuple(wait_for(mask, lag) for mask, lag in chosen) for chosen in deriver.chosen]
+    load_waits = [wait_for_loads(deriver.loads(i)) for i in range(len(program))]
+    for i, own in enumerate(waits):
+        if len(own) > MAX_WAITS:
+            raise ScheduleError(f"{program[i]} needs {len(own)} waits; a record holds {MAX_WAITS}")
     counters = list(numbers)
     signals: list[list[int]] = [[] for _ in program]
     for counter, mask in enumerate(counters):

@@ -71,6 +71,8 @@ def attention(S: gl.constexpr, memory, ring, step):
 
     wait_all(S, memory, step)
     q = load_queries(S, memory, step)
+    current = step.record.b == S.slices - 1
+    new_k, new_v = load_current(S, memory, step, current)
     reinterpret(ring.staging, gl.bfloat16, [1, COLUMNS, DIMS], FLAT_TILES).index(0).store(q.to(gl.bfloat16))
     barrier()
     queries = reinterpret(ring.staging, gl.bfloat16, [COLUMNS, S.head_tiles, TILE], FLAT_HEADS)
@@ -103,8 +105,8 @@ def attention(S: gl.constexpr, memory, ring, step):
     for use in range(step.use + 2 * pages, step.use + step.record.pages):
         slot = wait_page(S, ring, use)
         mbarrier.arrive(ring.empty.index(slot), count=1)
-    if step.record.b == S.slices - 1:
-        m, total, acc = add_current(S, memory, step, q, m, total, acc)
+    if current:
+        m, total, acc = add_current(S, q, new_k, new_v, m, total, acc)
     store_output(S, memory, step, m, total, acc)
 
 
@@ -118,15 +120,24 @@ def output_dims(S: gl.constexpr):
 
 
 @gluon.jit
-def add_current(S: gl.constexpr, memory, step, q, m, total, acc):
-    """Take in the current position, from the cache row that this token's QKV wrote; all in fp32."""
-    HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, score_layout()))
+def load_current(S: gl.constexpr, memory, step, current):
+    """The current position's K [dims] and V [tiles, 64, 1], fp32, from the cache row that this token's QKV wrote.
+
+    Loaded together with the queries and used after the pages: the last slice alone takes them in.
+    """
     dims = gl.arange(0, S.head_tiles * TILE, gl.SliceLayout(0, query_layout()))
     key = cache_address(S, memory, step.record.layer, step.record.a, 0, step.position, dims)
-    k = gl.load(key, mask=dims < S.head_rows, other=0.0, cache_modifier=".cg").to(gl.float32)
+    k = gl.load(key, mask=current & (dims < S.head_rows), other=0.0, cache_modifier=".cg")
     rows = output_dims(S)
     value = cache_address(S, memory, step.record.layer, step.record.a, 1, step.position, rows)
-    v = gl.load(value, mask=rows < S.head_rows, other=0.0, cache_modifier=".cg").to(gl.float32)
+    v = gl.load(value, mask=current & (rows < S.head_rows), other=0.0, cache_modifier=".cg")
+    return k.to(gl.float32), v.to(gl.float32)
+
+
+@gluon.jit
+def add_current(S: gl.constexpr, q, k, v, m, total, acc):
+    """Take in the current position; all in fp32."""
+    HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, score_layout()))
     s = gl.convert_layout(gl.sum(q * k[None, :], axis=1), HEADS) * S.scale
     m_new = gl.maximum(m, s)
     decay, p = gl.exp(m - m_new), gl.exp(s - m_new)
