@@ -69,7 +69,8 @@ class Engine:
         self.service = PAGE_BYTES / model.bandwidth
         self.spacing = PAGE_BYTES / model.sm_bandwidth
         self.hbm_free = 0.0
-        self.events: list[tuple[float, int]] = []
+        self.events: list[tuple[float, int, int]] = []  # time, order of entry (so that ties are first come, first served), SM
+        self.entered = 0
         self.token_ends: list[float] = []
         self.signalled: dict[Round, int] = defaultdict(int)
         self.signalled_at: dict[Round, float] = defaultdict(float)
@@ -85,7 +86,8 @@ class Engine:
         self.runnable.extend(self.sms)
         self.settle()
         while self.events:
-            self.issue(*heapq.heappop(self.events))
+            time, _, number = heapq.heappop(self.events)
+            self.issue(time, self.sms[number])
         stuck = [sm for sm in self.sms if sm.queue and sm.token < self.tokens]
         if stuck:
             sm = stuck[0]
@@ -115,7 +117,8 @@ class Engine:
                 return
             time = max(time, gate)
         sm.issuing = True
-        heapq.heappush(self.events, (time, sm.number))
+        self.entered += 1
+        heapq.heappush(self.events, (time, self.entered, sm.number))
 
     def gate(self, sm: Sm, number: int) -> float | None:
         """When the loader may pass the start of a token or a load wait before page use `number`; None if not known."""
@@ -133,9 +136,8 @@ class Engine:
             time = max(time, self.signalled_at[round_] + self.model.poll)
         return time
 
-    def issue(self, time: float, number: int) -> None:
+    def issue(self, time: float, sm: Sm) -> None:
         """Issue the next copy of an SM now, and follow up what its landing sets off."""
-        sm = self.sms[number]
         page = len(sm.landed)
         previous = sm.landed[-1] if page else -self.spacing
         filled = sm.filled[page % len(sm.filled)]

@@ -130,7 +130,9 @@ def test_a_wrong_header(tmp_path: Path, change: dict[str, Any], message: str) ->
     assert message in refusal(path) and str(path) in refusal(path)
 
 
-@pytest.mark.parametrize("missing", ["magic", "version", "config", "itemsize", "capacity", "bucket", "slices", "policy", "ring"])
+@pytest.mark.parametrize(
+    "missing", ["magic", "version", "config", "itemsize", "capacity", "bucket", "slices", "policy", "ring"]
+)
 def test_a_header_with_something_missing(tmp_path: Path, missing: str) -> None:
     header = small_program("gqa2", 3).header()
     del header[missing]
