@@ -1,0 +1,60 @@
+"""`python -m scheduler.draw --model MODEL`: the schedule as a page for a browser, an SVG file and a DOT file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from models.errors import UserError
+from scheduler.costs import MACHINES
+from scheduler.draw.content import make_drawing
+from scheduler.draw.dot import dot
+from scheduler.draw.options import add_program_options, model_name, program_of
+from scheduler.draw.page import page
+from scheduler.draw.svg import svg
+
+WRITERS = {"html": page, "svg": svg, "dot": dot}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scheduler.draw", description="Draw a decode program: a page that opens offline, an SVG and a DOT file."
+    )
+    add_program_options(parser)
+    parser.add_argument("--layer", type=int, help="draw this layer alone")
+    parser.add_argument("-o", "--output", type=Path, default=Path("drawing"), help="folder (default %(default)s)")
+    return parser
+
+
+def run(options: argparse.Namespace) -> list[Path]:
+    """Write the three files; returns their paths."""
+    name = f"{model_name(options)}-{options.sms}sms" + ("" if options.layer is None else f"-layer{options.layer}")
+    program = program_of(options)
+    title = f"{model_name(options)} on {options.sms} SMs" + ("" if options.layer is None else f", layer {options.layer}")
+    drawing = make_drawing(title, program, options.position, MACHINES[options.machine], options.layer)
+    written = []
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        for suffix, text in WRITERS.items():
+            written.append(options.output / f"{name}.{suffix}")
+            written[-1].write_text(text(drawing), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{error.filename or options.output}: cannot be written ({error.strerror})") from None
+    return written
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit 0, or 2 with one line where nothing can be drawn."""
+    try:
+        for path in run(parser().parse_args(arguments)):
+            print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
