@@ -1,10 +1,19 @@
-"""Compile the kernel for Hopper with no GPU, and say what it needs: registers, stack, spills, shared memory."""
+"""Compile the kernel for Hopper with no GPU, and say what it needs: registers, stack, spills, shared memory.
+
+    python -m megakernel.compile --model llama-3.2-1b
+
+prints that as JSON, for the Triton that is installed.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import subprocess
+import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +23,13 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
+from megakernel.device.compat import OPTIONS
 from megakernel.device.context import Sizes
 from megakernel.device.kernel import RUNTIME_ARGUMENTS, WARPS, megakernel
-from megakernel.geometry import Geometry
+from megakernel.geometry import Geometry, make_geometry
+from models.errors import UserError
+from scheduler.__main__ import find_config
+from scheduler.buckets import BucketPrograms
 
 POINTERS = {
     "weights": "*bf16",
@@ -46,8 +59,8 @@ class Resources:
     shared: int
 
 
-def compile_for_hopper(geometry: Geometry) -> Any:
-    """The compiled kernel for compute capability 9.0."""
+def compile_for_hopper(geometry: Geometry, **options: Any) -> Any:
+    """The compiled kernel for compute capability 9.0; `options` are Triton's own, beside those that every launch uses."""
     descriptor = f"tensordesc<bf16[128, 64],{PAGE_LAYOUT!r}>"
     signature = {"tape": descriptor, "cache": descriptor, **POINTERS}
     signature |= {name: "i64" if name == "patience" else "i32" for name in RUNTIME_ARGUMENTS}
@@ -55,7 +68,7 @@ def compile_for_hopper(geometry: Geometry) -> Any:
     constants = {(megakernel.arg_names.index("S"),): Sizes(geometry)}
     attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(megakernel.arg_names) if name in POINTERS}
     source = GluonASTSource(fn=megakernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS})
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS, **OPTIONS, **options})
 
 
 def resources(kernel: Any) -> Resources:
@@ -70,6 +83,35 @@ def resources(kernel: Any) -> Resources:
     return Resources(found["REG"], found["STACK"], found["LOCAL"], kernel.metadata.shared)
 
 
-def describe(geometry: Geometry) -> dict[str, Any]:
-    """Compile and report, as JSON-ready values."""
-    return asdict(resources(compile_for_hopper(geometry)))
+def describe(geometry: Geometry, **options: Any) -> dict[str, Any]:
+    """Compile and report, as JSON-ready values: the fields of `Resources`, Triton's version, seconds."""
+    begun = time.perf_counter()
+    kernel = compile_for_hopper(geometry, **options)
+    seconds = round(time.perf_counter() - begun, 1)
+    return {"triton": triton.__version__, **asdict(resources(kernel)), "seconds": seconds}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit 0, or 2 with one line where no program can be made."""
+    from megakernel.gpu.machine import COPIES  # here, because that module imports this one
+
+    parser = argparse.ArgumentParser(prog="python -m megakernel.compile", description="Compile the kernel; no GPU is needed.")
+    parser.add_argument("--model", required=True, help="a preset, random:<preset>, or a directory with config.json")
+    parser.add_argument("--sms", type=int, default=132, help="streaming multiprocessors (default %(default)s)")
+    parser.add_argument("--capacity", type=int, default=2048, help="positions of the KV cache (default %(default)s)")
+    parser.add_argument("--past", type=int, default=0, help="the position whose program is compiled (default %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        programs = BucketPrograms(find_config(options.model), options.sms, options.capacity, itemsize=2)
+        if not 0 <= options.past <= options.capacity:
+            raise UserError(f"position {options.past} in a KV cache of {options.capacity}: use 0 to {options.capacity}")
+        geometry = make_geometry(programs.program(programs.place(options.past)), COPIES)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({"model": options.model, "sms": options.sms, "slices": geometry.slices, **describe(geometry)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
