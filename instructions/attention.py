@@ -6,7 +6,7 @@
 The loader streams the slice's past K and V pages through the ring, K page then V page; they hold only positions of earlier
 tokens, so it need not wait for this token's QKV.  The last slice also takes the current position, straight from the cache
 row that `Qkv` wrote; the others declare that they read it, too, so that one counter serves the whole group.  With one slice
-the normalised output goes to attn[layer]; with more, each leaves (m, l, o) for `OProj` (few slices) or `Combine` (many).
+the normalised output goes to attn[layer]; with more, each leaves (m, l, o) for `Combine`.
 
 The slices share the pages that exist evenly, so every slice works at any position within the bucket; page uses that a slice
 does not need pass through the ring empty, which keeps the page plan the same for every token.

@@ -18,7 +18,7 @@ from instructions.shape import Shape
 
 @dataclass(frozen=True)
 class Combine(Instruction):
-    """All slices of KV head `head`; only in programs of many slices, see `Shape.combines`."""
+    """All slices of KV head `head`; only in programs with more than one slice."""
 
     OPCODE = 4
     MNEMONIC = "combine"
@@ -37,20 +37,14 @@ class Combine(Instruction):
         return Cost(0, 2 * shape.slices * shape.partial_rows)
 
     def execute(self, machine: Machine) -> Pages:
-        shape = machine.shape
-        partial = machine.read(self.reads(shape)[0])
-        machine.write(self.writes(shape)[0], merge_slices(partial.view(1, shape.slices, shape.partial_rows), shape))
+        shape, group = machine.shape, machine.shape.config.group
+        partial = machine.read(self.reads(shape)[0]).view(shape.slices, shape.partial_rows)
+        m, sums = partial[:, :group], partial[:, group : 2 * group]  # [slices, group]
+        o = partial[:, 2 * group :].view(shape.slices, group, shape.head_rows)
+        weight = torch.exp(m - m.amax(0))
+        out, total = torch.zeros(group, shape.head_rows), torch.zeros(group)
+        for s in range(shape.slices):
+            out += weight[s, :, None] * o[s]
+            total += weight[s] * sums[s]
+        machine.write(self.writes(shape)[0], (out / total[:, None]).flatten())
         yield from ()
-
-
-def merge_slices(partial: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """The attention output, fp32 [heads * group * dp], from what the slices left, [heads, slices, partial_rows]."""
-    group = shape.config.group
-    m, sums = partial[..., :group], partial[..., group : 2 * group]  # [heads, slices, group]
-    o = partial[..., 2 * group :].unflatten(-1, (group, shape.head_rows))
-    weight = torch.exp(m - m.amax(1, keepdim=True))
-    out, total = torch.zeros_like(o[:, 0]), torch.zeros_like(sums[:, 0])
-    for s in range(shape.slices):
-        out += weight[:, s, :, None] * o[:, s]
-        total += weight[:, s] * sums[:, s]
-    return (out / total[..., None]).flatten()

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from instructions.base import Cost, Instruction, Machine, Pages, Region
 from instructions.matvec import matrix_input, row_blocks
 from instructions.shape import Shape
@@ -35,16 +33,9 @@ class Projection(Instruction):
         """Output rows [start, stop), without the padding of the last block."""
         return self.block * BLOCK_ROWS, min((self.block + self.blocks) * BLOCK_ROWS, shape.config.hidden_size)
 
-    def source(self, shape: Shape) -> Region:
-        """What the matrix multiplies."""
-        return Region(self.SOURCE, self.layer, 0, shape.buffers[self.SOURCE].rows)
-
-    def input(self, machine: Machine) -> torch.Tensor:
-        """The vector that the matrix multiplies, fp32, before it is rounded."""
-        return machine.read(self.source(machine.shape))
-
     def reads(self, shape: Shape) -> tuple[Region, ...]:
-        return (self.source(shape), Region(self.RESIDUAL, self.layer, *self.rows(shape)))
+        source = Region(self.SOURCE, self.layer, 0, shape.buffers[self.SOURCE].rows)
+        return (source, Region(self.RESIDUAL, self.layer, *self.rows(shape)))
 
     def writes(self, shape: Shape) -> tuple[Region, ...]:
         return (Region(self.TARGET, self.layer + self.TARGET_LAYER, *self.rows(shape)),)
@@ -62,8 +53,8 @@ class Projection(Instruction):
     def execute(self, machine: Machine) -> Pages:
         shape = machine.shape
         matrix = shape.matrix(self.MATRIX, self.layer)
-        residual = machine.read(Region(self.RESIDUAL, self.layer, *self.rows(shape)))
-        x = matrix_input(self.input(machine), shape, matrix.pages_per_block * shape.page_columns)
+        source, residual = (machine.read(region) for region in self.reads(shape))
+        x = matrix_input(source, shape, matrix.pages_per_block * shape.page_columns)
         y = (yield from row_blocks(machine, x, self.blocks, matrix.pages_per_block)).flatten()
         if matrix.bias_offset >= 0:
             y = y + machine.constants(matrix.bias_offset + self.block * BLOCK_ROWS, y.numel())

@@ -15,7 +15,6 @@ from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE, Matr
 
 HELD_PAGES = 4  # most pages an instruction holds at once, so the shallowest ring that can run any program
 ALIGN = 32  # fp32 elements: every buffer layer starts on a 128-byte line
-MERGED_SLICES = 4  # most attention slices that `OProj` merges itself; more are merged once for all by `Combine`
 BEST_FIELDS = 2  # per LM-head instruction: the largest logit and its row
 
 
@@ -97,16 +96,6 @@ class Shape:
     def partial_rows(self) -> int:
         """fp32 values one slice leaves per KV head: for each query head its maximum, its sum, its unnormalised output."""
         return self.config.group * (self.head_rows + 2)
-
-    @property
-    def combines(self) -> bool:
-        """Whether attention slices are merged by `Combine`: a dependency hop, against every SM reading every slice."""
-        return self.slices > MERGED_SLICES
-
-    @property
-    def merges(self) -> bool:
-        """Whether `OProj` merges attention slices as it reads them."""
-        return 1 < self.slices <= MERGED_SLICES
 
     # -- the KV cache -----------------------------------------------------------------------------------------------
     @property

@@ -51,9 +51,6 @@ class Geometry:
     page_positions: int
     head_pages: int
     slices: int
-    slices_power: int  # slices, rounded up to a power of two
-    combines: bool
-    merges: bool
     # activations: first element and distance between layers
     x: int
     x_stride: int
@@ -136,9 +133,6 @@ def make_geometry(program: Program, copies: int, trace: bool = False) -> Geometr
         page_positions=shape.page_positions,
         head_pages=shape.head_pages,
         slices=shape.slices,
-        slices_power=next_power_of_two(shape.slices),
-        combines=shape.combines,
-        merges=shape.merges,
         logits=shape.buffers["logits"].base,
         best=shape.buffers["best"].base,
         best_slots=next_power_of_two(program.sms),

@@ -52,7 +52,7 @@ def lower_layer(shape: Shape, layer: int, sms: int) -> Iterator[Instruction]:
         yield Qkv(layer, block, blocks)
     for index in range(shape.slices):
         yield from (Attention(layer, head, index) for head in heads)
-    if shape.combines:
+    if shape.slices > 1:
         yield from (Combine(layer, head) for head in heads)
     for kind, name in ((OProj, "o"), (GateUp, "gate_up"), (Down, "down")):
         for block, blocks in split_blocks([shape.matrix(name, layer).blocks], sms):

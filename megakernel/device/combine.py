@@ -1,4 +1,4 @@
-"""Device side of `instructions.combine`: the attention slices of one KV head's query group, merged column by column."""
+"""Device side of `instructions.combine`: the slices of one KV head's query group."""
 
 from __future__ import annotations
 
@@ -8,41 +8,49 @@ from triton.experimental.gluon import language as gl
 from megakernel.device.matvec import power_of_two
 from megakernel.device.sync import wait_all
 
+TOGETHER = gl.constexpr(8)  # slices whose loads are in flight together
+
 
 @gluon.constexpr_function
-def slices_layout(slices):
-    """[slices, columns]: all slices of a column in one thread, which sums them in order, all loads in flight at once."""
-    return gl.BlockedLayout([slices, 4], [1, 32], [1, 4], [1, 0])
-
-
-@gluon.jit
-def merge_columns(S: gl.constexpr, memory, step, columns, end):
-    """The attention output at some columns [n] of [heads * dp], zero from column `end` on: fp32 [n]."""
-    L: gl.constexpr = slices_layout(S.slices_power)
-    ROWS: gl.constexpr = S.group * (S.head_rows + 2)
-    slices = gl.arange(0, S.slices_power, gl.SliceLayout(1, L))[:, None]
-    column = columns[None, :]
-    query = column // S.head_rows
-    head, member = query // S.group, query % S.group
-    left = memory.activations + S.partial + step.record.layer * S.partial_stride + (head * S.slices + slices) * ROWS
-    known = (slices < S.slices) & (column < end)
-    output = left + 2 * S.group + member * S.head_rows + column % S.head_rows
-    m = gl.load(left + member, mask=known, other=float("-inf"), cache_modifier=".cg")
-    total = gl.load(left + S.group + member, mask=known, other=0.0, cache_modifier=".cg")
-    o = gl.load(output, mask=known, other=0.0, cache_modifier=".cg")
-    inside = columns < end
-    top = gl.where(inside, gl.max(m, axis=0), 0.0)
-    weight = gl.exp(m - top[None, :])
-    return gl.sum(weight * o, axis=0) / gl.where(inside, gl.sum(weight * total, axis=0), 1.0)
+def slice_layout():
+    """[slices, heads, dims]: every slice of an element in one thread, which sums them in order."""
+    return gl.BlockedLayout([8, 1, 4], [1, 2, 16], [1, 4, 1], [2, 1, 0])
 
 
 @gluon.jit
 def combine(S: gl.constexpr, memory, ring, step):
     """KV head a."""
-    COUNT: gl.constexpr = S.group * S.head_rows
     wait_all(S, memory, step)
-    first = step.record.a * COUNT
-    columns = first + gl.arange(0, power_of_two(COUNT), gl.SliceLayout(0, slices_layout(S.slices_power)))
-    out = merge_columns(S, memory, step, columns, first + COUNT)
-    target = memory.activations + S.attn + step.record.layer * S.attn_stride
-    gl.store(target + columns, out, mask=columns < first + COUNT)
+    L: gl.constexpr = slice_layout()
+    ROWS: gl.constexpr = S.group * (S.head_rows + 2)
+    DIMS: gl.constexpr = power_of_two(S.head_rows)
+    ALL: gl.constexpr = power_of_two(S.slices)
+    source = memory.activations + S.partial + step.record.layer * S.partial_stride + step.record.a * (S.slices * ROWS)
+
+    heads = gl.arange(0, S.group_columns, gl.SliceLayout(0, gl.SliceLayout(2, L)))
+    dims = gl.arange(0, DIMS, gl.SliceLayout(0, gl.SliceLayout(1, L)))
+    every = gl.arange(0, ALL, gl.SliceLayout(1, gl.SliceLayout(2, L)))
+    known = (every[:, None] < S.slices) & (heads[None, :] < S.group)
+    maxima = source + every[:, None] * ROWS + heads[None, :]
+    m = gl.max(gl.load(maxima, mask=known, other=float("-inf"), cache_modifier=".cg"), axis=0)
+    m = gl.where(heads < S.group, m, 0.0)
+
+    HEAD: gl.constexpr = gl.SliceLayout(0, L)
+    out = gl.zeros([S.group_columns, DIMS], gl.float32, HEAD)
+    total = gl.zeros([S.group_columns], gl.float32, gl.SliceLayout(1, HEAD))
+    m = gl.convert_layout(m, gl.SliceLayout(1, HEAD))
+    heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, HEAD))
+    dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))
+    inside = (heads[:, None] < S.group) & (dims[None, :] < S.head_rows)
+    for s in range(S.slices):
+        part = source + s * ROWS
+        known_head = heads < S.group
+        slice_m = gl.load(part + heads, mask=known_head, other=float("-inf"), cache_modifier=".cg")
+        slice_sum = gl.load(part + S.group + heads, mask=known_head, other=0.0, cache_modifier=".cg")
+        rows = part + 2 * S.group + heads[:, None] * S.head_rows + dims[None, :]
+        o = gl.load(rows, mask=inside, other=0.0, cache_modifier=".cg")
+        weight = gl.exp(slice_m - m)
+        total += weight * slice_sum
+        out += weight[:, None] * o
+    target = memory.activations + S.attn + step.record.layer * S.attn_stride + step.record.a * (S.group * S.head_rows)
+    gl.store(target + heads[:, None] * S.head_rows + dims[None, :], out / total[:, None], mask=inside)

@@ -33,7 +33,7 @@ def execute(S: gl.constexpr, memory, ring, step):
     elif opcode == ATTENTION:
         attention(S, memory, ring, step)
     elif opcode == COMBINE:
-        if S.combines:
+        if S.slices > 1:
             combine(S, memory, ring, step)
     elif opcode == O_PROJ:
         o_proj(S, memory, ring, step)

@@ -5,24 +5,22 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.matvec import stage
 from megakernel.device.projection import projection
-from megakernel.device.sync import wait_all
 
 
 @gluon.jit
 def down(S: gl.constexpr, memory, ring, step):
     """Row blocks a to a + b of the layer's down projection."""
-    wait_all(S, memory, step)
-    stage(ring, memory.activations + S.mlp + step.record.layer * S.mlp_stride, S.intermediate, S.intermediate_pages)
     projection(
         S,
         memory,
         ring,
         step,
+        memory.activations + S.mlp + step.record.layer * S.mlp_stride,
         memory.activations + S.x_mid + step.record.layer * S.x_mid_stride,
         memory.activations + S.x + (step.record.layer + 1) * S.x_stride,
         memory.constants + S.down_bias + step.record.layer * S.bias_stride,
+        S.intermediate,
         S.intermediate_pages,
         S.down_bias,
     )

@@ -5,12 +5,27 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.matvec import ROWS, block_index, row_block
+from megakernel.device.matvec import ROWS, block_index, row_block, stage
+from megakernel.device.sync import wait_all
 
 
 @gluon.jit
-def projection(S: gl.constexpr, memory, ring, step, residual, target, bias, PAGES: gl.constexpr, BIAS: gl.constexpr):
-    """target[rows] = residual[rows] + W[rows] staged + bias[rows], for row blocks a to a + b."""
+def projection(
+    S: gl.constexpr,
+    memory,
+    ring,
+    step,
+    source,
+    residual,
+    target,
+    bias,
+    COUNT: gl.constexpr,
+    PAGES: gl.constexpr,
+    BIAS: gl.constexpr,
+):
+    """target[rows] = residual[rows] + W[rows] round(source) + bias[rows], for row blocks a to a + b."""
+    wait_all(S, memory, step)
+    stage(ring, source, COUNT, PAGES)
     index = block_index()
     row, column = index // 16, index % 16
     for i in range(step.record.b):
