@@ -5,8 +5,8 @@ engine keeps a few programs and switches between tokens.  Which one decodes a to
 never depends on how a sequence was cut into launches.
 
 Few and far apart, because each costs scheduling and compiling, and because a program with more slices than a short context
-needs loses little: the first serves short contexts with no combination of slices, the second all that attention can
-spread over the SMs at a page or two each, and from there on they grow by 4, so that at most a few page uses pass empty.
+needs loses little: the first serves short contexts with no combination of slices, the second contexts of some thousands, and
+from there on they grow by 4, so that few page uses pass empty.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from models.config import ModelConfig
 from scheduler.build import DEFAULT_POLICY, build_program, make_shape
 from scheduler.program import Program
 
-FIRST_PAGES = 1  # KV pages of the first bucket
+FIRST_PAGES = 2  # KV pages of the first bucket
 SECOND_PAGES = 32  # of the second
 GROWTH = 4  # from each bucket to the next, from there on
 
 
 def bucket_sizes(capacity: int, page_positions: int) -> tuple[int, ...]:
-    """The buckets of a cache of `capacity` positions, ascending: 1, 32, 128, 512, ... KV pages, and at last the capacity."""
+    """The buckets of a cache of `capacity` positions, ascending: 2, 32, 128, 512, ... KV pages, and at last the capacity."""
     sizes, pages = [], FIRST_PAGES
     while pages * page_positions < capacity:
         sizes.append(pages * page_positions)

@@ -18,11 +18,15 @@ from scheduler.place import POLICIES
 from scheduler.program import Program
 
 DEFAULT_POLICY = "balanced"
+SLICE_PAGES = 4  # K pages of an attention slice, at least, where the context has so many
 
 
 def attention_slices(config: ModelConfig, sms: int, bucket_pages: int) -> int:
-    """How many slices the context is split into: as many as the SMs can work on at once, none without a page."""
-    return max(1, min(sms // config.num_kv_heads, bucket_pages))
+    """How many slices the context is split into: a few pages each at the bucket's end, one slice a SM at most.
+
+    Fewer pages a slice would spread the work wider, but every slice costs its readers time (docs/performance.md).
+    """
+    return max(1, min(sms // config.num_kv_heads, ceil_div(bucket_pages, SLICE_PAGES)))
 
 
 def make_shape(

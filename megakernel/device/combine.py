@@ -8,12 +8,9 @@ from triton.experimental.gluon import language as gl
 from megakernel.device.matvec import power_of_two
 from megakernel.device.sync import wait_all
 
-TOGETHER = gl.constexpr(8)  # slices whose loads are in flight together
-
-
 @gluon.constexpr_function
 def slice_layout():
-    """[slices, heads, dims]: every slice of an element in one thread, which sums them in order."""
+    """[slices, heads, dims]: every slice of an element in one thread."""
     return gl.BlockedLayout([8, 1, 4], [1, 2, 16], [1, 4, 1], [2, 1, 0])
 
 
@@ -28,7 +25,6 @@ def combine(S: gl.constexpr, memory, ring, step):
     source = memory.activations + S.partial + step.record.layer * S.partial_stride + step.record.a * (S.slices * ROWS)
 
     heads = gl.arange(0, S.group_columns, gl.SliceLayout(0, gl.SliceLayout(2, L)))
-    dims = gl.arange(0, DIMS, gl.SliceLayout(0, gl.SliceLayout(1, L)))
     every = gl.arange(0, ALL, gl.SliceLayout(1, gl.SliceLayout(2, L)))
     known = (every[:, None] < S.slices) & (heads[None, :] < S.group)
     maxima = source + every[:, None] * ROWS + heads[None, :]
