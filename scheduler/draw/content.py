@@ -112,9 +112,8 @@ def counter_columns(drawing: Drawing) -> list[dict[str, Any]]:
     for counter, (producers, waiting) in enumerate(zip(listing.producers, readers(listing), strict=True)):
         place = drawing.layout.counters[counter]
         at = None if place is None else [place.group, round(place.x, 1), round(place.y, 1)]
-        found.append(
-            {"target": int(listing.targets[counter]), "from": crowd(listing, producers), "to": crowd(listing, waiting), "place": at}
-        )
+        target = int(listing.targets[counter])
+        found.append({"target": target, "from": crowd(listing, producers), "to": crowd(listing, waiting), "place": at})
     return found
 
 

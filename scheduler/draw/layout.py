@@ -170,8 +170,8 @@ class Arranger:
             if drawn:
                 places = [place.x for i in drawn if (place := self.records[i]) is not None]
                 gaps[max(self.band_of[i] for i in drawn)].append((counter, sum(places) / len(places)))
-        for (group, place), found in gaps.items():
-            band = groups[group].bands[place]
+        for (group, number), found in gaps.items():
+            band = groups[group].bands[number]
             for (counter, _), x in zip(found, spread([x for _, x in found], self.width), strict=True):
                 self.counters[counter] = Place(group, x, band.y + band.height + self.gap / 2)
 

@@ -19,8 +19,8 @@ def add_program_options(parser: argparse.ArgumentParser, model_required: bool = 
     """Model, machine and position; the program is then the one that an engine would run there."""
     parser.add_argument("--model", required=model_required, help="a preset, random:<preset>, or a directory with config.json")
     parser.add_argument("--sms", type=int, default=132, help="streaming multiprocessors (default %(default)s)")
-    parser.add_argument("--position", type=int, default=DEFAULT_POSITION, help="positions in the KV cache (default %(default)s)")
-    parser.add_argument("--capacity", type=int, help=f"positions that the cache can hold (default {DEFAULT_CAPACITY}, or the model's)")
+    parser.add_argument("--position", type=int, default=DEFAULT_POSITION, help="positions cached (default %(default)s)")
+    parser.add_argument("--capacity", type=int, help=f"positions of the cache (default {DEFAULT_CAPACITY}, or the model's)")
     parser.add_argument("--policy", choices=list(POLICIES), default=DEFAULT_POLICY, help="placement (default %(default)s)")
     parser.add_argument("--dtype", choices=list(ITEMSIZES), default="bf16", help="weight type (default %(default)s)")
     parser.add_argument("--machine", choices=list(MACHINES), default="h100", help="cost model (default %(default)s)")

@@ -24,12 +24,13 @@ def asset(name: str) -> str:
 def page(drawing: Drawing) -> str:
     """The file's text."""
     licence = "\n".join(" * " + line for line in asset("d3.LICENSE").splitlines())
+    data = json.dumps(page_data(drawing), separators=(",", ":"))
     parts = {
         "title": escape(drawing.title),
         "style": asset("page.css"),
         "licence": f"/* D3, https://d3js.org\n{licence}\n */",
         "library": asset("d3.min.js"),
-        "data": json.dumps(page_data(drawing), separators=(",", ":")).replace("<", "\\u003c"),  # no tag may end the script element
+        "data": data.replace("<", "\\u003c"),  # nothing in it may end the script element
         "script": "\n".join(asset(name) for name in SCRIPTS),
     }
     head, *rest = asset("page.html").split("{{")

@@ -12,6 +12,7 @@ from scheduler.draw.palette import COLOURS
 MARGIN, TOP = 150.0, 92.0
 BETWEEN = 16.0  # groups
 DIAMOND = 6.0
+DARK = "#57606a"
 STYLE = (
     "text{font:13px 'DejaVu Sans',Helvetica,Arial,sans-serif;fill:#1f2328}.t{font-size:22px;font-weight:700}"
     ".g{font-size:15px;font-weight:700}.edge{fill:none;stroke:#8c959f;stroke-width:.5;stroke-opacity:.45}"
@@ -95,23 +96,24 @@ def nodes(canvas: Canvas) -> Iterator[str]:
         node, instruction = canvas.node(i), listing.items[i].instruction
         assert node is not None
         mark = ' class="hot"' if i in hot else ""
-        yield (
-            f'<rect{mark} x="{node[0] - width / 2:.1f}" y="{node[1] - CELL_HEIGHT / 2:.1f}" width="{width:.1f}" '
-            f'height="{CELL_HEIGHT}" rx="3" fill="{COLOURS[instruction.MNEMONIC]}"><title>{escape(listing.place(i))}</title></rect>'
-        )
+        box = f'x="{node[0] - width / 2:.1f}" y="{node[1] - CELL_HEIGHT / 2:.1f}" width="{width:.1f}" height="{CELL_HEIGHT}"'
+        title = escape(listing.place(i))
+        yield f'<rect{mark} {box} rx="3" fill="{COLOURS[instruction.MNEMONIC]}"><title>{title}</title></rect>'
     for counter, producers in enumerate(listing.producers):
         if (node := canvas.node(-1 - counter)) is not None:
             mark = ' class="hot"' if -1 - counter in hot else ""
             x, y, d = *node, DIAMOND
-            title = f"c{counter}: {listing.targets[counter]} signals from {crowd(listing, producers)}"
-            yield f'<path{mark} d="M{x:.1f} {y - d:.1f}l{d} {d}l-{d} {d}l-{d} -{d}z" fill="#57606a"><title>{escape(title)}</title></path>'
+            title = escape(f"c{counter}: {listing.targets[counter]} signals from {crowd(listing, producers)}")
+            outline = f"M{x:.1f} {y - d:.1f}l{d} {d}l-{d} {d}l-{d} -{d}z"
+            yield f'<path{mark} d="{outline}" fill="{DARK}"><title>{title}</title></path>'
 
 
 def svg(drawing: Drawing) -> str:
     """The file's text."""
     canvas = Canvas(drawing)
     size = f'width="{canvas.width:.0f}" height="{canvas.height:.0f}" viewBox="0 0 {canvas.width:.0f} {canvas.height:.0f}"'
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', f"<title>{escape(drawing.title)}</title><style>{STYLE}</style>"]
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', f"<title>{escape(drawing.title)}</title>"]
+    parts.append(f"<style>{STYLE}</style>")
     parts.append('<rect width="100%" height="100%" fill="#fff"/>')
     for part in (frame, edges, critical, nodes):
         parts.extend(part(canvas))
