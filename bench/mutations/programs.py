@@ -68,6 +68,29 @@ def random_base(seed: int, most_instructions: int = 80) -> Base:
         except UserError:
             continue  # more groups of readers than a record can signal: the scheduler refuses such splits
         if len(program.words) <= most_instructions:
-            model = pack(RandomWeights(config, seed), config, DTYPES[itemsize], CAPACITY)
-            model.weights.mul_(torch.tensor(SCALE, dtype=model.weights.dtype))
-            return Base(program, model)
+            return with_weights(program, seed)
+
+
+def with_weights(program: Program, seed: int) -> Base:
+    """Make up weights for a program."""
+    shape = program.shape
+    model = pack(RandomWeights(shape.config, seed), shape.config, DTYPES[shape.itemsize], CAPACITY)
+    model.weights.mul_(torch.tensor(SCALE, dtype=model.weights.dtype))
+    return Base(program, model)
+
+
+def wide_base(seed: int) -> Base:
+    """Two layers with the heads of Llama-3.2-1B and slim matrices, for 132 SMs."""
+    config = ModelConfig(
+        hidden_size=256,
+        intermediate_size=1056,
+        num_layers=2,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        vocab_size=2112,
+        tied_embeddings=True,
+        max_position=CAPACITY,
+    )
+    shape = make_shape(config, sms=132, capacity=CAPACITY, bucket=CAPACITY)
+    return with_weights(build_program(shape, 132), seed)
