@@ -1,5 +1,5 @@
-"""Builds the wheel, installs it into an environment of its own, and uses it there: every package imports, the bundled model is
-whole, and the command starts.
+"""Builds the wheel, installs it into an environment of its own, and uses it there: every package imports, the bundled model and
+what drawings are made with are whole, and the command starts.
 
 The new environment sees the libraries of the one that runs this file, so nothing is downloaded but what builds the wheel.
 """
@@ -17,6 +17,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = ("models/bundled", "scheduler/draw/assets")
 PACKAGES = ("models", "instructions", "scheduler", "megakernel", "bench", "run_llama1b")
 
 
@@ -43,8 +44,8 @@ def install(wheel: Path, environment: Path) -> Path:
 
 
 def check(environment: Path, packages: Path) -> None:
-    for file in sorted((ROOT / "models" / "bundled").iterdir()):
-        installed = packages / "models" / "bundled" / file.name
+    for file in sorted(path for folder in DATA for path in (ROOT / folder).iterdir()):
+        installed = packages / file.relative_to(ROOT)
         if not installed.exists() or not filecmp.cmp(file, installed, shallow=False):
             raise SystemExit(f"the wheel lacks {file.relative_to(ROOT)}, or has another one")
     script = f"""
