@@ -46,7 +46,8 @@ def print_table(tallies: dict[str, Tally]) -> Tally:
 
 def line(name: str, tally: Tally) -> str:
     """One line of the table."""
-    found = ", ".join(f"{kind} {count}" for kind, count in tally.findings.most_common())
+    often = sorted(tally.findings.items(), key=lambda item: -item[1])
+    found = ", ".join(f"{kind} {count}" for kind, count in often)
     trials = f"{tally.probed_faults} of {tally.probed}"
     return f"{name:<28} {tally.made:>6} {tally.rejected:>8} {tally.harmless:>8} {tally.misbehaved:>5}  {trials:>16}  {found}"
 

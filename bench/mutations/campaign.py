@@ -5,7 +5,6 @@ Stands apart from the command because worker processes import it.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from random import Random
 
@@ -38,14 +37,15 @@ class Tally:
     misbehaved: int = 0
     probed: int = 0
     probed_faults: int = 0
-    findings: Counter[str] = field(default_factory=Counter)
+    findings: dict[str, int] = field(default_factory=dict)  # kind of the first finding: how often
 
     def add(self, other: Tally) -> None:
         """Take in another tally of the same kind."""
         for name, value in asdict(other).items():
             if name != "findings":
                 setattr(self, name, getattr(self, name) + value)
-        self.findings.update(other.findings)
+        for kind, count in other.findings.items():
+            self.findings[kind] = self.findings.get(kind, 0) + count
 
 
 def run_task(task: Task) -> tuple[dict[str, Tally], list[str]]:
@@ -74,7 +74,7 @@ def try_mutant(kind: str, base: Base, trial: Trial, random: Random, tally: Tally
         tally.misbehaved += fault is not None
         return fault
     tally.rejected += 1
-    tally.findings[findings[0].kind] += 1
+    tally.findings[findings[0].kind] = tally.findings.get(findings[0].kind, 0) + 1
     if task.probe and random.randrange(task.probe) == 0:
         tally.probed += 1
         tally.probed_faults += trial.fault(mutant, task.runs) is not None
