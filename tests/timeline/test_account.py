@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timeline_cases import measured, random_stamps, small_program, small_trace, walked
+from timeline_cases import POSITION, measured, random_stamps, small_program, small_trace, walked
 
 from instructions.codec import NONE
-from scheduler.timeline import Point
+from scheduler.costs import MachineModel
+from scheduler.timeline import Point, simulated_trace
 from scheduler.timeline.account import DRAWERS, account, page_waits
 from scheduler.timeline.trace import CONSUMER
 from scheduler.timeline.waits import NEVER, bindings, disagreement
@@ -78,13 +79,15 @@ def test_waits_end_with_the_last_signal() -> None:
 
 
 def test_dependencies_in_words() -> None:
-    """The simulated program waits as the model says: half a microsecond from the last signal to the reader."""
+    """Every kind by name; from the last signal to the reader it takes what the model says: 1 us more makes 1 us more."""
     split = account(small_trace())
     rows = {row.name: row for row in split.dependencies}
+    slow = simulated_trace(small_program(), POSITION, MachineModel(poll=MachineModel().poll + 1e-6))
+    hops = [row.hop for row in account(slow).dependencies if row.name == "gate_up waits for o_proj"]
+    assert hops == [pytest.approx(rows["gate_up waits for o_proj"].hop + 1000, abs=2)]
     layers = small_trace().program.shape.config.num_layers
     assert rows["down waits for gate_up"].count == (small_trace().mnemonics == "down").sum()
     assert rows["embed waits for sample (token before)"].count == 1
-    assert rows["gate_up waits for o_proj"].hop == pytest.approx(500, abs=2)
     assert rows["combine waits for attention"].count == layers * small_trace().program.shape.config.num_kv_heads
     total = sum(row.time for row in split.dependencies)
     assert total == pytest.approx(split.mean("counter") * split.sms)
