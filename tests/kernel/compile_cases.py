@@ -13,7 +13,7 @@ from typing import Any
 
 from megakernel.geometry import Geometry, make_geometry
 from models.config import PRESETS, ModelConfig
-from scheduler.buckets import BucketPrograms
+from scheduler.build import build_program, make_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SMS = 132  # of an H100 or H200
@@ -29,10 +29,11 @@ print(json.dumps(describe(Geometry(**fields), **options)))
 
 
 @functools.cache
-def geometry_of(config: ModelConfig, past: int = CAPACITY - 1, sms: int = SMS) -> Geometry:
-    """The geometry of the program that decodes position `past`."""
-    programs = BucketPrograms(config, sms, min(CAPACITY, config.max_position), itemsize=2)
-    return make_geometry(programs.program(programs.place(past)), copies=2)
+def geometry_of(config: ModelConfig, slices: int, sms: int = SMS) -> Geometry:
+    """The geometry of a program whose attention is split into so many slices."""
+    capacity = min(CAPACITY, config.max_position)
+    shape = make_shape(config, sms=sms, capacity=capacity, bucket=capacity, slices=slices)
+    return make_geometry(build_program(shape, sms), copies=2)
 
 
 def compiled(site: Path, geometry: Geometry, **options: Any) -> dict[str, Any]:

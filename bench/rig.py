@@ -1,0 +1,81 @@
+"""A model on the GPU below the engine: launches of any length from any position, and the logits of every one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from instructions.base import SamplingState
+from megakernel.gpu.machine import PATIENCE, GpuProgram, GpuState
+from models.packed import PackedModel
+from scheduler.buckets import BucketPrograms
+
+GREEDY = SamplingState(temperature=0.0, top_k=0, top_p=1.0, seed=0)
+ITEMSIZE = 2
+
+
+def device_sms() -> int:
+    """SMs of the GPU."""
+    return int(torch.cuda.get_device_properties(0).multi_processor_count)
+
+
+class Rig:
+    """One sequence; `start` begins it, `decode` goes on from any position whose predecessors are in the KV cache."""
+
+    def __init__(self, model: PackedModel, programs: BucketPrograms | None = None, patience: int = PATIENCE) -> None:
+        self.patience = patience
+        self.programs = BucketPrograms(model.config, device_sms(), model.capacity, ITEMSIZE) if programs is None else programs
+        shape = self.programs.shape(model.capacity)
+        self.state = GpuState(model, shape.cache_pages, torch.device("cuda", 0))
+        self.page_positions = shape.page_positions
+        self.made: dict[int, GpuProgram] = {}
+
+    def program(self, position: int) -> GpuProgram:
+        """The program that decodes a position."""
+        place = self.programs.place(position)
+        if place not in self.made:
+            self.made[place] = GpuProgram(self.programs.program(place), self.state, patience=self.patience)
+        return self.made[place]
+
+    def start(
+        self, prompt: Sequence[int], sampling: SamplingState = GREEDY, stop_tokens: Collection[int] = frozenset()
+    ) -> None:
+        """Begin a sequence; what the KV cache holds stays there."""
+        self.state.start(prompt, sampling, stop_tokens)
+
+    def decode(self, position: int, tokens: int, longest: int = 10**9) -> list[int]:
+        """Decode `tokens` tokens from a position, in launches of at most `longest`; returns the tokens that follow them."""
+        found: list[int] = []
+        end = position + tokens
+        while position < end:
+            last = self.programs.sizes[self.programs.place(position)]  # the highest position of this bucket
+            count = min(end - position, longest, last + 1 - position)
+            landed = self.program(position).launch(position, count).land()
+            found += landed
+            position += count
+            if len(landed) < count:
+                break
+        return found
+
+    def logits_of(self, tokens: Sequence[int], first: int = 0) -> torch.Tensor:
+        """The logits after each of `tokens` from number `first` on, fp32 [tokens - first, vocab], one launch each.
+
+        Before every launch the activations become NaN: what a token reads, the token itself must have written.
+        """
+        self.start(tokens)
+        self.decode(0, first)
+        rows = []
+        for position in range(first, len(tokens)):
+            program = self.program(position)
+            program.activations.fill_(torch.nan)
+            program.launch(position, 1).land()
+            rows.append(program.logits())
+        return torch.stack(rows)
+
+    def cache_rows(self, positions: int) -> torch.Tensor:
+        """The bits of the KV cache up to a position, int16 [heads, tiles, positions, columns], on the host."""
+        shape = self.programs.shape(self.state.capacity)
+        pages = self.state.cache.view(torch.int16).view(-1, shape.head_pages, shape.head_tiles, shape.page_positions, 64)
+        rows = pages.transpose(1, 2).flatten(2, 3)  # [heads, tiles, positions, columns]
+        return rows[:, :, :positions].cpu()

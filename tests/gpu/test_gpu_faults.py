@@ -1,0 +1,154 @@
+"""Planted faults: a signal that is never sent, a thread block that is never there.
+
+The kernel gives up within two seconds, the message names an instruction that waits for what is missing, and the GPU, the
+engine and the next request are none the worse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from gpu_models import random_tokens
+
+from instructions.codec import MAX_SIGNALS, NONE, Scheduled, Word, disassemble
+from megakernel.engine import Engine
+from megakernel.gpu import machine
+from megakernel.gpu.errors import KernelFault
+from scheduler.program import Program
+
+pytestmark = pytest.mark.gpu
+PROMPT = random_tokens("bundled", 6, seed=1)
+TOKENS = 40
+SECONDS = 2.0
+LAST_LAYER = 4
+
+
+def generate(engine: Engine) -> list[int]:
+    engine.start(PROMPT, TOKENS)
+    return list(engine.stream())
+
+
+@pytest.fixture(scope="module")
+def expected(engine: Engine) -> list[int]:
+    return generate(engine)
+
+
+@contextmanager
+def running(engine: Engine, changed: Program) -> Iterator[None]:
+    """The engine decodes the first context bucket with another program."""
+    backend: Any = engine._backend
+    good, bad = backend.program(0), Future[Any]()
+    bad.set_result(machine.GpuProgram(changed, backend.state))
+    backend.built[0] = bad
+    try:
+        yield
+    finally:
+        backend.built[0] = good
+
+
+def program_of(engine: Engine) -> Program:
+    """The program of the first context bucket."""
+    backend: Any = engine._backend
+    program: Program = backend.program(0).result().program
+    return program
+
+
+def place_of(program: Program, mnemonic: str, layer: int) -> tuple[int, Scheduled]:
+    """The last record of a kind in a layer, as its place among all records."""
+    items = [item for queue in program.decoded for item in queue]
+    kinds = [(item.instruction.MNEMONIC, item.instruction.layer) for item in items]
+    place = max(i for i, kind in enumerate(kinds) if kind == (mnemonic, layer))
+    return place, items[place]
+
+
+def silenced(program: Program, place: int) -> Program:
+    """A copy of a program in which one record sends no signal."""
+    words = program.words.copy()
+    words[place, Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS] = NONE
+    return dataclasses.replace(program, words=words)
+
+
+def check_report(message: str, program: Program, counters: set[int]) -> None:
+    """The message names one of these counters, and an instruction that waits for it (or nobody's, between two tokens)."""
+    named = [counter for counter in counters if f"counter {counter}," in message]
+    assert len(named) == 1, message
+    items = [item for queue in program.decoded for item in queue]
+    waiting = {
+        disassemble(item)
+        for item in items
+        for wait in (*item.waits, *([] if item.load_wait is None else [item.load_wait]))
+        if wait.counter == named[0]
+    }
+    assert any(text in message for text in waiting) or "between two tokens" in message, message
+
+
+def fault_of(run: Callable[[], object]) -> str:
+    """The message of the KernelFault that a call raises in time."""
+    begun = time.perf_counter()
+    with pytest.raises(KernelFault) as caught:
+        run()
+    assert time.perf_counter() - begun < SECONDS
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mnemonic", "layer"),
+    [("embed", 0), ("qkv", 0), ("attention", 2), ("o_proj", 1), ("gate_up", LAST_LAYER), ("down", LAST_LAYER), ("lm_head", 0),
+     ("sample", 0)],
+)  # fmt: skip
+def test_a_dropped_signal(engine: Engine, expected: list[int], mnemonic: str, layer: int) -> None:
+    program = program_of(engine)
+    place, item = place_of(program, mnemonic, layer)
+    assert item.signals, "there is a signal to drop"
+    with running(engine, silenced(program, place)):
+        message = fault_of(lambda: generate(engine))
+    check_report(message, program, set(item.signals))
+    assert "stuck at position 0" in message or mnemonic == "sample"
+    assert engine.step() is None, "the request is over"
+    assert generate(engine) == expected
+
+
+def test_a_fault_while_tokens_are_read(engine: Engine, expected: list[int]) -> None:
+    """What was decoded before it is right, and the position of the fault is that of the first launch that hangs."""
+    program = program_of(engine)
+    place, item = place_of(program, "gate_up", 1)
+    engine.start(PROMPT, TOKENS)
+    read = [engine.step() for _ in range(3)]
+    backend: Any = engine._backend
+    decoded = backend.position
+    with running(engine, silenced(program, place)):
+        message = fault_of(lambda: read.extend(engine.stream()))
+    check_report(message, program, set(item.signals))
+    assert f"stuck at position {decoded}:" in message
+    assert read == expected[: len(read)]
+    assert generate(engine) == expected
+
+
+class OneBlockShort:
+    """The kernel, launched with a block fewer than the program has SMs."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        return self.kernel[(grid[0] - 1,)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernel, name)
+
+
+def test_a_missing_block(engine: Engine, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = program_of(engine)
+    owed = {counter for item in program.decoded[-1] for counter in item.signals}
+    assert owed
+    with monkeypatch.context() as patched:
+        patched.setattr(machine, "megakernel", OneBlockShort(machine.megakernel))
+        message = fault_of(lambda: generate(engine))
+    check_report(message, program, owed)
+    assert generate(engine) == expected

@@ -1,0 +1,182 @@
+"""The engine on the GPU: stop tokens, restarts, a thousand equal requests, a hundred thousand tokens, interrupts."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from statistics import median
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from gpu_models import random_tokens
+
+from megakernel.engine import Engine
+from megakernel.gpu.backend import CHUNK
+from megakernel.request import SamplingParams
+
+pytestmark = pytest.mark.gpu
+PROMPT = random_tokens("bundled", 6, seed=1)
+LONG = 90
+HOT = SamplingParams(temperature=1.5, seed=4)  # many different tokens
+
+
+def generate(engine: Engine, tokens: int = LONG, sampling: SamplingParams = HOT) -> list[int]:
+    engine.start(PROMPT, tokens, sampling)
+    return list(engine.stream())
+
+
+@pytest.fixture(scope="module")
+def expected(engine: Engine) -> list[int]:
+    """What the request gives when nothing happens to it."""
+    tokens = generate(engine)
+    assert len(tokens) == LONG
+    assert len(set(tokens)) > LONG // 2
+    return tokens
+
+
+def stopping_at(*tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=HOT.temperature, seed=HOT.seed, stop_token_ids=tokens)
+
+
+# The prompt is decoded in a launch of its own that chooses token 0; then CHUNK tokens a launch, two launches under way.
+@pytest.mark.parametrize("place", [0, 1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1, 3 * CHUNK + 5, LONG - 2])
+def test_a_stop_token_ends_the_request_wherever_it_comes(engine: Engine, expected: list[int], place: int) -> None:
+    stop = expected[place]
+    until = expected.index(stop) + 1
+    assert generate(engine, sampling=stopping_at(stop)) == expected[:until]
+    assert engine.finish_reason == "stop"
+    assert engine.step() is None
+    assert generate(engine) == expected, "the next request knows nothing of it"
+    assert engine.finish_reason == "length"
+
+
+def test_the_first_of_several_stop_tokens_counts(engine: Engine, expected: list[int]) -> None:
+    unused = next(token for token in range(engine.config.vocab_size) if token not in expected)
+    stops = (expected[60], unused, expected[25], expected[40])
+    until = min(expected.index(token) for token in stops if token != unused) + 1
+    assert generate(engine, sampling=stopping_at(*stops)) == expected[:until]
+
+
+def test_a_stop_token_in_the_prompt_does_not_stop(engine: Engine, expected: list[int]) -> None:
+    assert PROMPT[2] not in expected
+    assert generate(engine, sampling=stopping_at(PROMPT[2])) == expected
+
+
+def test_abandoned_requests_leave_no_trace(engine: Engine, expected: list[int]) -> None:
+    for taken in (1, 2, CHUNK, CHUNK + 3, 50):
+        engine.start(PROMPT, 400, SamplingParams(temperature=2.0, seed=taken))
+        for _ in range(taken):
+            engine.step()
+        engine.stop()
+        assert generate(engine) == expected
+
+
+def test_a_request_of_exactly_the_capacity(engine: Engine) -> None:
+    """The last token that fits, and the switch from the first context bucket to the second, in one request and in two."""
+    engine.start(PROMPT, engine.capacity - len(PROMPT))
+    tokens = list(engine.stream())
+    assert len(PROMPT) + len(tokens) == engine.capacity
+    cut = 300
+    engine.start([*PROMPT, *tokens[:cut]], len(tokens) - cut)
+    assert list(engine.stream()) == tokens[cut:]
+
+
+def test_a_thousand_identical_requests_have_one_output(engine: Engine) -> None:
+    outputs = set()
+    for _ in range(1000):
+        tokens = tuple(generate(engine, 20))
+        outputs.add((tokens, last_logits(engine)))
+    assert len(outputs) == 1
+
+
+def last_logits(engine: Engine) -> str:
+    """The bits of the logits that the request's last token was chosen from."""
+    backend: Any = engine._backend
+    logits: torch.Tensor = backend.last_program.logits()
+    return sha256(logits.numpy().tobytes()).hexdigest()
+
+
+def resident_bytes() -> int:
+    """Memory of this process on the host."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) * 1024
+
+
+def test_a_hundred_thousand_tokens(engine: Engine) -> None:
+    """Requests that fill the context, one after another: the time of each stays the same, and so does the memory."""
+    length = engine.capacity - len(PROMPT)
+    times, host, device = [], [], []
+    for _ in range(-(-100_000 // length)):
+        begun = time.perf_counter()
+        engine.start(PROMPT, length)
+        assert sum(1 for _ in engine.stream()) == length
+        times.append(time.perf_counter() - begun)
+        host.append(resident_bytes())
+        device.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+    tenth = len(times) // 10
+    first, last = median(times[1 : 1 + tenth]), median(times[-tenth:])
+    print(f"{sum(times):.1f} s, {first / length * 1e3:.4f} ms a token at first, {last / length * 1e3:.4f} at the end")
+    assert last < 1.05 * first  # the host takes part in it, and is shared
+    assert len(set(device[1:])) == 1
+    assert host[-1] - host[2] < 16 * 2**20
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[float], threading.Timer]]:
+    """Raises KeyboardInterrupt in this thread after some seconds, if it is still armed then."""
+    armed = threading.Event()
+    main = threading.get_ident()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if armed.is_set():
+            armed.clear()
+            raise KeyboardInterrupt
+
+    def fire() -> None:
+        if armed.is_set():
+            signal.pthread_kill(main, signal.SIGINT)
+
+    def start(seconds: float) -> threading.Timer:
+        timer = threading.Timer(seconds, fire)
+        timer.armed = armed  # type: ignore[attr-defined]
+        armed.set()
+        timer.start()
+        return timer
+
+    before = signal.signal(signal.SIGINT, handler)
+    yield start
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupts_at_random_moments(
+    engine: Engine, expected: list[int], interrupt: Callable[[float], threading.Timer]
+) -> None:
+    """Whatever the engine was at when it came, in the host's code too, the next request gives the right tokens, soon."""
+    draw = random.Random(7)
+    sampling = stopping_at(expected[70])  # requests that end early as well as such that do not
+    begun = time.perf_counter()
+    generate(engine)
+    usual = time.perf_counter() - begun
+    interrupted = 0
+    for trial in range(100):
+        timer = interrupt(draw.uniform(0.0, 1.5 * usual))
+        try:
+            try:
+                for _ in range(3):
+                    generate(engine, sampling=sampling if trial % 2 else HOT)
+            finally:
+                timer.armed.clear()  # type: ignore[attr-defined]
+        except KeyboardInterrupt:
+            interrupted += 1
+        timer.cancel()
+        begun = time.perf_counter()
+        assert generate(engine) == expected, f"after interrupt {trial}"
+        assert time.perf_counter() - begun < 1.0
+    assert interrupted > 80

@@ -1,0 +1,35 @@
+"""compute-sanitizer finds nothing: no access outside an allocation, no barrier used wrongly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sanitized import ROOT, decoded
+
+pytestmark = pytest.mark.gpu
+FOUND = 9  # exit status of compute-sanitizer where it found something
+
+
+def sanitizer() -> str:
+    """The tool; the test is skipped where there is none."""
+    path = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], "/usr/local/cuda/bin"]))
+    if path is None:
+        pytest.skip("needs compute-sanitizer, which comes with the CUDA toolkit")
+    return path
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "synccheck"])
+def test_clean(tool: str) -> None:
+    command = [sanitizer(), "--tool", tool, "--error-exitcode", str(FOUND)]
+    script = Path(__file__).with_name("sanitized.py")
+    done = subprocess.run([*command, sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, timeout=240)
+    if "Device not supported" in done.stdout + done.stderr:
+        pytest.skip("compute-sanitizer cannot debug on this machine")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert "ERROR SUMMARY: 0 errors" in done.stdout + done.stderr
+    assert str(decoded()) in done.stdout, "and the tokens are those without it"
