@@ -92,5 +92,5 @@ def wide_base(seed: int) -> Base:
         tied_embeddings=True,
         max_position=CAPACITY,
     )
-    shape = make_shape(config, sms=132, capacity=CAPACITY, bucket=CAPACITY)
+    shape = make_shape(config, sms=132, capacity=CAPACITY, bucket=CAPACITY, slices=4)
     return with_weights(build_program(shape, 132), seed)
