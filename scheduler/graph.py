@@ -109,7 +109,7 @@ def critical_path(program: Program, past: int, model: MachineModel) -> tuple[flo
     """Seconds of the longest chain of waits and queues in one token, and the chain.
 
     Every instruction of the chain reads its activations, drains its pages as if they had all landed, and releases; every
-    counter costs a poll.  No step can be faster, however wide HBM is.
+    counter costs a hop.  No step can be faster, however wide HBM is.
     """
     graph = program_graph(program, past)
     check_order(graph)
@@ -117,7 +117,7 @@ def critical_path(program: Program, past: int, model: MachineModel) -> tuple[flo
 
     def weight(node: Node) -> float:
         if node[0] == "c":
-            return model.poll if token.out_degree(node) else 0.0  # some counters only the next token reads
+            return model.hop(token.nodes[node]["target"]) if token.out_degree(node) else 0.0  # some only the next token reads
         attributes = graph.nodes[node]
         pages = min(attributes["pages"], attributes["bytes"] // PAGE_BYTES)
         return preparation(attributes["item"].instruction, program.shape, model) + pages * model.drain + model.release

@@ -76,7 +76,7 @@ def critical_path(program: Sequence[Instruction], shape: Shape, deps: Dependenci
     for i in reversed(range(len(program))):
         to_end[i] = times[i] + max((after[c] for c in deps.signals[i]), default=0.0)
         for counter in waits_on[i]:
-            after[counter] = max(after[counter], to_end[i] + model.poll)
+            after[counter] = max(after[counter], to_end[i] + model.hop(deps.counters[counter].bit_count()))
     missing = [len(members(mask)) for mask in deps.counters]
     met_at = [0.0] * len(deps.counters)
     open_waits = [len(counters) for counters in waits_on]
@@ -92,7 +92,7 @@ def critical_path(program: Sequence[Instruction], shape: Shape, deps: Dependenci
         queues[sm].append(i)
         for counter in deps.signals[i]:
             missing[counter] -= 1
-            met_at[counter] = max(met_at[counter], end + model.poll)
+            met_at[counter] = max(met_at[counter], end + model.hop(deps.counters[counter].bit_count()))
             for j in readers[counter] if missing[counter] == 0 else ():
                 open_waits[j] -= 1
                 if open_waits[j] == 0:

@@ -66,6 +66,7 @@ class Engine:
         self.first = list(accumulate([0] + [len(queue) for queue in jobs.queues]))
         shape = (tokens, self.first[-1])
         self.arrived, self.started, self.ended, self.page_waits = (np.full(shape, np.nan) for _ in range(4))
+        self.hops = [model.hop(target) for target in jobs.targets]
         self.service = PAGE_BYTES / model.bandwidth
         self.spacing = PAGE_BYTES / model.sm_bandwidth
         self.hbm_free = 0.0
@@ -133,7 +134,7 @@ class Engine:
             if not self.met(round_):
                 self.blocked_loaders[round_].append(sm)
                 return None
-            time = max(time, self.signalled_at[round_] + self.model.poll)
+            time = max(time, self.met_at(round_))
         return time
 
     def issue(self, time: float, sm: Sm) -> None:
@@ -184,7 +185,7 @@ class Engine:
         place = sm.token, self.first[sm.number] + sm.index
         start = sm.clock + self.model.overhead
         for round_ in rounds:
-            start = max(start, self.signalled_at[round_] + self.model.poll)
+            start = max(start, self.met_at(round_))
         self.arrived[place], self.started[place] = sm.clock, start
         sm.clock, sm.pages_left, sm.page_wait = start + job.before, len(job.pages), 0.0
         return True
@@ -230,6 +231,10 @@ class Engine:
     def met(self, round_: Round) -> bool:
         """Whether all producers have signalled."""
         return self.signalled[round_] == self.jobs.targets[round_[0]]
+
+    def met_at(self, round_: Round) -> float:
+        """When those who wait for it see that it is met."""
+        return self.signalled_at[round_] + self.hops[round_[0]]
 
     def signal(self, round_: Round, time: float) -> None:
         """One producer's signal; wakes who waits for the last of them."""

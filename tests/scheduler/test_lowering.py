@@ -121,8 +121,8 @@ def test_slices_follow_the_sms_and_the_bucket() -> None:
     def slices(sms: int, bucket: int) -> int:
         return make_shape(config, sms=sms, capacity=8192, bucket=bucket).slices
 
-    assert slices(132, 128) == 1, "one page cannot be shared"
-    assert slices(132, 129) == 2
+    assert slices(132, 512) == 1, "four pages are not worth sharing"
+    assert slices(132, 513) == 2
     assert slices(132, 8192) == 16, "132 SMs hold 16 slices of 8 heads"
     assert slices(7, 8192) == 1
 

@@ -17,7 +17,7 @@ from scheduler.errors import ScheduleError
 from scheduler.simulate import Job, Jobs, run_jobs
 
 INF = math.inf
-FREE = MachineModel("free", INF, INF, 10**9, 0.0, 0.0, 0.0, 0.0, 0.0, INF, 0.0)  # nothing takes any time
+FREE = MachineModel("free", INF, INF, 10**9, 0.0, 0.0, 0.0, 0.0, 0.0, INF, 0.0, 0.0)  # nothing takes any time
 Queue = list[Job]
 
 
@@ -98,6 +98,7 @@ def test_a_chain_of_two_instructions_by_hand() -> None:
         activation_latency=INF,  # jobs bring their own times
         activation_bandwidth=INF,
         release=INF,
+        straggle=0.0,
     )
     a = Job(before=0.5, after=1.0, pages=(True, True), signals=(0,))
     b = Job(before=0.5, after=1.0, pages=(True, True, True), waits=((0, 0),))
@@ -162,6 +163,7 @@ def test_a_wait_for_the_previous_token_is_met_before_the_first() -> None:
 def test_a_counter_is_met_by_its_last_producer() -> None:
     queues = [[Job(waits=((0, 0),))]] + [[Job(before=float(seconds), signals=(0,))] for seconds in (3, 9, 4)]
     assert end_of(queues, replace(FREE, poll=0.5), (3,)) == 9.5
+    assert end_of(queues, replace(FREE, poll=0.5, straggle=2.0), (3,)) == pytest.approx(9.5 + 2.0 * math.log(3))
 
 
 @given(
@@ -204,7 +206,7 @@ def test_an_sm_without_work_is_no_deadlock() -> None:
     assert end_of([[Job(before=1.0)], []], FREE, tokens=3) == 3.0
 
 
-MEASURED = {  # milliseconds a step on (machine, bytes a weight, dependencies): see docs/scheduler.md
+PROTOTYPE = {  # measured milliseconds a step on (machine, bytes a weight, dependencies): see docs/scheduler.md
     ("h100", 2, False): 0.84,
     ("h100", 2, True): 0.87,
     ("h200", 2, False): 0.58,
@@ -217,12 +219,12 @@ MEASURED = {  # milliseconds a step on (machine, bytes a weight, dependencies): 
 LAUNCH = 0.005  # ms of a kernel launch, which the prototype's times hold and the model does not
 
 
-@pytest.mark.parametrize(("machine", "itemsize", "dependencies"), list(MEASURED))
-def test_the_model_reproduces_the_measured_prototype(machine: str, itemsize: int, dependencies: bool) -> None:
-    """bf16 within 3 %, which is little more than the +-2 % of the measurements.  Weights of one byte, which no program of ours
-    has and the model was not fitted to, within 12 %, and always too fast."""
+@pytest.mark.parametrize(("machine", "itemsize", "dependencies"), list(PROTOTYPE))
+def test_the_model_foretells_the_prototype(machine: str, itemsize: int, dependencies: bool) -> None:
+    """A kernel the model was not fitted to: bf16 within 5 %, weights of one byte (the same pages, twice the rows) within 15 %,
+    and never much too slow.  The measurements themselves repeat within 2 %."""
     model = MACHINES[machine]
     jobs = prototype_jobs(model, itemsize=itemsize, dependencies=dependencies)
     predicted = float(np.max(run_jobs(jobs, model, 1).ended)) * 1e3 + LAUNCH
-    measured = MEASURED[machine, itemsize, dependencies]
-    assert (0.97 if itemsize == 2 else 0.88) * measured < predicted < 1.03 * measured
+    measured = PROTOTYPE[machine, itemsize, dependencies]
+    assert (0.95 if itemsize == 2 else 0.85) * measured < predicted < 1.03 * measured

@@ -1,0 +1,71 @@
+"""The two benchmarks of the scheduler: a table for people, one line of JSON, and one clear line for a wrong request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import models
+from bench import schedule as bench_schedule
+from bench import simulate as bench_simulate
+
+BUNDLED = str(Path(models.__file__).parent / "bundled")
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_schedule_measures_within_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    """The real thing for one preset; generous only in that processor time is what counts."""
+    status = bench_schedule.main(["--models", "llama-3.2-1b", "--repeats", "1"])
+    result = last_line(capsys)
+    (record,) = result["records"]
+    assert (status, result["within_bound"]) == (0, True)
+    assert record["sms"] == 132 and record["instructions"] > 8000
+    assert 0 < record["cpu_seconds"] <= 5.0 and 0 < record["peak_bytes"] <= 10**9
+
+
+def test_schedule_fails_beyond_the_bound(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench_schedule, "BOUND_BYTES", 1)
+    assert bench_schedule.main(["--models", "llama-3.2-1b", "--repeats", "1", "--sms", "1"]) == 1
+    assert last_line(capsys)["within_bound"] is False
+
+
+def test_simulate_compares_policies(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", BUNDLED, "--sms", "24", "--policies", "zigzag", "balanced", "--machine", "h200"]
+    assert bench_simulate.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads(lines[-1])
+    assert [line.split()[0] for line in lines[2:4]] == ["zigzag", "balanced"]
+    steps = {p["policy"]: p["step_us"] for p in result["predictions"]}
+    assert result["best"] == min(steps, key=lambda policy: steps[policy]) and result["kind"] == "prediction"
+    for p in result["predictions"]:
+        assert p["chain_us"] < p["step_us"]
+        assert p["idle_us"] == pytest.approx(p["idle_counter_us"] + p["idle_page_us"] + p["idle_done_us"])
+        assert p["imbalance"] >= 1.0
+
+
+def test_a_slower_machine_is_slower(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = []
+    for extra in ([], ["--bandwidth", "1e11"], ["--release", "1e-4"]):
+        assert bench_simulate.main(["--model", BUNDLED, "--sms", "8", "--policies", "balanced", *extra]) == 0
+        steps.append(last_line(capsys)["predictions"][0]["step_us"])
+    assert min(steps[1:]) > steps[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--model", BUNDLED, "--position", "2048"], "positions 0 to 2047"),
+        (["--model", BUNDLED, "--sms", "201"], "201 SMs"),
+        (["--model", BUNDLED, "--bandwidth", "0"], "--bandwidth 0.0: use a number above 0"),
+    ],
+)
+def test_a_wrong_request_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_simulate.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
