@@ -1,0 +1,58 @@
+"""What the comparison asks of an engine: load, generate, and if it can, say how likely every next token was.
+
+A subclass is imported in its engine's own process and Python, which may hold nothing of this project's dependencies: this
+module and the subclass at import time use the standard library alone, heavier imports stand inside the methods.  An adapter
+never measures anything; whoever drives it does (`bench.compare.worker`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy
+
+
+@dataclass(frozen=True)
+class LoadSpec:
+    """What every engine is told alike.
+
+    model: absolute path of a Hugging Face checkpoint directory.
+    capacity: most tokens of a sequence, prompt and generated ones, that will be asked for.
+    kv_bytes: bytes of K and V that one token leaves in a bf16 cache, for engines that size their cache in bytes.
+    """
+
+    model: str
+    capacity: int
+    kv_bytes: int
+
+
+class Adapter:
+    """One engine at batch size 1 in bf16, with its own best settings.  Any exception fails the engine and is reported."""
+
+    streaming = "never"  # "always": generate yields tokens as they come; "asked": only if stream is true
+    scoring = ""  # the path that `distribution` takes through the engine, in a few words; "": there is none
+
+    def load(self, spec: LoadSpec) -> None:
+        """Make the engine ready to generate."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, str]:
+        """What was chosen for batch 1, by name, as the report lists it.  Called after `load`."""
+        raise NotImplementedError
+
+    def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
+        """Exactly `tokens` greedy token ids after the prompt, stop tokens ignored, no work of an earlier call reused.
+
+        Yields what has reached the host, in one piece or in several.
+        """
+        raise NotImplementedError
+
+    def distribution(self, prefix: Sequence[int]) -> numpy.ndarray:
+        """Logits or log-probabilities of the token after `prefix`, before any sampling: fp32 [vocabulary]."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back the GPU."""

@@ -1,0 +1,40 @@
+"""This project, through the engine that its users load and call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench.compare.adapter import Adapter, LoadSpec
+
+if TYPE_CHECKING:
+    import numpy
+
+
+class Megakernel(Adapter):
+    """`load_engine` with its defaults; only the capacity is given, as to every engine."""
+
+    streaming = "always"
+    scoring = "decode steps"
+    engine: Any
+
+    def load(self, spec: LoadSpec) -> None:
+        from megakernel.loading import load_engine
+
+        self.engine = load_engine(spec.model, capacity=spec.capacity)
+
+    def settings(self) -> dict[str, str]:
+        return {"call": f"load_engine(model, capacity={self.engine.capacity})", "backend": self.engine.backend_name}
+
+    def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
+        self.engine.start(prompt, tokens)
+        for token in self.engine.stream():
+            yield [token]
+
+    def distribution(self, prefix: Sequence[int]) -> numpy.ndarray:
+        self.engine.start(prefix, 1)
+        self.engine.step()
+        return self.engine.logits().numpy()
+
+    def close(self) -> None:
+        self.engine.close()

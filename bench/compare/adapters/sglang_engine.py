@@ -1,0 +1,77 @@
+"""SGLang through its offline `Engine` class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench.compare.adapter import Adapter, LoadSpec
+
+if TYPE_CHECKING:
+    import numpy
+
+MEMORY_SHARE = 0.5  # of what is free at the start, for weights and cache; `max_total_tokens` bounds the cache below that
+
+
+class Sglang(Adapter):
+    """CUDA graphs for one sequence, the engine's default attention; no radix cache, which would skip a repeat's prefill."""
+
+    streaming = "asked"
+    scoring = "the sampler's own logits, last token through prefill"
+
+    def load(self, spec: LoadSpec) -> None:
+        import sglang  # type: ignore[import-not-found]
+        from sglang.srt.server_args import ServerArgs  # type: ignore[import-not-found]
+
+        known = {field.name for field in dataclasses.fields(ServerArgs)}
+        graphs = "cuda_graph_bs_decode" if "cuda_graph_bs_decode" in known else "cuda_graph_bs"  # older releases
+        self.options = {
+            "dtype": "bfloat16",
+            "context_length": spec.capacity,
+            "max_running_requests": 1,
+            "max_total_tokens": 2 * spec.capacity,  # twice one sequence, for the engine's rounding
+            "mem_fraction_static": MEMORY_SHARE,
+            "disable_radix_cache": True,
+            graphs: [1],
+            "skip_tokenizer_init": True,
+        }
+        self.engine = sglang.Engine(model_path=spec.model, **self.options)
+
+    def settings(self) -> dict[str, str]:
+        chosen = {key: str(value) for key, value in self.options.items()}
+        arguments = getattr(getattr(self.engine, "tokenizer_manager", None), "server_args", None)
+        for name in ("attention_backend", "sampling_backend"):
+            chosen[name] = str(getattr(arguments, name, "its default"))
+        return chosen
+
+    def ask(self, prompt: Sequence[int], tokens: int, **more: Any) -> Any:
+        parameters = {"temperature": 0.0, "max_new_tokens": tokens, "ignore_eos": True}
+        return self.engine.generate(input_ids=list(prompt), sampling_params=parameters, **more)
+
+    def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
+        if not stream:
+            yield list(self.ask(prompt, tokens)["output_ids"])
+            return
+        seen = 0
+        for piece in self.ask(prompt, tokens, stream=True):
+            # some versions send all tokens so far and some only the new ones; the count is of all in both
+            count = piece["meta_info"]["completion_tokens"]
+            if count > seen:
+                yield list(piece["output_ids"][seen - count :])
+                seen = count
+
+    def distribution(self, prefix: Sequence[int]) -> numpy.ndarray:
+        import numpy
+
+        answer = self.ask(prefix, 1, return_logprob=True, top_logprobs_num=self.vocabulary())
+        entries = answer["meta_info"]["output_top_logprobs"][0]  # (log-probability, token, text) for every token
+        row = numpy.full(max(entry[1] for entry in entries) + 1, -numpy.inf, dtype=numpy.float32)
+        row[[entry[1] for entry in entries]] = [entry[0] for entry in entries]
+        return row
+
+    def vocabulary(self) -> int:
+        return int(self.engine.tokenizer_manager.model_config.vocab_size)
+
+    def close(self) -> None:
+        self.engine.shutdown()

@@ -1,0 +1,191 @@
+"""The command line of the comparison: what to run, where to write.
+
+    python -m bench.compare --write-random DIR --preset llama-3.2-1b     a checkpoint to compare on, without a download
+    python -m bench.compare --model DIR --output RESULTS                 the comparison
+    python -m bench.compare --merge A.json B.json --output RESULTS       one report of several records
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.compare.charts import draw
+from bench.compare.engines import select
+from bench.compare.merge import SCHEMA, merged
+from bench.compare.plan import Plan
+from bench.compare.prompts import Prompts, cut_prompts, draw_prompts
+from bench.compare.report import report, summary
+from bench.compare.session import Session
+from models.config import PRESETS, ModelConfig
+from models.errors import UserError
+
+SCORED_PROMPTS, SCORED_LENGTH = 4, 32
+SHARD_BYTES = 2 * 10**9
+RECORD, REPORT = "comparison.json", "comparison.md"
+QUICK = {"contexts": (32, 512), "tokens": 64, "repeats": 3, "scored_tokens": 8}
+
+Record = dict[str, Any]
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.compare",
+        description="Latency and fidelity of several engines on one checkpoint, one GPU, batch size 1.",
+    )
+    add = parser.add_argument
+    add("--model", help="checkpoint directory in Hugging Face's layout, or a hub id")
+    add("--engines", metavar="A,B", help="engines by name or module:Class (default: all; --quick: those that start fast)")
+    add("--engine", action="append", default=[], metavar="NAME=PYTHON[:PATH]",
+        help="the interpreter of an engine, and a folder for the front of its PYTHONPATH; may be repeated")  # fmt: skip
+    add("--contexts", help=f"prompt lengths (default: {','.join(map(str, Plan.contexts))})")
+    add("--tokens", type=int, help=f"tokens of a long generation (default: {Plan.tokens})")
+    add("--repeats", type=int, help=f"rounds (default: {Plan.repeats})")
+    add("--quick", action="store_true", help="two short contexts, 3 rounds, engines that start fast")
+    add("--text", type=Path, help="cut the prompts from this file (default: random ids)")
+    add("--seed", type=int, default=Plan.seed, help="of the random ids (default: %(default)s)")
+    add("--start-timeout", type=float, default=Plan.start_timeout, help="seconds for an engine's start (default: %(default)s)")
+    add("--timeout", type=float, default=Plan.timeout, help="seconds for anything else it is asked (default: %(default)s)")
+    add("--time-limit", type=float, help="seconds after which no new round begins, scores and report included")
+    add("--note", default="", help="a line for the record")
+    add("--output", type=Path, default=Path("comparison"), help="folder of record, report, charts and logs")
+    add("--write-random", type=Path, metavar="DIR", help="only write a checkpoint of made-up weights")
+    add("--preset", choices=PRESETS, default="llama-3.2-1b", help="shape of --write-random (default: %(default)s)")
+    add("--merge", type=Path, nargs="+", metavar="RECORD", help="only put records together, print and draw them")
+    return parser.parse_args(arguments)
+
+
+def write_random(directory: Path, preset: str) -> None:
+    """A checkpoint of made-up bf16 weights at the true shape, as `models.random_weights` makes them."""
+    from bench.load import write_synthetic  # here, because it imports torch
+
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory}: is not empty, name a new folder")
+    directory.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    write_synthetic(PRESETS[preset], directory, SHARD_BYTES)
+    print(f"{directory}: {preset} written in {time.perf_counter() - began:.1f} s")
+
+
+def make_plan(options: argparse.Namespace) -> Plan:
+    """All checked numbers.  Raises UserError."""
+    from models.checkpoint import open_checkpoint  # here, because it imports torch
+
+    checkpoint = open_checkpoint(options.model)
+    if checkpoint.directory is None:
+        raise UserError(f"{options.model}: engines need files, write them with --write-random DIR first")
+    quick = QUICK if options.quick else {}
+    plan = Plan(
+        checkpoint.directory.resolve(),
+        checkpoint.config,
+        Prompts((), ()),
+        seed=options.seed,
+        start_timeout=options.start_timeout,
+        timeout=options.timeout,
+        time_limit=options.time_limit,
+    )
+    given = {"tokens": options.tokens, "repeats": options.repeats, "contexts": split_contexts(options.contexts)}
+    plan = replace(plan, **{**quick, **{key: value for key, value in given.items() if value is not None}})
+    if plan.tokens < 2 or plan.repeats < 1:
+        raise UserError(f"--tokens {plan.tokens} --repeats {plan.repeats}: at least 2 tokens and 1 round, please")
+    longest = max(plan.contexts) + plan.tokens
+    if longest > checkpoint.config.max_position:
+        raise UserError(f"a prompt of {max(plan.contexts)} and {plan.tokens} tokens are more than the model's "
+                        f"{checkpoint.config.max_position} positions: ask for less")  # fmt: skip
+    return replace(plan, prompts=make_prompts(plan, options.text))
+
+
+def make_prompts(plan: Plan, text: Path | None) -> Prompts:
+    config: ModelConfig = plan.config
+    length = min(SCORED_LENGTH, config.max_position - plan.scored_tokens)
+    if text is None:
+        return draw_prompts(config, plan.contexts, SCORED_PROMPTS, length, plan.seed)
+    return cut_prompts(config, plan.model, text, plan.contexts, SCORED_PROMPTS, length)
+
+
+def split_contexts(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        contexts = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise UserError(f"--contexts {text}: write whole numbers with commas, such as 32,512") from None
+    if contexts[0] < 2:
+        raise UserError(f"--contexts {text}: a prompt has at least 2 tokens")
+    return contexts
+
+
+def write(record: Record, folder: Path) -> None:
+    """The record and the report."""
+    text = json.dumps({**record, "summary": summary(record)})
+    draft = folder / (RECORD + ".new")
+    draft.write_text(text + "\n", encoding="utf-8")
+    draft.replace(folder / RECORD)  # whole at every moment
+    (folder / REPORT).write_text(report(record), encoding="utf-8")
+
+
+def compare(options: argparse.Namespace) -> Record:
+    """Run everything; the finished record is on disk as well."""
+    specs = select(options.engines, options.engine, options.quick)
+    plan = make_plan(options)
+    options.output.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
+
+    def save(run: Record) -> None:
+        run["command"], run["note"], run["seconds"] = sys.argv, options.note, time.monotonic() - began
+        write({"schema": SCHEMA, "runs": [run]}, options.output)
+
+    folder = Path(tempfile.mkdtemp(prefix="compare-"))
+    try:
+        run = Session(plan, specs, folder, say, save).run()
+    finally:
+        keep_logs(folder, options.output / "logs")
+    return {"schema": SCHEMA, "runs": [run]}
+
+
+def keep_logs(folder: Path, logs: Path) -> None:
+    """What the engines printed, into the output; the rest of the folder goes."""
+    logs.mkdir(exist_ok=True)
+    for log in folder.glob("*.log"):
+        shutil.copy(log, logs / log.name)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 when at least one engine was measured, 1 when none was, 2 for bad input, 130 for an interrupt."""
+    options = parse_arguments(arguments)
+    try:
+        if options.write_random is not None:
+            write_random(options.write_random, options.preset)
+            return 0
+        if options.merge:
+            record = merged(options.merge)
+            options.output.mkdir(parents=True, exist_ok=True)
+        elif options.model:
+            record = compare(options)
+        else:
+            raise UserError("give --model DIR, --write-random DIR or --merge RECORD...")
+        write(record, options.output)
+        print(report(record), flush=True)
+        draw(record, options.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: what was measured is in {options.output}", file=sys.stderr)
+        return 130
+    measured = summary(record)["rows"]
+    medians = {row["name"]: {entry["context"]: entry["step"]["median"] for entry in row["speeds"]} for row in measured}
+    print(json.dumps({"milliseconds_per_token": medians, "record": str(options.output / RECORD)}))
+    return 0 if measured else 1

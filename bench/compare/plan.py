@@ -1,0 +1,68 @@
+"""What a comparison is to do, and its patience.  Everything here is the same for every engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.compare.adapter import LoadSpec
+from bench.compare.prompts import Prompts
+from models.config import ModelConfig
+
+BF16 = 2  # bytes
+CAPACITY_STEP = 128
+SPARE_POSITIONS = 64  # some engines keep a few positions of a sequence for themselves
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Timeouts and the time limit are in seconds; `scored_tokens` positions are judged after each scored prompt."""
+
+    model: Path
+    config: ModelConfig
+    prompts: Prompts
+    contexts: tuple[int, ...] = (32, 512, 4096)
+    tokens: int = 128
+    repeats: int = 5
+    scored_tokens: int = 32
+    seed: int = 0
+    start_timeout: float = 420.0
+    timeout: float = 120.0
+    time_limit: float | None = None
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of K and V that one token leaves in a bf16 cache."""
+        return 2 * BF16 * self.config.num_layers * self.config.num_kv_heads * self.config.head_dim
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of bf16 weights that one decode step must read: all but an embedding that is not also the head."""
+        embedding = 0 if self.config.tied_embeddings else self.config.vocab_size * self.config.hidden_size
+        return BF16 * (self.config.parameter_count - embedding)
+
+    def step_bytes(self, context: int) -> int:
+        """Bytes that a decode step must read, on average over the measured tokens after so long a prompt."""
+        return self.weight_bytes + int(self.kv_bytes * (context + self.tokens / 2))
+
+    @property
+    def load_spec(self) -> LoadSpec:
+        longest = max([*self.contexts, *(len(prompt) for prompt in self.prompts.scored)])
+        wanted = longest + max(self.tokens, self.scored_tokens) + SPARE_POSITIONS
+        capacity = min(-(-wanted // CAPACITY_STEP) * CAPACITY_STEP, self.config.max_position)
+        return LoadSpec(str(self.model), capacity, self.kv_bytes)
+
+
+class Deadline:
+    """How much time is left."""
+
+    def __init__(self, limit: float | None) -> None:
+        self.end = None if limit is None else time.monotonic() + limit
+
+    def left(self) -> float:
+        return float("inf") if self.end is None else self.end - time.monotonic()
+
+    def within(self, seconds: float) -> float:
+        """So many seconds, or what is left of them."""
+        return max(1.0, min(seconds, self.left()))
