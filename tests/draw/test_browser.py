@@ -133,6 +133,20 @@ def test_hovering_tells_all_about_an_instruction(small: Opened, mnemonic: str) -
     assert small.text("#hover") == "", "the box goes with the mouse"
 
 
+def test_all_of_an_instruction_answers_the_mouse(chromium: Page, tmp_path: Path) -> None:
+    """Its ends too, where the centre of something else is nearer."""
+    opened = Opened(chromium, small_drawing("gqa4_llama3_tied", 2), tmp_path)
+    wide = opened.js("cellWidth * schedule.state.transform.k")
+    assert wide > 300
+    for mnemonic in ("qkv", "o_proj", "down"):
+        x, y = opened.screen(opened.number(mnemonic))
+        for shift in (-0.48, -0.25, 0.25, 0.48):
+            opened.chromium.hover(x + shift * wide, y)
+            assert f"{mnemonic}, layer 0" in opened.text("#hover")
+        opened.chromium.hover(x + 0.25 * wide, y - 20)
+        assert opened.text("#hover") == ""
+
+
 def test_hovering_over_a_counter(small: Opened) -> None:
     number = small.number("down")
     counter = small.drawing.listing.items[small.drawing.shown[number]].waits[0].counter

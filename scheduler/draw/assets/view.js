@@ -225,7 +225,7 @@ function redraw() {
 const byKind = d3.group(d3.range(count), (i) => word(i, "OPCODE"));
 const colours = new Map(Object.values(data.kinds).map(({ name, colour }) => [name, colour]));
 
-// The group at a height of the picture, or null; and the node near a point of the screen, or null.
+// The group at a height of the picture, or null; and the node at a point of the screen, or null.
 function groupAt(screenY) {
   const y = state.transform.invertY(screenY);
   const g = view.tops.findIndex((top, g) => y >= top && y <= top + groupHeight(g));
@@ -234,10 +234,16 @@ function groupAt(screenY) {
 
 function nodeAt(screenX, screenY) {
   const [x, y] = state.transform.invert([screenX, screenY]);
-  const node = view.tree.find(x, y, data.pitch);
-  if (node === undefined) return null;
-  const [atX, atY] = position(node);
   const slack = 2 / state.transform.k;
-  const [wide, tall] = node >= 0 ? [cellWidth / 2, CELL / 2] : [8, 8];
-  return Math.abs(x - atX) <= wide + slack && Math.abs(y - atY) <= tall + slack ? node : null;
+  const [farX, farY] = [data.pitch / 2 + slack, CELL / 2 + slack]; // no node reaches farther from its centre
+  let found = null;
+  view.tree.visit((quad, left, top, right, bottom) => {
+    for (let leaf = quad.length ? null : quad; leaf; leaf = leaf.next) {
+      const [atX, atY] = position(leaf.data);
+      const [wide, tall] = leaf.data >= 0 ? [cellWidth / 2, CELL / 2] : [8, 8];
+      if (Math.abs(x - atX) <= wide + slack && Math.abs(y - atY) <= tall + slack) found = leaf.data;
+    }
+    return found !== null || x < left - farX || x > right + farX || y < top - farY || y > bottom + farY;
+  });
+  return found;
 }
