@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
@@ -44,16 +44,21 @@ class Rig:
         """Begin a sequence; what the KV cache holds stays there."""
         self.state.start(prompt, sampling, stop_tokens)
 
-    def decode(self, position: int, tokens: int, longest: int = 10**9) -> list[int]:
-        """Decode `tokens` tokens from a position, in launches of at most `longest`; returns the tokens that follow them."""
-        found: list[int] = []
+    def launches(self, position: int, tokens: int, longest: int = 10**9) -> Iterator[tuple[GpuProgram, int, int]]:
+        """Program, position and tokens of the launches that decode `tokens` tokens, each of at most `longest`."""
         end = position + tokens
         while position < end:
             last = self.programs.sizes[self.programs.place(position)]  # the highest position of this bucket
             count = min(end - position, longest, last + 1 - position)
-            landed = self.program(position).launch(position, count).land()
-            found += landed
+            yield self.program(position), position, count
             position += count
+
+    def decode(self, position: int, tokens: int, longest: int = 10**9) -> list[int]:
+        """Decode `tokens` tokens from a position; returns the tokens that follow them, up to a stop token."""
+        found: list[int] = []
+        for program, start, count in self.launches(position, tokens, longest):
+            landed = program.launch(start, count).land()
+            found += landed
             if len(landed) < count:
                 break
         return found

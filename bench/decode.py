@@ -1,0 +1,170 @@
+"""Milliseconds a token at several context lengths, against the time in which this GPU can read the same bytes.
+
+    python -m bench.decode --model random:llama-3.2-1b
+
+Each context: 127 tokens from that position on, in launches as the engine issues them, back to back, timed by the GPU's own
+events; at least five runs.  What the KV cache holds before them is noise of a trained model's scale: it takes the time that
+real rows take.  Then the engine end to end, tokens on the host.  Prints a table, writes a record into bench/results, and
+ends with the record as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from bench.compare.machine import describe, gpu_state
+from bench.decode_runs import PROMPT, ContextRecord, data_sheet_bandwidth, measure_context, measure_endurance, measure_engine
+from bench.rig import Rig, device_sms
+from megakernel.gpu.backend import CHUNK
+from megakernel.gpu.machine import COPIES
+from megakernel.loading import gpu_problem
+from models.checkpoint import open_checkpoint
+from models.errors import UserError
+from models.packed import PackedModel, pack
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+CONTEXTS = (32, 96, 1024, 4096, 16384)
+TOKENS = 127
+RUNS = 5
+
+
+def fitting_contexts(asked: Sequence[int] | None, tokens: int, longest: int) -> list[int]:
+    """The contexts asked for, or those of the default that fit a model of `longest` positions; raises UserError."""
+    most = longest - tokens - 1
+    contexts = [context for context in CONTEXTS if context <= most] if asked is None else list(asked)
+    if not contexts:
+        raise UserError(f"no context of this model leaves room for {tokens} tokens: ask for fewer --tokens")
+    for context in contexts:
+        if not 0 <= context <= most:
+            raise UserError(f"a context of {context} and {tokens} tokens do not fit this model: use 0 to {most}")
+    return contexts
+
+
+def record_name(record: dict[str, Any]) -> str:
+    """The record's file name: what was measured, on what, of what, when, at which commit."""
+    parts = [
+        "decode",
+        (record["machine"]["gpu"] or "unknown").removeprefix("NVIDIA "),
+        Path(record["model"].removeprefix("random:")).name,
+        record["machine"]["time"][:10],
+        record["machine"]["commit"] or "unknown",
+    ]
+    return "_".join(re.sub(r"[^a-z0-9.+]+", "-", part.lower()).strip("-") for part in parts) + ".json"
+
+
+def table_line(record: ContextRecord) -> str:
+    """One context for people to read."""
+    share = "" if record.data_sheet_share is None else f", {record.data_sheet_share:.1%} of the data sheet"
+    steps = record.ms_per_token
+    return (
+        f"context {record.context:>6}: {steps.median:.4f} ms a token ({steps.least:.4f} to {steps.most:.4f}), "
+        f"{record.tokens_per_second:.0f} tokens/s; floor {record.floor_ms:.4f} ms ({record.floor_way}), "
+        f"{record.times_floor:.3f} times the floor{share}"
+    )
+
+
+def positions(text: str) -> list[int]:
+    """Numbers separated by commas."""
+    return [int(part) for part in text.split(",")]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.decode", description="Milliseconds a token against the read floor.")
+    parser.add_argument("--model", default="random:llama-3.2-1b", help="a checkpoint or random:<preset> (default %(default)s)")
+    parser.add_argument("--contexts", type=positions, help=f"separated by commas (default {','.join(map(str, CONTEXTS))})")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of a run (default %(default)s)")
+    parser.add_argument("--runs", type=int, default=RUNS, help="runs of each kind (default %(default)s)")
+    parser.add_argument("--endurance", type=int, default=0, help="also decode so many tokens on end, watching for drift")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "bench" / "results", help="folder of the record (default %(default)s)"
+    )
+    parser.add_argument("--commit", help="the commit measured, where git cannot tell")
+    return parser
+
+
+def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
+    """The model, packed for the longest of the contexts; raises UserError where the request cannot be met."""
+    if (problem := gpu_problem()) is not None:
+        raise UserError(f"{problem}: this benchmark needs a GPU")
+    if options.runs < 1 or options.tokens < 1:
+        raise UserError(f"{options.runs} runs of {options.tokens} tokens: use at least 1")
+    checkpoint = open_checkpoint(options.model)
+    contexts = fitting_contexts(options.contexts, options.tokens, checkpoint.config.max_position)
+    capacity = max(max(contexts) + options.tokens + 1, PROMPT + 2)
+    return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity), contexts
+
+
+def measure_rig(model: PackedModel, contexts: Sequence[int], options: argparse.Namespace, gpu: str | None) -> dict[str, Any]:
+    """What is measured below the engine."""
+    rig = Rig(model)
+    rig.state.cache.normal_()
+    measured = []
+    for context in contexts:
+        measured.append(measure_context(rig, context, options.tokens, options.runs, gpu))
+        print(table_line(measured[-1]), flush=True)
+    endurance = measure_endurance(rig, contexts[0], options.tokens, options.endurance) if options.endurance else None
+    program = {
+        "sms": device_sms(),
+        "ring": rig.program(contexts[0]).program.ring,
+        "policy": rig.programs.policy,
+        "copies": COPIES,
+        "tokens_a_launch": CHUNK,
+        "capacity": model.capacity,
+    }
+    return {"program": program, "contexts": [asdict(context) for context in measured], "endurance": endurance}
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything, as the record."""
+    model, contexts = load(options)
+    machine = describe(ROOT)
+    machine["commit"] = options.commit or machine["commit"]
+    record: dict[str, Any] = {
+        "benchmark": "decode",
+        "model": options.model,
+        "command": ["python", "-m", "bench.decode", *sys.argv[1:]],
+        "machine": machine,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},
+        "data_sheet_bytes_per_second": data_sheet_bandwidth(machine["gpu"]),
+        "clocks_before": gpu_state(),
+    }
+    record |= measure_rig(model, contexts, options, machine["gpu"])
+    record["clocks_after"] = gpu_state()
+    torch.cuda.empty_cache()
+    record["engine"] = engine = measure_engine(model, options.runs)
+    steps, first = engine["ms_per_token"]["median"], engine["first_token_ms"]["median"]
+    print(f"end to end: {steps:.4f} ms a token, {1e3 / steps:.0f} tokens/s; first token after {first:.2f} ms", flush=True)
+    return record
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit 0, or 2 with one line where the request cannot be met."""
+    options = parser().parse_args(arguments)
+    try:
+        record = measure(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / record_name(record)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"record: {path}")
+    print(json.dumps(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
