@@ -72,6 +72,8 @@ def write_random(directory: Path, preset: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     write_synthetic(PRESETS[preset], directory, SHARD_BYTES)
+    config = directory / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16"}))  # some engines look for it
     print(f"{directory}: {preset} written in {time.perf_counter() - began:.1f} s")
 
 

@@ -55,10 +55,10 @@ class Sglang(Adapter):
             return
         seen = 0
         for piece in self.ask(prompt, tokens, stream=True):
-            # some versions send all tokens so far and some only the new ones; the count is of all in both
-            count = piece["meta_info"]["completion_tokens"]
+            # all tokens so far, perhaps some more by now, or with other settings only the new ones; the count is of all
+            ids, count = piece["output_ids"], piece["meta_info"]["completion_tokens"]
             if count > seen:
-                yield list(piece["output_ids"][seen - count :])
+                yield list(ids[seen:count] if len(ids) >= count else ids)
                 seen = count
 
     def distribution(self, prefix: Sequence[int]) -> numpy.ndarray:
