@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from random import Random
 
 import torch
 
 from bench.mutations.programs import Base
+from instructions.shape import Shape
 from megakernel.vm import DecodeState, Vm, VmError
 from megakernel.vm.interleaving import Interleaving, RandomInterleaving, adversaries, starving
 from scheduler.program import Program
@@ -17,11 +19,10 @@ LAUNCHES = (3, 1)  # tokens of each launch: across tokens, and across launches
 NAMED_ORDERS = 4  # adversaries that starve no particular SM
 
 
-def begun_state(base: Base, random: Random) -> DecodeState:
+def begun_state(shape: Shape, random: Random) -> DecodeState:
     """A sequence in its midst: a cache filled up to a random position with made-up rows, and its last prompt token."""
-    shape = base.program.shape
     state = DecodeState(shape)
-    position = random.randrange(min(shape.bucket, shape.capacity) - sum(LAUNCHES))
+    position = random.randrange(shape.bucket - sum(LAUNCHES))
     state.start([random.randrange(shape.config.vocab_size) for _ in range(position + 1)])
     state.position = position
     state.cache.last.fill(position - 1)
@@ -62,15 +63,22 @@ def orders(sms: int, random: Random, runs: int) -> Iterator[Interleaving]:
 
 
 class Trial:
-    """Holds what the true program makes of a random state."""
+    """Holds what the true program makes of a random state within a bucket, by default its own."""
 
-    def __init__(self, base: Base, random: Random) -> None:
+    def __init__(self, base: Base, random: Random, bucket: int | None = None) -> None:
         self.base, self.random = base, random
-        self.state = begun_state(base, random)
+        shape = base.program.shape
+        self.state = begun_state(shape if bucket is None else replace(shape, bucket=bucket), random)
         self.expected = run(base.program, base, self.state, RandomInterleaving(0))
 
     def fault(self, mutant: Program, runs: int) -> str | None:
         """What goes wrong under some interleaving, or None where all give the same bits as the true program."""
+        if 0 < mutant.shape.bucket < self.base.program.shape.bucket:  # it does not claim to decode all positions
+            return Trial(self.base, self.random, mutant.shape.bucket).run_all(mutant, runs)
+        return self.run_all(mutant, runs)
+
+    def run_all(self, mutant: Program, runs: int) -> str | None:
+        """`fault`, from this trial's own state."""
         for interleaving in orders(mutant.sms, self.random, runs):
             try:
                 difference = run(mutant, self.base, self.state, interleaving).difference(self.expected)
