@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import torch
 
@@ -28,34 +28,37 @@ def row_blocks(
     Every row is summed in the same order whatever the block count, so a result never depends on the schedule: one
     matrix-vector product of a fixed shape for each block and HELD_PAGES pages of it.  Blocks of fewer pages share a request.
     """
-    shape, together = machine.shape, max(1, HELD_PAGES // pages_per_block)
     out = torch.zeros(blocks, BLOCK_ROWS)
-    chunks = list(x.split(HELD_PAGES * shape.page_columns))
-    staged: dict[tuple[int, int], Staged] = {}
+    together = max(1, HELD_PAGES // pages_per_block)
+    stages: list[Stage] = []
     for block in range(0, blocks, together):
         group = min(together, blocks - block)
+        if not stages or group != stages[0].blocks:
+            stages = [Stage(machine.shape, x, group, page, pages_per_block) for page in range(0, pages_per_block, HELD_PAGES)]
         sums = out[block : block + group].unbind()
-        for part, chunk in enumerate(chunks):
-            page = part * HELD_PAGES
-            count = min(HELD_PAGES, pages_per_block - page)
-            if (group, count) not in staged:
-                staged[group, count] = Staged(shape, group, count)
-            stage = staged[group, count]
-            pages = yield PageRequest(block * pages_per_block + page, group * count)
-            stage.tiles.copy_(pages.view(stage.tiles.shape))
-            for total, rows in zip(sums, stage.rows, strict=True):
-                total.addmv_(rows, chunk)
+        for stage in stages:
+            pages = yield PageRequest(block * pages_per_block + stage.page, stage.count)
+            stage.add_product(pages, sums)
     return out
 
 
-class Staged:
-    """Room for `blocks` row blocks of `pages` pages each in fp32: filled as `tiles`, [blocks, tiles, 16, tile columns] as in a
-    page, read as `rows`, each [16, columns]."""
+class Stage:
+    """One request of `row_blocks`: up to HELD_PAGES pages, from `page` along K, of `blocks` row blocks; with room in fp32."""
 
-    def __init__(self, shape: Shape, blocks: int, pages: int) -> None:
+    def __init__(self, shape: Shape, x: torch.Tensor, blocks: int, page: int, pages_per_block: int) -> None:
+        pages = min(HELD_PAGES, pages_per_block - page)
+        self.blocks, self.page, self.count = blocks, page, blocks * pages
+        self.x = x[page * shape.page_columns : (page + pages) * shape.page_columns]
         values = torch.empty(blocks, BLOCK_ROWS, pages * TILES_PER_PAGE, shape.tile_columns)
-        self.tiles = values.transpose(1, 2)
-        self.rows = values.flatten(2).unbind()
+        self.rows = values.flatten(2).unbind()  # [16, columns] each
+        self.tiles = values.transpose(1, 2)  # the same, as in a page: [blocks, tiles, 16, tile columns]
+        self.shape = self.tiles.shape
+
+    def add_product(self, pages: torch.Tensor, sums: Sequence[torch.Tensor]) -> None:
+        """Add the pages' part of the products to `sums`, [16] for each row block."""
+        self.tiles.copy_(pages.view(self.shape))
+        for total, rows in zip(sums, self.rows, strict=True):
+            total.addmv_(rows, self.x)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

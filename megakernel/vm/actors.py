@@ -5,10 +5,8 @@ Both walk the SM's queue for many tokens, as their twins in the kernel do; a ste
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-from instructions.base import PageRequest
 from instructions.shape import HELD_PAGES, Shape
 from megakernel.vm.cells import Actor, Cell, Need, Steps
 from megakernel.vm.errors import Fault, VmError
@@ -152,28 +150,24 @@ class Consumer(Actor):
 
     def supply(self, record: Record) -> Steps:
         """Run the instruction, handing it pages in order as they land and releasing them when it asks for more."""
-        ring, item = self.unit.ring, record.item
-        first, taken = self.token * self.unit.uses + item.page, 0
-        pages = item.instruction.execute(self.machine)
-        request: PageRequest | None = next(pages, None)
-        while request is not None:
-            count = request.count
-            if request.first != taken or not 1 <= count <= HELD_PAGES or taken + count > item.pages:
-                raise Fault(f"asks for page uses {request.first}+{count} after {taken} of {item.pages}")
-            if ring.filled.value < first + taken + count:
-                yield Need(ring.filled, first + taken + count)
-            held = ring.take(first + taken, record, self.token, taken, count)
-            request = send(pages.send, held)
-            taken += count
-            ring.released.add(count, self.grid.ready)
-            yield None
-        if taken != item.pages:
-            raise Fault(f"took {taken} of its {item.pages} page uses")
-
-
-def send(resume: Callable[..., PageRequest], value: object) -> PageRequest | None:
-    """Resume a generator; None where it has ended."""
-    try:
-        return resume(value)
-    except StopIteration:
-        return None
+        ring, ready, uses = self.unit.ring, self.grid.ready, record.item.pages
+        filled, released = ring.filled, ring.released
+        first, taken, held = self.token * self.unit.uses + record.item.page, 0, 0
+        pages = record.item.instruction.execute(self.machine)
+        try:
+            request = next(pages)
+            while True:
+                count = request.count
+                if request.first != taken or not 1 <= count <= HELD_PAGES or taken + count > uses:
+                    raise Fault(f"asks for page uses {request.first}+{count} after {taken} of {uses}")
+                if filled.value < first + taken + count:
+                    yield Need(filled, first + taken + count)
+                content = ring.take(first + taken, record, self.token, taken, count)
+                taken, held = taken + count, count
+                request = pages.send(content)
+                released.add(held, ready)
+                yield None
+        except StopIteration:
+            released.add(held, ready)
+        if taken != uses:
+            raise Fault(f"took {taken} of its {uses} page uses")

@@ -60,26 +60,21 @@ class Ring:
 
     def take(self, number: int, record: Record, token: int, use: int, count: int) -> torch.Tensor:
         """The `count` pages from use `number`, [count, page elements]; they must be the record's own."""
-        content: int | torch.Tensor | None = None
-        copies: list[torch.Tensor] = []
-        taken = 0
-        while taken < count:
-            run = self.slots[(number + taken) % self.depth]
-            skipped = -1 if run is None else number + taken - run.number
-            if (
-                run is None
-                or run.record is not record
-                or run.token != token
-                or run.use + skipped != use + taken
-                or not 0 <= skipped < run.length
-            ):
-                found = "nothing" if run is None else f"pages of #{run.record.index}, token {run.token}"
-                raise Fault(f"page use {use + taken} finds {found} in slot {(number + taken) % self.depth}")
-            if not taken:
-                content = run.content if not isinstance(run.content, int) else run.content + skipped
-            if not record.streams_tape:
-                copies.append(run.content if isinstance(run.content, torch.Tensor) else self.empty)
-            taken += run.length - skipped
-        if isinstance(content, int):
-            return self.weights[content : content + count]  # runs of one record follow each other on the tape
-        return torch.stack(copies)
+        run, skipped = self.owned(number, record, token, use)
+        if isinstance(run.content, int):
+            first, left = run.content + skipped, count - (run.length - skipped)
+            if left > 0:  # what is left is the next run's, and runs of one record follow each other on the tape
+                self.owned(number + count - left, record, token, use + count - left)
+            return self.weights.narrow(0, first, count)
+        runs = [self.owned(number + i, record, token, use + i)[0] for i in range(count)]
+        return torch.stack([run.content if isinstance(run.content, torch.Tensor) else self.empty for run in runs])
+
+    def owned(self, number: int, record: Record, token: int, use: int) -> tuple[Run, int]:
+        """The run that holds use `number`, which must be use `use` of the record for this token, and its place in the run."""
+        run = self.slots[number % self.depth]
+        if run is not None and run.record is record and run.token == token:
+            skipped = number - run.number
+            if 0 <= skipped < run.length and run.use + skipped == use:
+                return run, skipped
+        found = "nothing" if run is None else f"pages of #{run.record.index}, token {run.token}"
+        raise Fault(f"page use {use} finds {found} in slot {number % self.depth}")

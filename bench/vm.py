@@ -1,0 +1,156 @@
+"""How long the CPU machine takes for a token, against the time it takes to read the weights of one.
+
+    python -m bench.vm
+    python -m bench.vm --model DIR | HUB_ID | random:<preset> --tokens 4
+
+A token cannot take less than reading every streamed page once from memory; what is on top converts weights to fp32,
+multiplies, and checks every access.  The promise is at most `--limit` seconds a token for the default, Llama-3.2-1B at its
+true shape.  Knows nothing of GPUs.  The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from megakernel.loading import DEFAULT_VM_SMS, DTYPES
+from megakernel.request import SamplingParams
+from megakernel.vm.backend import VmBackend
+from models.checkpoint import open_checkpoint
+from models.errors import UserError
+from models.packed import PackedModel, pack
+from models.tape import PAGE_BYTES
+from scheduler.buckets import BucketPrograms
+
+CAPACITY = 128  # tokens: one KV page of the 1B shape
+READS = 3
+
+
+@dataclass(frozen=True)
+class VmRecord:
+    """One measurement, in seconds: `token_seconds` is the median token, `floor_seconds` reading its pages once."""
+
+    model: str
+    dtype: str
+    sms: int
+    tokens: int
+    streamed_bytes: int
+    load_seconds: float
+    schedule_seconds: float
+    token_seconds: float
+    slowest_seconds: float
+    floor_seconds: float
+    limit_seconds: float
+    within_limit: bool
+    threads: int
+    cpus: int
+    machine: str
+    python: str
+    torch: str
+
+
+def read_seconds(model: PackedModel) -> float:
+    """Time to read the pages that every token streams, once, on all threads: the median of READS."""
+    words = model.weights[: model.tape.streamed_pages].view(torch.int64)
+    times = []
+    for _ in range(READS):
+        started = time.perf_counter()
+        words.sum()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def decode_seconds(backend: VmBackend, tokens: int) -> list[float]:
+    """Time of each of `tokens` tokens after a prompt of one; the first, which touches new memory, is left out."""
+    backend.start([0], tokens + 1, SamplingParams())
+    times = []
+    for _ in range(tokens + 1):
+        started = time.perf_counter()
+        backend.decode(1)
+        times.append(time.perf_counter() - started)
+    return times[1:]
+
+
+def measure(model: str, dtype: str, sms: int, tokens: int, limit: float) -> VmRecord:
+    """Load, schedule, decode and read."""
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(model)
+    packed = pack(checkpoint.source, checkpoint.config, DTYPES[dtype], CAPACITY)
+    loaded = time.perf_counter()
+    backend = VmBackend(packed, BucketPrograms(checkpoint.config, sms, CAPACITY, packed.dtype.itemsize))
+    backend.machine(0)
+    scheduled = time.perf_counter()
+    times = decode_seconds(backend, tokens)
+    return VmRecord(
+        model=model,
+        dtype=str(packed.dtype).removeprefix("torch."),
+        sms=sms,
+        tokens=tokens,
+        streamed_bytes=packed.tape.streamed_pages * PAGE_BYTES,
+        load_seconds=round(loaded - started, 3),
+        schedule_seconds=round(scheduled - loaded, 3),
+        token_seconds=round(statistics.median(times), 4),
+        slowest_seconds=round(max(times), 4),
+        floor_seconds=round(read_seconds(packed), 4),
+        limit_seconds=limit,
+        within_limit=statistics.median(times) <= limit,
+        threads=torch.get_num_threads(),
+        cpus=len(os.sched_getaffinity(0)),
+        machine=platform.machine(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+    )
+
+
+def report(record: VmRecord) -> None:
+    """The figures against their floor and their limit, for people."""
+    size, token, floor = record.streamed_bytes / 1e9, record.token_seconds, record.floor_seconds
+    print(f"{record.model} as {record.dtype} on {record.sms} SMs, {record.threads} of {record.cpus} CPUs, torch {record.torch}")
+    print(f"  load and pack     {record.load_seconds:8.3f} s")
+    print(f"  schedule          {record.schedule_seconds:8.3f} s")
+    print(
+        f"  a token           {token:8.3f} s, {size / token:.2f} GB/s, the slowest of {record.tokens} {record.slowest_seconds:.3f} s"
+    )
+    print(f"  reading its pages {floor:8.3f} s, {size / floor:.2f} GB/s: the least it could take")
+    print(f"  limit             {record.limit_seconds:8.3f} s{', kept' if record.within_limit else ', EXCEEDED'}")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.vm", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="random:llama-3.2-1b", help="directory, hub id or random:<preset>")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the packed weights")
+    parser.add_argument("--sms", type=int, default=DEFAULT_VM_SMS, help="SMs to schedule for")
+    parser.add_argument("--tokens", type=int, default=4, help=f"tokens to time, 1 to {CAPACITY - 2}")
+    parser.add_argument("--threads", type=int, help="threads torch may use (default: torch's own choice)")
+    parser.add_argument("--limit", type=float, default=5.0, help="most seconds a token may take")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 when the limit is kept, 1 when it is not, 2 for bad input."""
+    options = parse_arguments(arguments)
+    try:
+        if not 1 <= options.tokens <= CAPACITY - 2:
+            raise UserError(f"--tokens is {options.tokens}: choose 1 to {CAPACITY - 2}")
+        if options.threads is not None:
+            torch.set_num_threads(max(options.threads, 1))
+        record = measure(options.model, options.dtype, options.sms, options.tokens, options.limit)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report(record)
+    print(json.dumps(asdict(record)))
+    return 0 if record.within_limit else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
