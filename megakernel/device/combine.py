@@ -8,6 +8,7 @@ from triton.experimental.gluon import language as gl
 from megakernel.device.matvec import power_of_two
 from megakernel.device.sync import wait_all
 
+
 @gluon.constexpr_function
 def slice_layout():
     """[slices, heads, dims]: every slice of an element in one thread."""
