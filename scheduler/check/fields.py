@@ -85,8 +85,8 @@ def page_problem(item: Scheduled, shape: Shape, expected: int) -> str | None:
         return f"its page uses begin at {item.page}, but the queue has used {expected} before it"
     if item.tape != tape:
         return f"streams from page {item.tape}, its rows begin at page {tape}"
-    if item.load_wait is not None and not pages:
-        return "its loader waits although it has nothing to load"
+    if item.load_wait is not None and not item.instruction.loads(shape):
+        return "its loader waits, but it streams no cache rows: the kernel would not wait"
     return None
 
 

@@ -91,6 +91,10 @@ def set_target(draft: Draft) -> None:
     draft.targets[1] += 1
 
 
+def load_wait_on_weights(draft: Draft) -> None:
+    draft.change(site_of(OProj, draft), load_wait=Wait(1, draft.targets[1], 1))
+
+
 def silence_the_end(draft: Draft) -> None:
     """No signal from Sample, and no wait for one."""
     draft.change(site_of(Sample, draft), signals=())
@@ -129,6 +133,7 @@ EDITS: list[tuple[Callable[[Draft], None], str, str]] = [
     (poke(OProj, Word.PAGE, 77), "pages", "begin at 77, but the queue has used"),
     (poke(OProj, Word.TAPE, 0), "pages", "streams from page 0, its rows begin at page"),
     (set_use, "pages", "sm 2 counts"),
+    (load_wait_on_weights, "pages", "its loader waits, but it streams no cache rows"),
     (set_ring(3), "pages", "a ring of 3 pages; an instruction may hold 4 at once"),
     (set_ring(14), "limits", "bytes of shared memory for a ring of 14 pages; a block has 232448"),
     (drop_waits(OProj), "race", "no path leads to it from the write of"),
