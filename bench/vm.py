@@ -37,7 +37,8 @@ READS = 3
 
 @dataclass(frozen=True)
 class VmRecord:
-    """One measurement, in seconds: `token_seconds` is the median token, `floor_seconds` reading its pages once."""
+    """One measurement, in seconds: `token_seconds` is the median token, `cpu_seconds` what of it this process computed (less on
+    a busy machine), `floor_seconds` reading its pages once.  `load_average` is that of the last minute before."""
 
     model: str
     dtype: str
@@ -47,12 +48,13 @@ class VmRecord:
     load_seconds: float
     schedule_seconds: float
     token_seconds: float
+    cpu_seconds: float
     slowest_seconds: float
     floor_seconds: float
     limit_seconds: float
     within_limit: bool
-    threads: int
     cpus: int
+    load_average: float
     machine: str
     python: str
     torch: str
@@ -69,27 +71,28 @@ def read_seconds(model: PackedModel) -> float:
     return statistics.median(times)
 
 
-def decode_seconds(backend: VmBackend, tokens: int) -> list[float]:
-    """Time of each of `tokens` tokens after a prompt of one; the first, which touches new memory, is left out."""
+def decode_seconds(backend: VmBackend, tokens: int) -> tuple[list[float], list[float]]:
+    """Wall and CPU time of each of `tokens` tokens after a prompt of one; the first, which touches new memory, is left out."""
     backend.start([0], tokens + 1, SamplingParams())
-    times = []
+    wall, cpu = [], []
     for _ in range(tokens + 1):
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         backend.decode(1)
-        times.append(time.perf_counter() - started)
-    return times[1:]
+        wall.append(time.perf_counter() - started)
+        cpu.append(time.process_time() - computed)
+    return wall[1:], cpu[1:]
 
 
 def measure(model: str, dtype: str, sms: int, tokens: int, limit: float) -> VmRecord:
     """Load, schedule, decode and read."""
-    started = time.perf_counter()
+    load_average, started = os.getloadavg()[0], time.perf_counter()
     checkpoint = open_checkpoint(model)
     packed = pack(checkpoint.source, checkpoint.config, DTYPES[dtype], CAPACITY)
     loaded = time.perf_counter()
     backend = VmBackend(packed, BucketPrograms(checkpoint.config, sms, CAPACITY, packed.dtype.itemsize))
     backend.machine(0)
     scheduled = time.perf_counter()
-    times = decode_seconds(backend, tokens)
+    wall, cpu = decode_seconds(backend, tokens)
     return VmRecord(
         model=model,
         dtype=str(packed.dtype).removeprefix("torch."),
@@ -98,13 +101,14 @@ def measure(model: str, dtype: str, sms: int, tokens: int, limit: float) -> VmRe
         streamed_bytes=packed.tape.streamed_pages * PAGE_BYTES,
         load_seconds=round(loaded - started, 3),
         schedule_seconds=round(scheduled - loaded, 3),
-        token_seconds=round(statistics.median(times), 4),
-        slowest_seconds=round(max(times), 4),
+        token_seconds=round(statistics.median(wall), 4),
+        cpu_seconds=round(statistics.median(cpu), 4),
+        slowest_seconds=round(max(wall), 4),
         floor_seconds=round(read_seconds(packed), 4),
         limit_seconds=limit,
-        within_limit=statistics.median(times) <= limit,
-        threads=torch.get_num_threads(),
+        within_limit=statistics.median(wall) <= limit,
         cpus=len(os.sched_getaffinity(0)),
+        load_average=round(load_average, 2),
         machine=platform.machine(),
         python=platform.python_version(),
         torch=torch.__version__,
@@ -114,12 +118,11 @@ def measure(model: str, dtype: str, sms: int, tokens: int, limit: float) -> VmRe
 def report(record: VmRecord) -> None:
     """The figures against their floor and their limit, for people."""
     size, token, floor = record.streamed_bytes / 1e9, record.token_seconds, record.floor_seconds
-    print(f"{record.model} as {record.dtype} on {record.sms} SMs, {record.threads} of {record.cpus} CPUs, torch {record.torch}")
+    print(f"{record.model} as {record.dtype} on {record.sms} SMs, one of {record.cpus} CPUs, torch {record.torch}")
     print(f"  load and pack     {record.load_seconds:8.3f} s")
     print(f"  schedule          {record.schedule_seconds:8.3f} s")
-    print(
-        f"  a token           {token:8.3f} s, {size / token:.2f} GB/s, the slowest of {record.tokens} {record.slowest_seconds:.3f} s"
-    )
+    print(f"  a token           {token:8.3f} s, {size / token:.2f} GB/s; slowest {record.slowest_seconds:.3f} s")
+    print(f"  of that, CPU time {record.cpu_seconds:8.3f} s, on a machine with a load of {record.load_average} before")
     print(f"  reading its pages {floor:8.3f} s, {size / floor:.2f} GB/s: the least it could take")
     print(f"  limit             {record.limit_seconds:8.3f} s{', kept' if record.within_limit else ', EXCEEDED'}")
 
@@ -130,7 +133,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the packed weights")
     parser.add_argument("--sms", type=int, default=DEFAULT_VM_SMS, help="SMs to schedule for")
     parser.add_argument("--tokens", type=int, default=4, help=f"tokens to time, 1 to {CAPACITY - 2}")
-    parser.add_argument("--threads", type=int, help="threads torch may use (default: torch's own choice)")
     parser.add_argument("--limit", type=float, default=5.0, help="most seconds a token may take")
     return parser.parse_args(arguments)
 
@@ -141,8 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not 1 <= options.tokens <= CAPACITY - 2:
             raise UserError(f"--tokens is {options.tokens}: choose 1 to {CAPACITY - 2}")
-        if options.threads is not None:
-            torch.set_num_threads(max(options.threads, 1))
         record = measure(options.model, options.dtype, options.sms, options.tokens, options.limit)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

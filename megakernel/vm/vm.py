@@ -9,6 +9,9 @@ It knows no engine: it is told how many tokens to decode, on a state that other 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from instructions.base import Region
@@ -104,7 +107,8 @@ class Vm:
         launch = Launch(self, tokens)
         launch.ready.extend([*launch.loaders, *launch.consumers])
         try:
-            run_actors(launch.ready, len(launch.consumers), self.interleaving)
+            with one_thread():
+                run_actors(launch.ready, len(launch.consumers), self.interleaving)
         except Stuck:
             self.reset()
             raise stuck_error(self.queues, launch.consumers, launch.loaders) from None
@@ -118,6 +122,17 @@ class Vm:
         """The logits of the last token decoded under this program, fp32 [vocab], a copy."""
         region = Region("logits", 0, 0, self.program.shape.config.vocab_size)
         return self.memory.read(region, self.epoch - 1).clone()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: the pieces of a token are too small to share, and bits must not depend on how they were shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_fit(shape: Shape, model: PackedModel, state: DecodeState) -> None:
