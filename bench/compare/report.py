@@ -54,7 +54,8 @@ def headline(run: Record) -> str:
     floor = "not measured" if not rates else " and ".join(f"{rate / 1e12:.3f}" for rate in rates) + " TB/s"
     return "\n".join(
         [
-            f"{machine['gpu'] or 'no GPU'}, {machine['processor']}, {machine['time']}, commit {machine['commit'] or 'unknown'}",
+            f"{machine['gpu'] or 'no GPU'}, {machine['processor']}, {machine['time']}, commit {machine['commit'] or 'unknown'}"
+            + (f", {run['note']}" if run.get("note") else ""),
             f"{config['num_layers']} layers, hidden size {config['hidden_size']}, {size:.3f} GB of bf16 weights a token; "
             f"{settings['tokens']} tokens, {settings['repeats']} rounds; reads measured at {floor}{clock_range(run)}",
         ]

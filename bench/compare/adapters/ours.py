@@ -19,12 +19,16 @@ class Megakernel(Adapter):
     engine: Any
 
     def load(self, spec: LoadSpec) -> None:
+        import torch
+
         from megakernel.loading import load_engine
 
-        self.engine = load_engine(spec.model, capacity=spec.capacity)
+        self.backend = "gpu" if torch.cuda.is_available() else "auto"  # on a GPU machine never the CPU's in its place
+        self.engine = load_engine(spec.model, backend=self.backend, capacity=spec.capacity)
 
     def settings(self) -> dict[str, str]:
-        return {"call": f"load_engine(model, capacity={self.engine.capacity})", "backend": self.engine.backend_name}
+        call = f"load_engine(model, backend={self.backend!r}, capacity={self.engine.capacity})"
+        return {"call": call, "backend": self.engine.backend_name}
 
     def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
         self.engine.start(prompt, tokens)
