@@ -346,3 +346,19 @@ def test_neutral_words_are_those_that_encode_writes() -> None:
         assert np.array_equal(neutral(record[None])[0], encoded), record
         compared += 1
     assert compared > 1000
+
+
+def test_garbage_is_told_not_raised() -> None:
+    """A damaged file may hold any numbers: the checker answers with findings, never with an exception."""
+    random, told = Random(2), 0
+    numbers = (-(2**31), -1, 0, 1, 2, 3, 8, 100, 10**6, 2**31 - 1)
+    for _ in range(400):
+        arrays = {name: getattr(PROGRAM, name).copy() for name in ("words", "starts", "targets", "uses")}
+        for _ in range(random.randrange(1, 5)):
+            array = arrays[random.choice(("words", "words", "words", "starts", "targets", "uses"))]
+            array.flat[random.randrange(array.size)] = random.choice(numbers)
+        sizes = {random.choice(("itemsize", "capacity", "bucket", "slices")): random.choice(numbers)}
+        shape = replace(PROGRAM.shape, **sizes) if random.random() < 0.1 else PROGRAM.shape  # type: ignore[arg-type]
+        findings = check(replace(PROGRAM, shape=shape, ring=random.choice((13, 13, *numbers)), **arrays)).findings
+        told += bool(findings) and all(finding.lines() for finding in findings)
+    assert told > 350
