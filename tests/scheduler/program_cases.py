@@ -35,7 +35,7 @@ def small_program(name: str, sms: int, policy: str = "zigzag", bucket: int = 128
 @functools.cache
 def preset_program(name: str, sms: int = 132, policy: str = "balanced", bucket: int = 256) -> Program:
     """A program for a preset, as an engine would ask for it; not proved, which takes longer than making it."""
-    return schedule(make_shape(PRESETS[name], sms=sms, capacity=8192, bucket=bucket), sms, policy, None)
+    return schedule(make_shape(PRESETS[name], sms=sms, capacity=4096, bucket=bucket), sms, policy, None)
 
 
 class Lowered(NamedTuple):
