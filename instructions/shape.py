@@ -15,6 +15,7 @@ from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE, Matr
 
 HELD_PAGES = 4  # most pages an instruction holds at once, so the shallowest ring that can run any program
 ALIGN = 32  # fp32 elements: every buffer layer starts on a 128-byte line
+MMA_COLUMNS = 8  # columns of the matrix instruction's B operand: up to 8 query heads, or 8 tokens, at the price of one
 BEST_FIELDS = 2  # per LM-head instruction: the largest logit and its row
 
 
@@ -96,6 +97,16 @@ class Shape:
     def partial_rows(self) -> int:
         """fp32 values one slice leaves per KV head: for each query head its maximum, its sum, its unnormalised output."""
         return self.config.group * (self.head_rows + 2)
+
+    @property
+    def group_columns(self) -> int:
+        """Columns of the matrix instruction that the queries of one KV head take: a power of two, at least 8."""
+        return max(MMA_COLUMNS, next_power_of_two(self.config.group))
+
+    @property
+    def staged_queries(self) -> int:
+        """Elements of one group's queries as attention stages them, padded to whole tiles and columns."""
+        return self.group_columns * self.head_tiles * self.tile_columns
 
     # -- the KV cache -----------------------------------------------------------------------------------------------
     @property

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
+
 from megakernel.request import SamplingParams
 from models.config import ModelConfig
 
@@ -25,6 +27,9 @@ class Backend(Protocol):
 
         Fewer, but at least one, when a stop token comes: it is the last of them.  Not called again after that.
         """
+
+    def logits(self) -> torch.Tensor:
+        """What the last token was chosen from, fp32 [vocab_size], on the host; asked for when nothing is under way."""
 
     def close(self) -> None:
         """Give back memory and device; the backend is of no use afterwards."""

@@ -11,6 +11,8 @@ import operator
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from megakernel.backend import Backend
 from megakernel.request import SamplingParams
 from models.config import ModelConfig
@@ -79,6 +81,13 @@ class Engine:
         """All token ids still to come, one by one; the same as calling `step` until it returns None."""
         while (token := self.step()) is not None:
             yield token
+
+    def logits(self) -> torch.Tensor:
+        """What the last token of a finished request was chosen from: fp32 [vocab_size], on the host."""
+        backend = self._opened()
+        if self.finish_reason is None:
+            raise RuntimeError("logits are there once a request is finished")
+        return backend.logits()
 
     def stop(self) -> None:
         """Abandon the request; the engine stays usable.  Without one it does nothing."""

@@ -17,7 +17,6 @@ from scheduler.program import Program
 
 ITEM_BYTES = 2  # of a weight: the kernel runs bf16
 COUNTER_STRIDE = 32  # int32 elements between counters: each has a 128-byte line of its own
-COLUMNS = 8  # columns of the matrix instruction's B operand: up to 8 query heads, or 8 tokens, at the price of one
 GEMM_PAGES = 4  # most pages whose loads are unrolled together
 STAGED_PAGES = 8  # most pages of activations that are loaded at once
 
@@ -110,10 +109,7 @@ def make_geometry(program: Program, copies: int, trace: bool = False) -> Geometr
     return Geometry(
         ring=program.ring,
         copies=min(copies, program.ring),
-        staging_pages=max(
-            staging_bytes(shape) // (shape.page_columns * shape.itemsize),
-            next_power_of_two(shape.matrix("qkv").pages_per_block),
-        ),
+        staging_pages=staging_bytes(shape) // (shape.page_columns * shape.itemsize),
         layers=config.num_layers,
         hidden=config.hidden_size,
         hidden_pages=shape.matrix("qkv").pages_per_block,
@@ -124,7 +120,7 @@ def make_geometry(program: Program, copies: int, trace: bool = False) -> Geometr
         vocabulary=config.vocab_size,
         epsilon=config.rms_eps,
         group=config.group,
-        group_columns=max(COLUMNS, next_power_of_two(config.group)),
+        group_columns=shape.group_columns,
         kv_heads=config.num_kv_heads,
         head_rows=shape.head_rows,
         head_blocks=shape.head_blocks,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from instructions.base import Instruction
 from instructions.codec import Wait
-from instructions.shape import HELD_PAGES, Shape
+from instructions.shape import HELD_PAGES, Shape, ceil_div, next_power_of_two
 from models.tape import PAGE_BYTES
 from scheduler.dependencies import Dependencies
 from scheduler.errors import ScheduleError
@@ -31,9 +31,13 @@ class PagePlan:
 
 
 def staging_bytes(shape: Shape) -> int:
-    """Shared memory for one activation vector in the weight type, the widest any matrix of the model takes."""
+    """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest vector that a
+    matrix multiplies, the normalised hidden state at a power of two of pages, or the queries of one attention group."""
     kinds = ("qkv", "o", "gate_up", "down", "head")
-    return max(shape.matrix(kind).pages_per_block for kind in kinds) * shape.page_columns * shape.itemsize
+    widest = max(shape.matrix(kind).pages_per_block for kind in kinds)
+    hidden = next_power_of_two(shape.matrix("qkv").pages_per_block)
+    queries = ceil_div(shape.staged_queries, shape.page_columns)
+    return max(widest, hidden, queries) * shape.page_columns * shape.itemsize
 
 
 def ring_depth(shape: Shape) -> int:

@@ -11,10 +11,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
+from instructions.shape import MMA_COLUMNS as COLUMNS
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, stamp
-from megakernel.geometry import COLUMNS, GEMM_PAGES, ITEM_BYTES, STAGED_PAGES
+from megakernel.geometry import GEMM_PAGES, ITEM_BYTES, STAGED_PAGES
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 
 TILES = gl.constexpr(TILES_PER_PAGE)

@@ -63,6 +63,9 @@ class GpuBackend:
         tokens, self.ready = self.ready[:count], self.ready[count:]
         return tokens
 
+    def logits(self) -> torch.Tensor:
+        return self.last_program.logits()
+
     def close(self) -> None:
         self.abandon()
         self.builder.shutdown(wait=True, cancel_futures=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from instructions.base import SamplingState
 from megakernel.request import SamplingParams
 from megakernel.vm.state import DecodeState
@@ -37,6 +39,9 @@ class VmBackend:
             last = self.programs.sizes[place]  # the highest position this bucket decodes
             self.machine(place).launch(min(end, last + 1) - state.position)
         return state.tokens[known:]
+
+    def logits(self) -> torch.Tensor:
+        return self.last_machine.logits()
 
     def close(self) -> None:
         self.machines.clear()

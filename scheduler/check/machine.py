@@ -29,10 +29,15 @@ def launch_tokens(program: Program | Listing) -> int:
 
 
 def shared_bytes(shape: Shape, ring: int) -> int:
-    """Shared memory of one block: the ring, one staged activation vector (the widest, padded to whole pages of columns),
-    and the kernel's reserve."""
+    """Shared memory of one block: the ring, one staged vector, and the kernel's reserve.
+
+    Staged are, one at a time, the input of any matrix, padded to whole pages of columns; the hidden state, padded to a power
+    of two of pages; the queries of an attention group.
+    """
+    columns = shape.page_columns
     widest = max(matrix.columns for matrix in shape.tape.matrices)
-    staged = -(-widest // shape.page_columns) * shape.page_columns
+    hidden = 1 << (-(-shape.config.hidden_size // columns) - 1).bit_length()
+    staged = max(-(-widest // columns), hidden, -(-shape.staged_queries // columns)) * columns
     return ring * PAGE_BYTES + staged * shape.itemsize + RESERVED
 
 
