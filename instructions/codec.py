@@ -82,7 +82,7 @@ def encode(item: Scheduled) -> np.ndarray:
     targets += [item.load_wait.counter, item.load_wait.target] if item.load_wait is not None else []
     for number in (instruction.layer, item.page, item.pages, item.tape, *payload, *targets, *signals):
         if not isinstance(number, int | np.integer) or not 0 <= number <= INT32_MAX:
-            raise CodecError(f"{instruction}: {number} is no number from 0 to {INT32_MAX}")
+            raise CodecError(f"{instruction}: {number!r} is no number from 0 to {INT32_MAX}")
     words = [0] * WORDS
     words[Word.OPCODE], words[Word.LAYER] = instruction.OPCODE, instruction.layer
     words[Word.PAGE], words[Word.PAGES], words[Word.TAPE] = item.page, item.pages, item.tape
