@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from instructions.codec import Word
-from instructions.sample import Sample
+from instructions.embed import Embed
 from instructions.shape import Shape, next_power_of_two
 from models.tape import PAGE_BYTES
 from scheduler.pages import staging_bytes
@@ -89,10 +89,10 @@ def _stride(first: int, second: int) -> int:
     return second - first
 
 
-def sample_counter(program: Program) -> int:
-    """The counter that `Sample` signals: every SM waits for it between tokens."""
-    opcode, signal = int(Word.OPCODE), int(Word.SIGNAL)
-    return int(program.words[program.words[:, opcode] == Sample.OPCODE][0, signal])
+def token_counter(program: Program) -> int:
+    """The counter that `Embed` waits for, signalled by `Sample`: every SM waits for it between tokens."""
+    opcode, wait = int(Word.OPCODE), int(Word.WAIT)
+    return int(program.words[program.words[:, opcode] == Embed.OPCODE][0, wait])
 
 
 def make_geometry(program: Program, copies: int, trace: bool = False) -> Geometry:
@@ -143,7 +143,7 @@ def make_geometry(program: Program, copies: int, trace: bool = False) -> Geometr
         gate_up_bias=biases["gate_up"],
         down_bias=biases["down"],
         embedding_page=shape.matrix("embedding").first_page,
-        sample_counter=sample_counter(program),
+        sample_counter=token_counter(program),
         trace=trace,
         records=len(program.words) if trace else 0,
         **offsets,

@@ -8,6 +8,7 @@ from triton.experimental.gluon import language as gl
 from instructions.codec import WORDS, Word
 from megakernel.device.compat import aggregate
 from megakernel.geometry import Geometry
+from scheduler.limits import MAX_SMS
 
 OPCODE = gl.constexpr(int(Word.OPCODE))
 LAYER = gl.constexpr(int(Word.LAYER))
@@ -26,21 +27,17 @@ RECORD = gl.constexpr(WORDS)
 
 # Words of the control block, int32: written by the kernel, read by the host after a launch.
 STOP = gl.constexpr(0)  # first position that is not to be decoded: set when a stop token was chosen
-FAULT = gl.constexpr(1)  # 1 once some wait has expired; the words after it say which
-FAULT_SM = gl.constexpr(2)
-FAULT_RECORD = gl.constexpr(3)
-FAULT_COUNTER = gl.constexpr(4)
-FAULT_WANTED = gl.constexpr(5)
-FAULT_SEEN = gl.constexpr(6)
-FAULT_POSITION = gl.constexpr(7)
-PROMPT_LENGTH = gl.constexpr(8)
-TOP_K = gl.constexpr(9)
-SEED_LOW = gl.constexpr(10)
-SEED_HIGH = gl.constexpr(11)
-INVERSE_TEMPERATURE = gl.constexpr(12)  # fp32 bits; 0: greedy
-TOP_P = gl.constexpr(13)  # fp32 bits
-STOP_TOKENS = gl.constexpr(14)  # how many, then the tokens
-CONTROL_WORDS = gl.constexpr(64)
+FAULT = gl.constexpr(1)  # 1 once some wait has expired
+PROMPT_LENGTH = gl.constexpr(2)
+TOP_K = gl.constexpr(3)
+SEED_LOW = gl.constexpr(4)
+SEED_HIGH = gl.constexpr(5)
+INVERSE_TEMPERATURE = gl.constexpr(6)  # fp32 bits; 0: greedy
+TOP_P = gl.constexpr(7)  # fp32 bits
+STOP_TOKENS = gl.constexpr(8)  # how many, then the tokens
+REPORTS = gl.constexpr(64)  # from here on, what each SM was stuck in: 1, record, counter, wanted, seen, position
+REPORT_WORDS = gl.constexpr(8)
+CONTROL_WORDS = gl.constexpr(64 + 8 * MAX_SMS)
 
 
 class Sizes:

@@ -12,7 +12,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.compat import barrier
-from megakernel.device.context import FAULT
+from megakernel.device.context import FAULT, REPORT_WORDS, REPORTS
 from megakernel.device.trace import READY, stamp
 from megakernel.geometry import COUNTER_STRIDE
 
@@ -24,12 +24,12 @@ REPORT = gl.constexpr("""{
     .reg .b32 old;
     atom.relaxed.gpu.global.cas.b32 old, [$1], 0, 1;
     setp.eq.s32 first, old, 0;
-    @first st.relaxed.gpu.global.s32 [$1 + 4], $2;
-    @first st.relaxed.gpu.global.s32 [$1 + 8], $3;
-    @first st.relaxed.gpu.global.s32 [$1 + 12], $4;
-    @first st.relaxed.gpu.global.s32 [$1 + 16], $5;
-    @first st.relaxed.gpu.global.s32 [$1 + 20], $6;
-    @first st.relaxed.gpu.global.s32 [$1 + 24], $7;
+    @first st.relaxed.gpu.global.s32 [$1 + 4], $3;
+    @first st.relaxed.gpu.global.s32 [$1 + 8], $4;
+    @first st.relaxed.gpu.global.s32 [$1 + 12], $5;
+    @first st.relaxed.gpu.global.s32 [$1 + 16], $6;
+    @first st.relaxed.gpu.global.s32 [$1 + 20], $7;
+    st.relaxed.gpu.global.s32 [$2], 1;
     mov.b32 $0, old;
 }""")
 
@@ -56,11 +56,19 @@ def proxy_fence():
 
 @gluon.jit
 def report(memory, sm, record, counter, wanted, seen, position):
-    """Note the first wait of the grid that expired; later ones are its consequences."""
+    """Note what this SM is stuck in, the first time, and tell the others to give up; the host finds out where it began."""
     gl.inline_asm_elementwise(
         REPORT,
-        "=r,l,r,r,r,r,r,r",
-        [memory.control + FAULT, sm, record, counter, wanted, seen, position],
+        "=r,l,l,r,r,r,r,r",
+        [
+            memory.control + REPORTS + sm * REPORT_WORDS,
+            memory.control + FAULT,
+            record,
+            counter,
+            wanted,
+            seen,
+            position,
+        ],
         dtype=gl.int32,
         is_pure=False,
         pack=1,
@@ -82,10 +90,8 @@ def wait_counter(memory, counter, wanted, sm, record, position):
             else:
                 waited = clock() - begin
                 if waited > LONG_WAIT:
-                    if waited > memory.patience:
+                    if (waited > memory.patience) | (load_acquire(memory.control + FAULT) != 0):
                         report(memory, sm, record, counter, wanted, seen, position)
-                        waiting = 0
-                    elif load_acquire(memory.control + FAULT) != 0:
                         waiting = 0
 
 

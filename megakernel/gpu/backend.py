@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from instructions.base import SamplingState
+from megakernel.gpu.control import Outcome
 from megakernel.gpu.errors import KernelFault
 from megakernel.gpu.machine import Flight, GpuProgram, GpuState
 from megakernel.request import SamplingParams
@@ -107,18 +108,28 @@ class GpuBackend:
         self.ready.extend(chosen[before:])
 
     def abandon(self) -> None:
-        """Let the launches under way end; whatever they chose is dropped."""
-        while self.flights:
-            self.land()
+        """Let the launches under way end and drop what they chose.
+
+        Nothing here relies on what the host noted of them: an interrupt may have come at any moment.
+        """
+        self.flights.clear()
+        torch.cuda.synchronize(self.state.device)
+        if Outcome(self.state.control.cpu().numpy()).faulty:
+            self.recover()
+        for program in self.programs_built():
+            program.resume()
 
     def recover(self) -> None:
         """After a fault: no launch under way, counters and cache as new."""
         self.flights.clear()
         torch.cuda.synchronize(self.state.device)
         self.state.cache.zero_()
-        for future in self.built.values():
-            if future.done() and future.exception() is None:
-                future.result().reset()
+        for program in self.programs_built():
+            program.reset()
+
+    def programs_built(self) -> list[GpuProgram]:
+        """The programs that are there already."""
+        return [future.result() for future in self.built.values() if future.done() and future.exception() is None]
 
     @property
     def last_program(self) -> GpuProgram:

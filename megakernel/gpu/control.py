@@ -1,26 +1,27 @@
-"""The control block: 64 int32 words through which host and kernel tell each other what to do and what went wrong."""
+"""The control block: int32 words through which host and kernel tell each other what to do and what went wrong."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from instructions.base import SamplingState
-from instructions.codec import disassemble
+from instructions.codec import Scheduled, disassemble
 from megakernel.device import context
 from megakernel.gpu.errors import GpuError, KernelFault
 from scheduler.program import Program
 
 NEVER = np.iinfo(np.int32).max
 WORDS = context.CONTROL_WORDS.value
-MOST_STOP_TOKENS = WORDS - context.STOP_TOKENS.value - 1
+MOST_STOP_TOKENS = context.REPORTS.value - context.STOP_TOKENS.value - 1
 
 
 def control_words(prompt_length: int, sampling: SamplingState, stop_tokens: Collection[int]) -> np.ndarray:
-    """A fresh control block for a request, int32 [64]; raises GpuError for too many stop tokens."""
+    """A fresh control block for a request, int32 [WORDS]; raises GpuError for too many stop tokens."""
     if len(stop_tokens) > MOST_STOP_TOKENS:
         raise GpuError(f"{len(stop_tokens)} stop tokens; the GPU backend takes at most {MOST_STOP_TOKENS}")
     words = np.zeros(WORDS, dtype=np.int32)
@@ -38,6 +39,18 @@ def control_words(prompt_length: int, sampling: SamplingState, stop_tokens: Coll
 
 
 @dataclass(frozen=True)
+class Stuck:
+    """What one SM was stuck in: `record` is its queue index, -1 between two tokens."""
+
+    sm: int
+    record: int
+    counter: int
+    wanted: int
+    seen: int
+    position: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a control block says after a launch."""
 
@@ -48,21 +61,59 @@ class Outcome:
         """First position that is not to be decoded, or NEVER."""
         return int(self.words[context.STOP.value])
 
+    @property
+    def faulty(self) -> bool:
+        """Whether some wait expired."""
+        return bool(self.words[context.FAULT.value])
+
+    @property
+    def stuck(self) -> list[Stuck]:
+        """What every SM was stuck in that was."""
+        reports = self.words[context.REPORTS.value :].reshape(-1, context.REPORT_WORDS.value)
+        return [Stuck(int(sm), *(int(word) for word in reports[sm, 1:6])) for sm in np.flatnonzero(reports[:, 0])]
+
     def raise_fault(self, program: Program) -> None:
-        """Raise KernelFault if some wait expired, with the instruction that was stuck."""
-        if self.words[context.FAULT.value] == 0:
+        """Raise KernelFault if some wait expired, with the instruction at which it began.
+
+        Whatever depends on a signal that never comes is stuck as well; the first in the order of the dependencies is the one
+        that waits for it.
+        """
+        if not self.faulty:
             return
-        first = context.FAULT_SM.value
-        sm, index, counter, wanted, seen, position = (int(word) for word in self.words[first : first + 6])
-        if index < 0:
+        depth = wait_depths(program)
+        first = min(self.stuck, key=lambda stuck: place_in_time(stuck, program, depth))
+        if first.record < 0:
             place = "between two tokens"
         else:
-            place = f"at #{index}: {disassemble(program.decoded[sm][index])}"
+            place = f"at #{first.record}: {disassemble(program.decoded[first.sm][first.record])}"
         raise KernelFault(
-            f"the kernel was stuck at position {position}: SM {sm} {place}; counter {counter}, which "
-            f"{signallers(program, counter)} signal, should have reached {wanted} but stood at {seen}. "
+            f"the kernel was stuck at position {first.position}: SM {first.sm} {place}; counter {first.counter}, which "
+            f"{signallers(program, first.counter)} signal, should have reached {first.wanted} but stood at {first.seen}. "
             "This is a fault of the schedule or of the machine, not of the request; try again"
         )
+
+
+def wait_depths(program: Program) -> dict[int, int]:
+    """How many counters, one after another, must be met before each counter can be, within a token."""
+    producers: dict[int, list[Scheduled]] = defaultdict(list)
+    for item in (item for queue in program.decoded for item in queue):
+        for counter in item.signals:
+            producers[counter].append(item)
+
+    @cache
+    def depth(counter: int) -> int:
+        before = {wait.counter for item in producers[counter] for wait in item.waits if not wait.lag}
+        return 1 + max(map(depth, before), default=0)
+
+    return {counter: depth(counter) for counter in range(program.counters)}
+
+
+def place_in_time(stuck: Stuck, program: Program, depth: dict[int, int]) -> tuple[int, int]:
+    """Which token, and how deep in it, the signals belong to that an SM was stuck waiting for."""
+    lagging = stuck.record < 0 or any(
+        wait.lag and wait.counter == stuck.counter for wait in program.decoded[stuck.sm][stuck.record].waits
+    )
+    return stuck.position - lagging, depth[stuck.counter]
 
 
 def signallers(program: Program, counter: int) -> str:

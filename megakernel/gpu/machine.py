@@ -58,7 +58,7 @@ class Flight:
     program: GpuProgram
     position: int
     tokens: int
-    control: torch.Tensor  # int32 [64], pinned
+    control: torch.Tensor  # int32 [words], pinned
     chosen: torch.Tensor  # int32 [tokens], pinned: the tokens at position + 1 and on
     landed: torch.cuda.Event
 
@@ -156,6 +156,12 @@ class GpuProgram:
         """The logits of the last token decoded under this program, fp32 [vocab], on the host."""
         buffer = self.program.shape.buffers["logits"]
         return self.activations[buffer.base : buffer.base + buffer.rows].cpu()
+
+    def resume(self) -> None:
+        """Take the epoch from the counters, when no launch is under way: it holds whatever became of the launches."""
+        counter = self.sizes.geometry.sample_counter
+        self.epoch = int(self.counters[counter * COUNTER_STRIDE]) // max(int(self.program.targets[counter]), 1)
+        self.enqueued = 0
 
     def reset(self) -> None:
         """Forget all counters, after a fault."""
