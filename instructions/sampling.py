@@ -44,7 +44,7 @@ def gumbel(rows: np.ndarray, position: int, seed: int) -> np.ndarray:
 
 
 def ordered(values: np.ndarray) -> np.ndarray:
-    """fp32 values as int64 numbers in the same order (IEEE 754 totalOrder, without NaN)."""
+    """fp32 values as int64 numbers in the same order, both zeros equal; NaN has no place in it."""
     bits = values.astype(np.float32).view(np.int32).astype(np.int64)
     return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 

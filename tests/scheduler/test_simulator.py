@@ -146,6 +146,16 @@ def test_pages_of_the_next_token_are_loaded_ahead_but_no_further() -> None:
     assert landed[20] == pytest.approx(101.0), "the third's only when the second has begun"
 
 
+def test_a_loader_waits_for_a_token_that_others_hold_up() -> None:
+    """SM 0 needs 50 seconds a token for its pages; SM 1 needs one page a token, of which the third may be issued only when its
+    own consumer has begun the second token, after 51 pages."""
+    model = replace(FREE, bandwidth=float(PAGE_BYTES), copies=1)
+    engine = run_jobs(Jobs(((streaming(50),), (streaming(1),)), (), 100, last=(0, 0)), model, 3)
+    begun = engine.sms[1].begun[1]
+    assert begun == engine.token_ends[0] >= 51.0
+    assert engine.sms[1].landed[1] < begun < engine.sms[1].landed[2]
+
+
 def test_a_load_wait_holds_pages_back_until_the_previous_tokens_signal() -> None:
     """Token 1's page may be read only when token 0's last job (50 s) has signalled, a poll later."""
     model = replace(FREE, bandwidth=float(PAGE_BYTES), poll=2.0)
