@@ -30,12 +30,8 @@ pytestmark = pytest.mark.slow
 
 
 def both_versions(*names: str) -> list[Any]:
-    """These models under both versions; one worker takes both of a model, so that its program is built once."""
-    return [
-        pytest.param(name, version, id=f"{name}-{version}", marks=pytest.mark.xdist_group(f"compile-{name}"))
-        for name in names
-        for version in (OLDEST, NEWEST)
-    ]
+    """These models under both versions; one process takes both of a model (tests/conftest.py): its program is built once."""
+    return [pytest.param(name, version, id=f"{name}-{version}") for name in names for version in (OLDEST, NEWEST)]
 
 
 def check(found: dict[str, Any], version: str) -> None:

@@ -1,0 +1,90 @@
+"""A GPU in the kernel's place: keeps to the kernel's protocol with the host, and computes next to nothing.
+
+It reads and writes the buffers that the kernel does.  Its next token is a hash of the sequence; where the host's epoch and
+the counters disagree, it reports a fault, as the kernel's waits would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+
+from megakernel.device import context
+from megakernel.geometry import COUNTER_STRIDE
+from megakernel.gpu import machine
+
+STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS, REPORTS = (
+    word.value for word in (context.STOP, context.FAULT, context.PROMPT_LENGTH, context.STOP_TOKENS, context.REPORTS)
+)
+
+
+def next_token(tokens: np.ndarray, vocabulary: int) -> int:
+    """A token that depends on the whole sequence."""
+    return crc32(np.ascontiguousarray(tokens).tobytes()) % vocabulary
+
+
+class FakeKernel:
+    """Called as the kernel is; runs at once."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def warmup(self, *arguments: Any, **options: Any) -> None:
+        """Nothing to compile."""
+
+    def __getitem__(self, grid: tuple[int]) -> FakeKernel:
+        return self
+
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        given = dict(zip(self.names, arguments, strict=True))
+        control, tokens, targets = (given[name].numpy() for name in ("control", "tokens_buffer", "targets"))
+        counters = given["counters"].numpy()[::COUNTER_STRIDE]
+        vocabulary = given["S"].geometry.vocabulary
+        for step in range(given["tokens"]):
+            position = given["position"] + step
+            if control[STOP] <= position or control[FAULT]:
+                return
+            wrong = np.flatnonzero(counters != targets * (given["epoch"] + step))
+            if len(wrong):
+                control[FAULT] = 1
+                control[REPORTS : REPORTS + 6] = (1, 0, wrong[0], targets[wrong[0]], counters[wrong[0]], position)
+                return
+            counters += targets
+            if position + 1 >= control[PROMPT_LENGTH]:
+                chosen = next_token(tokens[: position + 1], vocabulary)
+                tokens[position + 1] = chosen
+                if chosen in control[STOP_TOKENS + 1 :][: control[STOP_TOKENS]]:
+                    control[STOP] = position + 1
+
+
+class PastEvent:
+    """An event that has happened when it is recorded."""
+
+    def record(self) -> None:
+        """Nothing is under way."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
+@contextmanager
+def fake_device() -> Iterator[torch.device]:
+    """Within it, `megakernel.gpu` runs on the device it yields: the CPU."""
+    empty = torch.empty
+
+    def unpinned(*sizes: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        return empty(*sizes, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "megakernel", FakeKernel(machine.megakernel.arg_names))
+        patch.setattr(torch, "empty", unpinned)
+        patch.setattr(torch.cuda, "Event", PastEvent)
+        for name in ("synchronize", "empty_cache"):
+            patch.setattr(torch.cuda, name, lambda *_: None)
+        yield torch.device("cpu")
