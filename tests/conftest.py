@@ -1,4 +1,4 @@
-"""What all tests share: who may use the GPU, and where the second Triton lies."""
+"""What all tests share: who may use the GPU, which tests share a process, and where the second Triton lies."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 HOPPER = (9, 0)
+TOGETHER = (
+    "tests/gpu/",  # a persistent kernel wants all SMs, so two processes must not share them
+    "tests/draw/",  # one browser, and the large drawing made once
+)
+COMPILED = "tests/kernel/test_compile.py::"  # under several versions: a model's program is made once
 
 
 @functools.cache
@@ -27,11 +33,39 @@ def missing_gpu() -> str | None:
     return None
 
 
+def group_of(test: str) -> str:
+    """Tests of one group run in one process, one after the other; most are a group of their own.
+
+    test: a node id.  Told by the name alone, because the process that deals the tests out knows no more of them; and not with
+    xdist's own marks, which change the node id, as pytest 9.2 no longer allows.
+    """
+    for folder in TOGETHER:
+        if test.startswith(folder):
+            return folder
+    if test.startswith(COMPILED) and "[" in test:
+        return COMPILED + test.partition("[")[2].rpartition("-")[0]  # name-version
+    return test
+
+
+@pytest.hookimpl(optionalhook=True)  # without xdist nobody asks
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What deals the tests out to processes under `--dist loadgroup`; None: whatever else was asked for."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Groups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker gets every GPU test: a persistent kernel wants all SMs, so two processes must not share them."""
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.xdist_group("gpu"))
+    """A GPU test elsewhere would not share the process of the others."""
+    strays = [item.nodeid for item in items if item.get_closest_marker("gpu") and not item.nodeid.startswith("tests/gpu/")]
+    if strays:
+        raise pytest.UsageError(f"tests marked gpu belong into tests/gpu/: {', '.join(strays)}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

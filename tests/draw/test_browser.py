@@ -19,12 +19,9 @@ from instructions.codec import disassemble
 from scheduler.draw.content import Drawing, page_data
 from scheduler.draw.page import page
 
-pytestmark = [
-    pytest.mark.xdist_group("drawing"),  # one browser, and the large drawing made once
-    pytest.mark.skipif(
-        find_chromium() is None, reason=f"needs a Chromium ({', '.join(NAMES)}) to open the page in: apt-get install chromium"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    find_chromium() is None, reason=f"needs a Chromium ({', '.join(NAMES)}) to open the page in: apt-get install chromium"
+)
 
 SECONDS = 2.0  # for an answer to the mouse; a few milliseconds on an idle machine
 RED = (207, 34, 46)  # of the critical path

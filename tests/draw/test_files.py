@@ -184,7 +184,6 @@ def test_graphviz_reads_the_dot_file(drawing: Drawing) -> None:
     assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
-@pytest.mark.xdist_group("drawing")
 def test_a_large_model_stays_small() -> None:
     drawing = large_drawing()
     assert len(drawing.shown) > 10_000
