@@ -1,6 +1,6 @@
 """Run a Llama from the command line: text in, text out, token by token.
 
-    python run_llama1b.py --prompt "The with statement"
+    python run_llama1b.py --prompt "The garbage collector"
     python run_llama1b.py --model meta-llama/Llama-3.2-1B-Instruct --chat --prompt "Why is the sky blue?" --max-tokens 200
 
 The generated text goes to stdout as it is made, everything else to stderr.  Exit status: 0, 2 for what the user can mend
@@ -26,7 +26,6 @@ from models.errors import UserError
 
 if TYPE_CHECKING:
     from megakernel.engine import Engine
-
     from megakernel.text import TextCodec
 
 BUNDLED = Path(models.__path__[0]) / "bundled"
@@ -42,7 +41,7 @@ class Options:
     """One run.  Raises UserError for values that no model could take."""
 
     model: str = str(BUNDLED)
-    prompt: str = "The with statement"
+    prompt: str = "The garbage collector"
     chat: bool = False
     max_tokens: int = 128
     sampling: SamplingParams = SamplingParams()
