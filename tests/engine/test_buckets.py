@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.config import PRESETS
-from scheduler.buckets import BucketPrograms, bucket_of, bucket_sizes
+from scheduler.buckets import FIRST_PAGES, BucketPrograms, bucket_of, bucket_sizes
 
 
 @pytest.mark.parametrize("capacity", [1, 15, 16, 17, 512, 513, 4096, 131072])
@@ -26,9 +26,11 @@ def test_positions_outside_the_capacity_have_none() -> None:
 
 
 def test_programs_are_built_once_and_serve_their_bucket() -> None:
-    programs = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=200, itemsize=2)
-    assert programs.sizes == (128, 200)
-    first = programs.program(programs.place(128))
-    assert first is programs.program(programs.place(0)) is not programs.program(programs.place(129))
-    assert (first.shape.bucket, first.shape.capacity) == (128, 256), "capacities are whole KV pages"
-    assert programs.program(1).shape.cache_pages == first.shape.cache_pages, "all programs share one cache"
+    page = 128  # positions, in bf16 with heads of 64
+    first = FIRST_PAGES * page
+    programs = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=first + 72, itemsize=2)
+    assert programs.sizes == (first, first + 72)
+    program = programs.program(programs.place(first))
+    assert program is programs.program(programs.place(0)) is not programs.program(programs.place(first + 1))
+    assert (program.shape.bucket, program.shape.capacity) == (first, first + page), "capacities are whole KV pages"
+    assert programs.program(1).shape.cache_pages == program.shape.cache_pages, "all programs share one cache"

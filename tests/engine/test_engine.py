@@ -43,6 +43,9 @@ class CountingBackend:
             self.next += 1
         return tokens
 
+    def logits(self) -> torch.Tensor:
+        return torch.full((CONFIG.vocab_size,), float(self.next - 1))
+
     def close(self) -> None:
         self.closed += 1
 
@@ -114,6 +117,16 @@ def test_an_abandoned_request_leaves_a_usable_engine() -> None:
     engine.start([4], 2)  # abandons the one before, with the tokens that were decoded already
     assert list(engine.stream()) == [10, 11]
     assert [request[0] for request in backend.requests] == [[1], [2], [3], [4]]
+
+
+def test_logits_are_those_behind_the_last_token_of_a_finished_request() -> None:
+    engine = Engine(CountingBackend())
+    engine.start([1], 2)
+    engine.step()
+    with pytest.raises(RuntimeError, match="once a request is finished"):
+        engine.logits()
+    assert engine.step() == 11
+    assert engine.logits().tolist() == [11.0] * CONFIG.vocab_size
 
 
 def test_a_closed_engine_says_so() -> None:

@@ -156,8 +156,10 @@ def test_interrupts_at_random_moments(
     begun = time.perf_counter()
     generate(engine)
     usual = time.perf_counter() - begun
-    interrupted = 0
-    for trial in range(100):
+    interrupted = trial = 0
+    while interrupted < 100:  # some requests end before their interrupt comes
+        trial += 1
+        assert trial < 400
         timer = interrupt(draw.uniform(0.0, 1.5 * usual))
         try:
             try:
@@ -171,4 +173,3 @@ def test_interrupts_at_random_moments(
         begun = time.perf_counter()
         assert generate(engine) == expected, f"after interrupt {trial}"
         assert time.perf_counter() - begun < 1.0
-    assert interrupted > 80
