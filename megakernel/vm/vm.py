@@ -109,6 +109,8 @@ class Vm:
         try:
             with one_thread():
                 run_actors(launch.ready, len(launch.consumers), self.interleaving)
+            if launch.finished.value < tokens and not state.stopped:
+                raise VmError(0, 0, "end of the launch", f"no instruction chose the last of {tokens} tokens")
         except Stuck:
             self.reset()
             raise stuck_error(self.queues, launch.consumers, launch.loaders) from None
@@ -119,7 +121,9 @@ class Vm:
         return launch.finished.value
 
     def logits(self) -> torch.Tensor:
-        """The logits of the last token decoded under this program, fp32 [vocab], a copy."""
+        """The logits of the last token decoded under this program, fp32 [vocab], a copy; ValueError before the first."""
+        if not self.epoch:
+            raise ValueError("no logits: this machine has decoded no token")
         region = Region("logits", 0, 0, self.program.shape.config.vocab_size)
         return self.memory.read(region, self.epoch - 1).clone()
 

@@ -153,6 +153,8 @@ def test_a_machine_refuses_what_it_was_not_made_for() -> None:
     assert made.shape.bucket == 64, "the bucket is rounded up to whole KV pages"
     with pytest.raises(ValueError, match="66 tokens from position 0: this program decodes positions up to 64"):
         vm.launch(66)
+    with pytest.raises(ValueError, match="no logits"):
+        vm.logits()
     with pytest.raises(ValueError, match="another KV cache"):
         Vm(made, packed(), DecodeState(program(sms=3, dtype=torch.bfloat16).shape))
     assert TINY.max_position > CAPACITY

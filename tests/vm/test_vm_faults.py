@@ -117,8 +117,10 @@ def test_a_missing_instruction_is_told_at_the_wait() -> None:
 
 
 def test_no_sample_is_told_as_a_token_without_end() -> None:
-    error = caught(without(good(), find(good(), "sample")))
+    broken = without(good(), find(good(), "sample"))
+    error = caught(broken)
     assert "waits for tokens finished >= 1, seen 0" in error.problem or "waits for counter" in error.problem
+    assert "no instruction chose the last of 1 tokens" in caught(broken, tokens=1).problem
 
 
 def test_instructions_before_those_they_wait_for_are_stuck() -> None:
