@@ -35,9 +35,11 @@ SEED_HIGH = gl.constexpr(5)
 INVERSE_TEMPERATURE = gl.constexpr(6)  # fp32 bits; 0: greedy
 TOP_P = gl.constexpr(7)  # fp32 bits
 STOP_TOKENS = gl.constexpr(8)  # how many, then the tokens
-REPORTS = gl.constexpr(64)  # from here on, what each SM was stuck in: 1, record, counter, wanted, seen, position
+REPORTS = gl.constexpr(64)  # from here on, what each consumer, then each loader was stuck in: 1, record, counter,
+#                             wanted, seen, position
+LOADERS = gl.constexpr(MAX_SMS)  # place of the first loader among the reports
 REPORT_WORDS = gl.constexpr(8)
-CONTROL_WORDS = gl.constexpr(64 + 8 * MAX_SMS)
+CONTROL_WORDS = gl.constexpr(64 + 2 * 8 * MAX_SMS)
 
 
 class Sizes:

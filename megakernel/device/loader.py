@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from instructions.attention import Attention
 from megakernel.device.attention import slice_pages
 from megakernel.device.compat import copy_page
-from megakernel.device.context import fetch_load
+from megakernel.device.context import LOADERS, fetch_load
 from megakernel.device.matvec import LINES
 from megakernel.device.sync import proxy_fence, wait_counter
 from megakernel.device.trace import LOAD_BEGUN, LOAD_ENDED, LOAD_WAITED, POINTS, note, now, stamp
@@ -63,7 +63,7 @@ def stream_tape(S: gl.constexpr, tape, ring, load, use):
 def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, epoch, position, sm, index):
     """The K and V pages of one attention slice; page uses without a page pass through empty."""
     if load.wait >= 0:
-        wait_counter(memory, load.wait, load.target * epoch, sm, index, position)
+        wait_counter(memory, load.wait, load.target * epoch, LOADERS + sm, index, position)
     proxy_fence()
     first, pages = slice_pages(S, load.slice, position)
     page = load.tape + first

@@ -55,13 +55,14 @@ def proxy_fence():
 
 
 @gluon.jit
-def report(memory, sm, record, counter, wanted, seen, position):
-    """Note what this SM is stuck in, the first time, and tell the others to give up; the host finds out where it began."""
+def report(memory, place, record, counter, wanted, seen, position):
+    """Note what this role of this SM is stuck in, the first time, and tell the others to give up; the host finds out where
+    it began."""
     gl.inline_asm_elementwise(
         REPORT,
         "=r,l,l,r,r,r,r,r",
         [
-            memory.control + REPORTS + sm * REPORT_WORDS,
+            memory.control + REPORTS + place * REPORT_WORDS,
             memory.control + FAULT,
             record,
             counter,
@@ -76,8 +77,8 @@ def report(memory, sm, record, counter, wanted, seen, position):
 
 
 @gluon.jit
-def wait_counter(memory, counter, wanted, sm, record, position):
-    """Spin until a counter has reached `wanted`, for at most `patience` cycles."""
+def wait_counter(memory, counter, wanted, place, record, position):
+    """Spin until a counter has reached `wanted`, for at most `patience` cycles; `place` is that of this role's report."""
     pointer = memory.counters + counter * STRIDE
     seen = load_acquire(pointer)
     if seen < wanted:
@@ -91,7 +92,7 @@ def wait_counter(memory, counter, wanted, sm, record, position):
                 waited = clock() - begin
                 if waited > LONG_WAIT:
                     if (waited > memory.patience) | (load_acquire(memory.control + FAULT) != 0):
-                        report(memory, sm, record, counter, wanted, seen, position)
+                        report(memory, place, record, counter, wanted, seen, position)
                         waiting = 0
 
 

@@ -40,7 +40,7 @@ def control_words(prompt_length: int, sampling: SamplingState, stop_tokens: Coll
 
 @dataclass(frozen=True)
 class Stuck:
-    """What one SM was stuck in: `record` is its queue index, -1 between two tokens."""
+    """What the consumer or the loader of one SM was stuck in: `record` is its queue index, -1 between two tokens."""
 
     sm: int
     record: int
@@ -48,6 +48,7 @@ class Stuck:
     wanted: int
     seen: int
     position: int
+    loader: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,13 @@ class Outcome:
 
     @property
     def stuck(self) -> list[Stuck]:
-        """What every SM was stuck in that was."""
+        """What every consumer and loader was stuck in that was."""
         reports = self.words[context.REPORTS.value :].reshape(-1, context.REPORT_WORDS.value)
-        return [Stuck(int(sm), *(int(word) for word in reports[sm, 1:6])) for sm in np.flatnonzero(reports[:, 0])]
+        found = []
+        for place in np.flatnonzero(reports[:, 0]):
+            loader, sm = divmod(int(place), context.LOADERS.value)
+            found.append(Stuck(sm, *(int(word) for word in reports[place, 1:6]), bool(loader)))
+        return found
 
     def raise_fault(self, program: Program) -> None:
         """Raise KernelFault if some wait expired, with the instruction at which it began.
@@ -86,8 +91,9 @@ class Outcome:
             place = "between two tokens"
         else:
             place = f"at #{first.record}: {disassemble(program.decoded[first.sm][first.record])}"
+        role = "the loader of SM" if first.loader else "SM"
         raise KernelFault(
-            f"the kernel was stuck at position {first.position}: SM {first.sm} {place}; counter {first.counter}, which "
+            f"the kernel was stuck at position {first.position}: {role} {first.sm} {place}; counter {first.counter}, which "
             f"{signallers(program, first.counter)} signal, should have reached {first.wanted} but stood at {first.seen}. "
             "This is a fault of the schedule or of the machine, not of the request; try again"
         )
@@ -110,8 +116,10 @@ def wait_depths(program: Program) -> dict[int, int]:
 
 def place_in_time(stuck: Stuck, program: Program, depth: dict[int, int]) -> tuple[int, int]:
     """Which token, and how deep in it, the signals belong to that an SM was stuck waiting for."""
-    lagging = stuck.record < 0 or any(
-        wait.lag and wait.counter == stuck.counter for wait in program.decoded[stuck.sm][stuck.record].waits
+    lagging = (
+        stuck.loader
+        or stuck.record < 0
+        or any(wait.lag and wait.counter == stuck.counter for wait in program.decoded[stuck.sm][stuck.record].waits)
     )
     return stuck.position - lagging, depth[stuck.counter]
 
