@@ -74,7 +74,8 @@ class Outcome:
         found = []
         for place in np.flatnonzero(reports[:, 0]):
             loader, sm = divmod(int(place), context.LOADERS.value)
-            found.append(Stuck(sm, *(int(word) for word in reports[place, 1:6]), bool(loader)))
+            record, counter, wanted, seen, position = (int(word) for word in reports[place, 1:6])
+            found.append(Stuck(sm, record, counter, wanted, seen, position, bool(loader)))
         return found
 
     def raise_fault(self, program: Program) -> None:
