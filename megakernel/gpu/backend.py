@@ -44,6 +44,7 @@ class GpuBackend:
         self.ready: list[int] = []
         self.prompt_length = self.position = self.end = 0
         self.stopped = False
+        self.last_program: GpuProgram | None = None  # of the last token landed; its logits are still there
         self.program(0)
 
     def start(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
@@ -65,12 +66,15 @@ class GpuBackend:
         return tokens
 
     def logits(self) -> torch.Tensor:
+        if self.last_program is None:
+            raise RuntimeError("no token has been decoded yet")
         return self.last_program.logits()
 
     def close(self) -> None:
         self.abandon()
         self.builder.shutdown(wait=True, cancel_futures=True)
         self.built.clear()
+        self.last_program = None
         del self.state
         torch.cuda.empty_cache()
 
@@ -103,6 +107,8 @@ class GpuBackend:
         except KernelFault:
             self.recover()
             raise
+        if chosen:
+            self.last_program = flight.program
         self.stopped = self.stopped or len(chosen) < flight.tokens
         before = max(0, self.prompt_length - 1 - flight.position)  # tokens of the prompt itself
         self.ready.extend(chosen[before:])
@@ -118,6 +124,8 @@ class GpuBackend:
             self.recover()
         for program in self.programs_built():
             program.resume()
+            if program.worn:
+                program.reset()
 
     def recover(self) -> None:
         """After a fault: no launch under way, counters and cache as new."""
@@ -130,8 +138,3 @@ class GpuBackend:
     def programs_built(self) -> list[GpuProgram]:
         """The programs that are there already."""
         return [future.result() for future in self.built.values() if future.done() and future.exception() is None]
-
-    @property
-    def last_program(self) -> GpuProgram:
-        """The program that decoded the last token landed, when no launch is under way; its logits are still there."""
-        return self.program(self.programs.place(self.position - 1)).result()

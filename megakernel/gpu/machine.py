@@ -16,6 +16,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from instructions.base import SamplingState
 from megakernel.compile import PAGE_LAYOUT
+from megakernel.device.compat import OPTIONS
 from megakernel.device.context import Sizes
 from megakernel.device.kernel import WARPS, megakernel
 from megakernel.geometry import COUNTER_STRIDE, make_geometry
@@ -26,6 +27,7 @@ from models.tape import PAGE_BYTES
 from scheduler.program import Program
 
 COPIES = 2  # copies in flight per SM: one starves HBM, more delay the page that is needed next (docs/performance.md)
+LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": WARPS, "launch_cooperative_grid": True, **OPTIONS}
 PATIENCE = 1_000_000_000  # clock cycles after which a wait is given up: about half a second
 
 
@@ -131,7 +133,7 @@ class GpuProgram:
 
     def compile(self) -> None:
         """Compile the kernel, or find it in Triton's cache, without launching it."""
-        megakernel.warmup(*self.arguments(0, 1), grid=(self.program.sms,), num_warps=WARPS, launch_cooperative_grid=True)
+        megakernel.warmup(*self.arguments(0, 1), grid=(self.program.sms,), **LAUNCH_OPTIONS)
 
     def launch(self, position: int, tokens: int) -> Flight:
         """Enqueue up to `tokens` tokens from `position`; returns at once.
@@ -142,7 +144,7 @@ class GpuProgram:
         if self.sizes.geometry.trace and tokens > len(self.stamps):
             raise ValueError(f"{tokens} tokens do not fit a trace of {len(self.stamps)}")
         grid = (self.program.sms,)
-        megakernel[grid](*self.arguments(position, tokens), num_warps=WARPS, launch_cooperative_grid=True)
+        megakernel[grid](*self.arguments(position, tokens), **LAUNCH_OPTIONS)
         self.enqueued += tokens
         control = torch.empty(WORDS, dtype=torch.int32, pin_memory=True)
         chosen = torch.empty(tokens, dtype=torch.int32, pin_memory=True)
@@ -163,7 +165,12 @@ class GpuProgram:
         self.epoch = int(self.counters[counter * COUNTER_STRIDE]) // max(int(self.program.targets[counter]), 1)
         self.enqueued = 0
 
+    @property
+    def worn(self) -> bool:
+        """Whether counters might overflow int32 within another sequence; they should then begin anew before it does."""
+        return (self.epoch + self.state.capacity) * int(self.program.targets.max()) > np.iinfo(np.int32).max
+
     def reset(self) -> None:
-        """Forget all counters, after a fault."""
+        """Begin all counters anew, when no launch is under way."""
         self.counters.zero_()
         self.epoch = self.enqueued = 0

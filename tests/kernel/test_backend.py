@@ -136,3 +136,27 @@ def test_the_fault_of_an_abandoned_request_concerns_nobody(engine: Engine) -> No
         engine.step()
     assert backend.flights, "a launch is under way, or the test shows nothing"
     assert generate(engine) == expected()
+
+
+def test_counters_begin_anew_before_they_overflow(engine: Engine) -> None:
+    program = backend_of(engine).program(0).result()
+    epoch = np.iinfo(np.int32).max // int(program.program.targets.max()) - CAPACITY // 2
+    generate(engine, 1)
+    program.epoch = epoch
+    program.counters.view(-1, machine.COUNTER_STRIDE)[:, 0] = program.targets * epoch
+    assert generate(engine) == expected()
+    assert program.epoch < CAPACITY
+
+
+def test_the_last_program_is_that_of_the_last_token(engine: Engine) -> None:
+    """Also where launches under way when a stop token came had switched to the next context bucket."""
+    backend, first = backend_of(engine), programs().sizes[0]
+    most = CAPACITY - len(PROMPT)
+    last = first - len(PROMPT)  # the token chosen at position first - 1, still under the first program
+    distinct = [place for place in range(last + 1) if expected(most).index(expected(most)[place]) == place]
+    place = max(distinct)
+    assert last - place < CHUNK, "a launch beyond the bucket is under way"
+    generate(engine, most, stops=(expected(most)[place],))
+    assert backend.last_program is backend.program(0).result()
+    generate(engine, most)
+    assert backend.last_program is backend.program(1).result()
