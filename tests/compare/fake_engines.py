@@ -17,10 +17,11 @@ import numpy as np
 from bench.compare.adapter import Adapter, LoadSpec
 
 VOCABULARY = 96  # of the checkpoint "mha" in tests/configs.py
+TOKEN_SECONDS = 0.02  # well above a busy machine's noise: a longer generation always takes longer
 
 
 class Fake(Adapter):
-    """Counts up from the last token of the prompt; its clock is the test's."""
+    """Counts up from the last token of the prompt, a token every TOKEN_SECONDS."""
 
     streaming = "always"
     scoring = "made up"
@@ -36,6 +37,7 @@ class Fake(Adapter):
     def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
         assert len(prompt) + tokens <= self.capacity
         for offset in range(tokens):
+            time.sleep(TOKEN_SECONDS)
             yield [(prompt[-1] + 1 + offset) % VOCABULARY]
 
     def distribution(self, prefix: Sequence[int]) -> np.ndarray:
