@@ -55,6 +55,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--start-timeout", type=float, default=Plan.start_timeout, help="seconds for an engine's start (default: %(default)s)")
     add("--timeout", type=float, default=Plan.timeout, help="seconds for anything else it is asked (default: %(default)s)")
     add("--time-limit", type=float, help="seconds after which no new round begins, scores and report included")
+    add("--commit", help="the commit measured, where git cannot tell")
     add("--note", default="", help="a line for the record")
     add("--output", type=Path, default=Path("comparison"), help="folder of record, report, charts and logs")
     add("--write-random", type=Path, metavar="DIR", help="only write a checkpoint of made-up weights")
@@ -150,7 +151,10 @@ def compare(options: argparse.Namespace) -> Record:
 
     folder = Path(tempfile.mkdtemp(prefix="compare-"))
     try:
-        run = Session(plan, specs, folder, say, save).run()
+        session = Session(plan, specs, folder, say, save)
+        machine = session.run_record["machine"]
+        machine["commit"] = options.commit or machine["commit"]
+        run = session.run()
     finally:
         keep_logs(folder, options.output / "logs")
     return {"schema": SCHEMA, "runs": [run]}

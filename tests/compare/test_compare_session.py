@@ -54,7 +54,7 @@ def test_good_bad_and_missing_engines(small_checkpoint: Path, tmp_path: Path, ca
     """One comparison with everything that can happen to an engine; every one of them is in the report."""
     output = tmp_path / "out"
     names = "Fake,Whole,Silent,Broken,Dying,NotANumber,vllm"
-    status, record = compare(small_checkpoint, output, names, "--repeats", "2", "--note", "a remark")
+    status, record = compare(small_checkpoint, output, names, "--repeats", "2", "--note", "a remark", "--commit", "c0ffee")
     engines = by_name(record)
     assert status == 0
     assert {name: engine["status"] for name, engine in engines.items()} == {
@@ -73,6 +73,7 @@ def test_good_bad_and_missing_engines(small_checkpoint: Path, tmp_path: Path, ca
     run = record["runs"][0]
     assert run["reference"] == {"device": "cpu", "positions": 4 * 32} and run["note"] == "a remark"
     text = (output / "comparison.md").read_text()
+    assert run["machine"]["commit"] == "c0ffee" and "commit c0ffee" in text
     assert capsys.readouterr().out.startswith(text)
     for name in engines:
         assert (f"{FAKES}:{name}" if name != "vllm" else "- vLLM: its Python has no vllm\n  install: ") in text
