@@ -146,7 +146,8 @@ def compare(options: argparse.Namespace) -> Record:
         print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
 
     def save(run: Record) -> None:
-        run["command"], run["note"], run["seconds"] = sys.argv, options.note, time.monotonic() - began
+        run["command"] = ["python", "-m", "bench.compare", *sys.argv[1:]]
+        run["note"], run["seconds"] = options.note, time.monotonic() - began
         write({"schema": SCHEMA, "runs": [run]}, options.output)
 
     folder = Path(tempfile.mkdtemp(prefix="compare-"))
