@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.host import host
 from bench.load import resident_bytes
 from models.config import PRESETS
 from scheduler.build import build_program, make_shape
@@ -123,10 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bound_seconds": BOUND_SECONDS,
         "bound_bytes": BOUND_BYTES,
         "within_bound": within,
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
+        **host(),
     }
     print(json.dumps(result))
     return 0 if within else 1

@@ -130,8 +130,7 @@ def measure_rig(model: PackedModel, contexts: Sequence[int], options: argparse.N
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything, as the record."""
     model, contexts = load(options)
-    machine = describe(ROOT)
-    machine["commit"] = options.commit or machine["commit"]
+    machine = describe(ROOT, options.commit)
     record: dict[str, Any] = {
         "benchmark": "decode",
         "model": options.model,

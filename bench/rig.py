@@ -6,12 +6,11 @@ from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
-from instructions.base import SamplingState
+from instructions.base import GREEDY, SamplingState
 from megakernel.gpu.machine import PATIENCE, GpuProgram, GpuState
 from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
 
-GREEDY = SamplingState(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 ITEMSIZE = 2
 
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import statistics
 import sys
 import time
@@ -23,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import networkx
-import numpy as np
 
+from bench.host import host
 from bench.load import resident_bytes
 from models.config import PRESETS
 from scheduler.build import DEFAULT_POLICY, make_shape, schedule
@@ -123,10 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bound_seconds": BOUND_SECONDS,
         "bound_bytes": BOUND_BYTES,
         "within_bound": within,
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
+        **host(),
         "networkx": networkx.__version__,
     }
     print(json.dumps(result))

@@ -100,6 +100,9 @@ class SamplingState(NamedTuple):
         return self.temperature > 0.0 and (self.top_k > 0 or self.top_p < 1.0)
 
 
+GREEDY = SamplingState(temperature=0.0, top_k=0, top_p=1.0, seed=0)
+
+
 @dataclass(frozen=True)
 class Instruction:
     """Base of all instructions.  Subclasses are frozen dataclasses whose fields are non-negative int32 numbers.

@@ -94,6 +94,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         start_timeout=options.start_timeout,
         timeout=options.timeout,
         time_limit=options.time_limit,
+        commit=options.commit,
     )
     given = {"tokens": options.tokens, "repeats": options.repeats, "contexts": split_contexts(options.contexts)}
     plan = replace(plan, **{**quick, **{key: value for key, value in given.items() if value is not None}})
@@ -152,10 +153,7 @@ def compare(options: argparse.Namespace) -> Record:
 
     folder = Path(tempfile.mkdtemp(prefix="compare-"))
     try:
-        session = Session(plan, specs, folder, say, save)
-        machine = session.run_record["machine"]
-        machine["commit"] = options.commit or machine["commit"]
-        run = session.run()
+        run = Session(plan, specs, folder, say, save).run()
     finally:
         keep_logs(folder, options.output / "logs")
     return {"schema": SCHEMA, "runs": [run]}

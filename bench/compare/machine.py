@@ -60,8 +60,8 @@ def used_mib() -> float | None:
     return (gpu_state() or {}).get("used_mib")
 
 
-def describe(root: Path) -> dict[str, Any]:
-    """What a record says of machine and code."""
+def describe(root: Path, told: str | None = None) -> dict[str, Any]:
+    """What a record says of machine and code; `told` is the commit where git cannot tell."""
     gpu = query(["name", "driver_version", "memory.total"])
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -72,7 +72,7 @@ def describe(root: Path) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "commit": commit(root),
+        "commit": told or commit(root),
     }
 
 

@@ -30,6 +30,7 @@ class Plan:
     start_timeout: float = 420.0
     timeout: float = 120.0
     time_limit: float | None = None
+    commit: str | None = None  # the one measured, where git cannot tell
 
     @property
     def kv_bytes(self) -> int:

@@ -37,7 +37,7 @@ class Session:
         self.deadline = Deadline(plan.time_limit)
         self.contestants = [Contestant(spec, plan, folder, self.deadline) for spec in specs]
         self.run_record: Run = {
-            "machine": describe(ROOT),
+            "machine": describe(ROOT, plan.commit),
             "gpu_before": gpu_state(),
             "model": {
                 "path": str(plan.model),

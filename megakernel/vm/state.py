@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from instructions.base import SamplingState
+from instructions.base import GREEDY, SamplingState
 from instructions.shape import Shape
 from megakernel.vm.errors import Fault
 from megakernel.vm.memory import KvCache
-
-GREEDY = SamplingState(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 
 
 class DecodeState:

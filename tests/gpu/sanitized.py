@@ -17,8 +17,8 @@ import torch  # noqa: E402
 from gpu_models import config_of, random_tokens, weights_of  # noqa: E402
 from preparation import Case, programs_of  # noqa: E402
 
-from bench.rig import GREEDY, Rig, device_sms  # noqa: E402
-from instructions.base import SamplingState  # noqa: E402
+from bench.rig import Rig, device_sms  # noqa: E402
+from instructions.base import GREEDY, SamplingState  # noqa: E402
 from models.packed import pack  # noqa: E402
 
 CASE = Case("gqa4_llama3_tied", 256, 131, 126, ((1, 1), (2, 2)))

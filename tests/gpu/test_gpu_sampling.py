@@ -6,8 +6,8 @@ import pytest
 import torch
 from gpu_models import random_tokens
 
-from bench.rig import GREEDY, Rig
-from instructions.base import SamplingState
+from bench.rig import Rig
+from instructions.base import GREEDY, SamplingState
 from instructions.sampling import draw
 
 pytestmark = pytest.mark.gpu

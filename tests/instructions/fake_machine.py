@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 import torch
 from configs import SMALL_CONFIGS
 
-from instructions.base import Instruction, PageSource, Region, SamplingState
+from instructions.base import GREEDY, Instruction, PageSource, Region, SamplingState
 from instructions.matvec import DTYPES
 from instructions.shape import HELD_PAGES, Shape
 from models.config import ModelConfig
 from models.packed import PackedModel, pack
 from models.weights import Weights, expected_tensors
 
-GREEDY = SamplingState(0.0, 0, 1.0, 0)
 CAPACITY = 256
 
 

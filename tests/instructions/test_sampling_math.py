@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from fake_machine import GREEDY, FakeMachine, made_up_tensors, small_shape
+from fake_machine import FakeMachine, made_up_tensors, small_shape
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import instructions.sampling as sampling
-from instructions.base import SamplingState
+from instructions.base import GREEDY, SamplingState
 from instructions.lm_head import LmHead
 from instructions.sample import Sample
 from instructions.sampling import draw, gumbel, highest_threshold, kept_rows, ordered, philox, sampling_scores

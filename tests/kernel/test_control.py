@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from compile_cases import MODELS
 
-from instructions.base import SamplingState
+from instructions.base import GREEDY, SamplingState
 from instructions.codec import disassemble
 from megakernel.device import context
 from megakernel.gpu.control import MOST_STOP_TOKENS, NEVER, WORDS, Outcome, Stuck, control_words
@@ -17,7 +17,6 @@ from megakernel.gpu.errors import GpuError, KernelFault
 from scheduler.build import build_program, make_shape
 from scheduler.program import Program
 
-GREEDY = SamplingState(0.0, 0, 1.0, 0)
 POSITION = 77
 EPOCH = 3
 
