@@ -26,8 +26,8 @@ import triton
 from bench.compare.machine import describe, gpu_state
 from bench.decode_runs import PROMPT, ContextRecord, data_sheet_bandwidth, measure_context, measure_endurance, measure_engine
 from bench.rig import Rig, device_sms
+from megakernel.geometry import COPIES
 from megakernel.gpu.backend import CHUNK
-from megakernel.gpu.machine import COPIES
 from megakernel.loading import gpu_problem
 from models.checkpoint import open_checkpoint
 from models.errors import UserError

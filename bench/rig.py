@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 
 from instructions.base import GREEDY, SamplingState
+from instructions.shape import VACANT
 from megakernel.gpu.machine import PATIENCE, GpuProgram, GpuState
 from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
@@ -65,14 +66,14 @@ class Rig:
     def logits_of(self, tokens: Sequence[int], first: int = 0) -> torch.Tensor:
         """The logits after each of `tokens` from number `first` on, fp32 [tokens - first, vocab], one launch each.
 
-        Before every launch the activations become NaN: what a token reads, the token itself must have written.
+        Before every launch the activations become VACANT: what a token reads, the token itself must have written.
         """
         self.start(tokens)
         self.decode(0, first)
         rows = []
         for position in range(first, len(tokens)):
             program = self.program(position)
-            program.activations.fill_(torch.nan)
+            program.activations.fill_(VACANT)
             program.launch(position, 1).land()
             rows.append(program.logits())
         return torch.stack(rows)

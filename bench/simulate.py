@@ -3,7 +3,7 @@
     python -m bench.simulate --model llama-3.2-1b --sms 132 --position 96
     python -m bench.simulate --model llama-3-8b --machine h200 --policies balanced zigzag --bandwidth 4.0e12
 
-The cost model is stated in docs/scheduler.md; `--bandwidth`, `--copies` and `--release` change it.  Idle times are means over
+The cost model is stated in docs/scheduler.md; `--bandwidth`, `--copies` and `--signal` change it.  Idle times are means over
 the SMs, a step, by cause: waiting for a counter, waiting for a page, done with the queue.  What is printed are predictions;
 they stand beside no measurement.  The last line is JSON.
 """
@@ -97,13 +97,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--machine", choices=list(MACHINES), default=model.name, help="cost model (default %(default)s)")
     parser.add_argument("--bandwidth", type=float, help="bytes a second of HBM, in place of the machine's")
     parser.add_argument("--copies", type=int, help=f"copies in flight an SM, in place of the machine's ({model.copies})")
-    parser.add_argument("--release", type=float, help=f"seconds of a release, in place of the machine's ({model.release})")
+    parser.add_argument("--signal", type=float, help=f"seconds of a signal, in place of the machine's ({model.signal})")
     return parser.parse_args(arguments)
 
 
 def machine_of(options: argparse.Namespace) -> MachineModel:
     """The machine asked for, with the numbers given in place of its own."""
-    changes = {name: value for name in ("bandwidth", "copies", "release") if (value := getattr(options, name)) is not None}
+    changes = {name: value for name in ("bandwidth", "copies", "signal") if (value := getattr(options, name)) is not None}
     for name, value in changes.items():
         if not value > 0:
             raise UserError(f"--{name} {value}: use a number above 0")

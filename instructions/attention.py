@@ -4,8 +4,8 @@
     m = max s,  l = sum exp(s - m),  o = sum round(exp(s - m)) v_t
 
 The loader streams the slice's past K and V pages through the ring, K page then V page; they hold only positions of earlier
-tokens, so it need not wait for this token's QKV.  The last slice also takes the current position, straight from the cache
-row that `Qkv` wrote; the others declare that they read it, too, so that one counter serves the whole group.  With one slice
+tokens, so it need not wait for this token's QKV.  The last slice also takes the current position, from new_kv[layer], rounded
+as the cache's row is; the others declare that they read it, too, so that one counter serves the whole group.  With one slice
 the normalised output goes to attn[layer]; with more, each leaves (m, l, o) for `Combine`.
 
 The slices share the pages that exist evenly, so every slice works at any position within the bucket; page uses that a slice
@@ -37,7 +37,7 @@ class Attention(Instruction):
     def reads(self, shape: Shape) -> tuple[Region, ...]:
         rows, kv_rows = shape.group_rows, 2 * shape.head_rows
         query = Region("q", self.layer, self.head * rows, (self.head + 1) * rows)
-        return (query, Region("kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows))
+        return (query, Region("new_kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows))
 
     def loads(self, shape: Shape) -> tuple[Region, ...]:
         kv_rows = 2 * shape.head_rows
@@ -81,7 +81,7 @@ class Attention(Instruction):
                 k, v = (cache_rows(pages, shape)[:count] for pages in (k_page, v_page))
                 state.add(q, k, v, dtype)
         if self.slice == shape.slices - 1:
-            k, v = machine.read(regions[1]).view(2, 1, dp).unbind(0)
+            k, v = machine.read(regions[1]).to(dtype).float().view(2, 1, dp).unbind(0)
             state.add(q, k, v, dtype)
         machine.write(self.writes(shape)[0], state.normalised() if shape.slices == 1 else state.partial())
 

@@ -62,7 +62,7 @@ class Machine(Protocol):
     past: int  # positions already in the KV cache: the position of the token being decoded
 
     def read(self, region: Region) -> torch.Tensor:
-        """The region's rows; "kv" reads the cache row of the current position."""
+        """The region's rows, of this token."""
 
     def write(self, region: Region, values: torch.Tensor) -> None:
         """Store the region's rows; "kv" stores into the cache row of the current position, in the cache's dtype."""

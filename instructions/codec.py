@@ -16,7 +16,7 @@ from instructions.base import Instruction
 from instructions.registry import BY_OPCODE
 
 WORDS = 32
-MAX_WAITS = 4
+MAX_WAITS = 2
 MAX_SIGNALS = 2
 NONE = -1
 INT32_MAX = 2**31 - 1
@@ -35,9 +35,10 @@ class Word(IntEnum):
     WAITS = 7  # number of waits
     LAGS = 8  # bit j: wait j is for the previous token
     WAIT = 9
-    TARGET = 13  # signals a token that make up wait j
-    SIGNAL = 17  # counters to add one to when the instruction's rows are stored; NONE: none
-    PAYLOAD = 19
+    TARGET = 11  # signals a token that make up wait j
+    SIGNAL = 13  # counters to add one to when the instruction's rows are stored; NONE: none
+    RELEASE = 15  # 1: whoever sees the signals sees all that this SM has stored; 0: they only say that it has been done
+    PAYLOAD = 16
 
 
 class CodecError(ValueError):
@@ -68,6 +69,7 @@ class Scheduled:
     load_wait: Wait | None = None
     waits: tuple[Wait, ...] = ()
     signals: tuple[int, ...] = ()
+    release: bool = False
 
 
 def encode(item: Scheduled) -> np.ndarray:
@@ -94,6 +96,7 @@ def encode(item: Scheduled) -> np.ndarray:
     words[Word.TARGET : Word.TARGET + len(waits)] = [wait.target for wait in waits]
     words[Word.LAGS] = sum(wait.lag << j for j, wait in enumerate(waits))
     words[Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS] = [*signals, *[NONE] * (MAX_SIGNALS - len(signals))]
+    words[Word.RELEASE] = int(item.release)
     words[Word.PAYLOAD : Word.PAYLOAD + len(payload)] = payload
     return np.array(words, dtype=np.int32)
 
@@ -106,11 +109,15 @@ def decode(words: np.ndarray | Sequence[int]) -> Scheduled:
         raise CodecError(f"unknown opcode {w[Word.OPCODE]}")
     if not 0 <= w[Word.WAITS] <= MAX_WAITS:
         raise CodecError(f"{w[Word.WAITS]} waits in a record that holds at most {MAX_WAITS}")
+    if w[Word.RELEASE] not in (0, 1):
+        raise CodecError(f"its signals release {w[Word.RELEASE]}, it must be 0 or 1")
     payload = {name: w[Word.PAYLOAD + j] for j, name in enumerate(kind.payload_names())}
     waits = tuple(Wait(w[Word.WAIT + j], w[Word.TARGET + j], w[Word.LAGS] >> j & 1) for j in range(w[Word.WAITS]))
     load_wait = None if w[Word.LOAD_WAIT] == NONE else Wait(w[Word.LOAD_WAIT], w[Word.LOAD_TARGET], 1)
     signals = tuple(c for c in w[Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS] if c != NONE)
-    return Scheduled(kind(layer=w[Word.LAYER], **payload), w[Word.PAGE], w[Word.PAGES], w[Word.TAPE], load_wait, waits, signals)
+    instruction = kind(layer=w[Word.LAYER], **payload)
+    pages = (w[Word.PAGE], w[Word.PAGES], w[Word.TAPE])
+    return Scheduled(instruction, *pages, load_wait, waits, signals, bool(w[Word.RELEASE]))
 
 
 def disassemble(item: Scheduled) -> str:
@@ -124,5 +131,5 @@ def disassemble(item: Scheduled) -> str:
         parts.append(f"load-wait=c{item.load_wait.counter}>={item.load_wait.target}*previous")
     for wait in item.waits:
         parts.append(f"wait=c{wait.counter}>={wait.target}*{'previous' if wait.lag else 'epoch'}")
-    parts += [f"signal=c{counter}" for counter in item.signals]
+    parts += [f"{'release' if item.release else 'signal'}=c{counter}" for counter in item.signals]
     return " ".join(parts)

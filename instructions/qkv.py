@@ -3,7 +3,8 @@
     h = round(rms_norm(x[layer], w))                               x: [hidden] fp32, h: the weight type
     y = W_qkv h + b                                                W_qkv: [packed rows, hidden], y: fp32
     queries and keys: (y_i, y_{i + d/2}) rotated by the angle position * frequency_i   (Su et al., 2021; rotate-half form)
-    queries -> q[layer] (fp32); keys and values -> the cache row of the current position (the weight type)
+    queries -> q[layer] (fp32); keys and values -> new_kv[layer] (fp32) for this token, and the cache row of the current
+    position (the weight type) for later ones
 
 Norm, rotation and append are merged into the projection because each is a function of the block's own 16 rows: the tape
 packs both halves of a RoPE pair into one block (rows j and j + 8), so nothing crosses SMs and a dependency hop is saved.
@@ -36,18 +37,19 @@ class Qkv(Instruction):
 
     @staticmethod
     def destination(shape: Shape, block: int) -> tuple[str, int, bool]:
-        """Buffer and first row that a row block writes, and whether its rows are RoPE pairs."""
+        """Activation buffer and first row that a row block writes, and whether its rows are RoPE pairs."""
         group, dp = shape.config.group, shape.head_rows
         slot, inner = divmod(block, shape.head_blocks)
         head, part = divmod(slot, group + 2)
         if part < group:
             return "q", (head * group + part) * dp + inner * BLOCK_ROWS, True
-        return "kv", (head * 2 + part - group) * dp + inner * BLOCK_ROWS, part == group
+        return "new_kv", (head * 2 + part - group) * dp + inner * BLOCK_ROWS, part == group
 
     def reads(self, shape: Shape) -> tuple[Region, ...]:
         return (Region("x", self.layer, 0, shape.config.hidden_size),)
 
-    def writes(self, shape: Shape) -> tuple[Region, ...]:
+    def outputs(self, shape: Shape) -> tuple[Region, ...]:
+        """Runs of rows of "q" and "new_kv" that the blocks make, in their order."""
         regions: list[Region] = []
         for block in range(self.block, self.block + self.blocks):
             buffer, row, _ = self.destination(shape, block)
@@ -57,6 +59,11 @@ class Qkv(Instruction):
             else:
                 regions.append(Region(buffer, self.layer, row, row + BLOCK_ROWS))
         return tuple(regions)
+
+    def writes(self, shape: Shape) -> tuple[Region, ...]:
+        outputs = self.outputs(shape)
+        cached = (Region("kv", self.layer, new.start, new.stop) for new in outputs if new.buffer == "new_kv")
+        return (*outputs, *cached)
 
     def page_uses(self, shape: Shape) -> int:
         return self.blocks * shape.matrix("qkv", self.layer).pages_per_block
@@ -79,9 +86,11 @@ class Qkv(Instruction):
             bias = machine.constants(matrix.bias_offset + self.block * BLOCK_ROWS, self.blocks * BLOCK_ROWS)
             y = y + bias.view(self.blocks, BLOCK_ROWS)
         y = torch.where(self.pairs(shape), rotated(y, self.angles(shape, machine.rope())), y).flatten()
-        regions = self.writes(shape)
+        regions = self.outputs(shape)
         for region, rows in zip(regions, y.split([region.stop - region.start for region in regions]), strict=True):
             machine.write(region, rows)
+            if region.buffer == "new_kv":
+                machine.write(Region("kv", self.layer, region.start, region.stop), rows)
 
     def pairs(self, shape: Shape) -> torch.Tensor:
         """Which of the blocks hold RoPE pairs, bool [blocks, 1]."""

@@ -17,6 +17,8 @@ HELD_PAGES = 4  # most pages an instruction holds at once, so the shallowest rin
 ALIGN = 32  # fp32 elements: every buffer layer starts on a 128-byte line
 MMA_COLUMNS = 8  # columns of the matrix instruction's B operand: up to 8 query heads, or 8 tokens, at the price of one
 BEST_FIELDS = 2  # per LM-head instruction: the largest logit and its row
+ANNOUNCED = ("x", "q", "new_kv", "partial", "attn", "x_mid", "mlp")  # buffers whose values announce themselves
+VACANT = 0x7FC0FFEE  # bits of a place whose value has not come: a NaN that no arithmetic gives
 
 
 class Buffer(NamedTuple):
@@ -148,12 +150,17 @@ class Shape:
     # -- buffers ----------------------------------------------------------------------------------------------------
     @cached_property
     def buffers(self) -> dict[str, Buffer]:
-        """Activation buffers by name.  "token" and "kv" hold no fp32 activations (rows of state and of the cache)."""
+        """Activation buffers by name.  "token" and "kv" hold no fp32 activations (rows of state and of the cache).
+
+        Those named in ANNOUNCED come first.  The machine keeps two copies of them, for even and for odd epochs: whoever
+        writes a row of this token's copy makes the same row of the other VACANT, and a reader takes a row once it is not.
+        """
         config, layers = self.config, self.config.num_layers
         query_rows = config.num_heads * self.head_rows
         sizes = {
             "x": (layers + 1, config.hidden_size),
             "q": (layers, query_rows),
+            "new_kv": (layers, config.num_kv_heads * 2 * self.head_rows),
             "partial": (layers, config.num_kv_heads * self.slices * self.partial_rows if self.slices > 1 else 0),
             "attn": (layers, query_rows),
             "x_mid": (layers, config.hidden_size),
@@ -171,6 +178,16 @@ class Shape:
         return table
 
     @property
+    def announced_elements(self) -> int:
+        """fp32 elements of the buffers named in ANNOUNCED, once."""
+        return self.buffers["logits"].base
+
+    @property
     def activation_elements(self) -> int:
-        """fp32 elements of all activation buffers together."""
+        """fp32 elements of all activation buffers, each once; the second copy of the announced ones begins here."""
         return self.buffers["token"].base
+
+    @property
+    def arena_elements(self) -> int:
+        """fp32 elements of all activation buffers with the second copy."""
+        return self.activation_elements + self.announced_elements

@@ -39,7 +39,6 @@ POINTERS = {
     "rope": "*fp32",
     "words": "*i32",
     "starts": "*i32",
-    "targets": "*i32",
     "uses": "*i32",
     "counters": "*i32",
     "tokens_buffer": "*i32",
@@ -93,8 +92,6 @@ def describe(geometry: Geometry, **options: Any) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where no program can be made."""
-    from megakernel.gpu.machine import COPIES  # here, because that module imports this one
-
     parser = argparse.ArgumentParser(prog="python -m megakernel.compile", description="Compile the kernel; no GPU is needed.")
     parser.add_argument("--model", required=True, help="a preset, random:<preset>, or a directory with config.json")
     parser.add_argument("--sms", type=int, default=132, help="streaming multiprocessors (default %(default)s)")
@@ -105,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         programs = BucketPrograms(find_config(options.model), options.sms, options.capacity, itemsize=2)
         if not 0 <= options.past <= options.capacity:
             raise UserError(f"position {options.past} in a KV cache of {options.capacity}: use 0 to {options.capacity}")
-        geometry = make_geometry(programs.program(programs.place(options.past)), COPIES)
+        geometry = make_geometry(programs.program(programs.place(options.past)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

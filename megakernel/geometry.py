@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from instructions.codec import Word
 from instructions.embed import Embed
-from instructions.shape import Shape, next_power_of_two
+from instructions.shape import ANNOUNCED, Shape, next_power_of_two
 from models.tape import PAGE_BYTES
 from scheduler.pages import staging_bytes
 from scheduler.program import Program
@@ -18,6 +18,8 @@ from scheduler.program import Program
 ITEM_BYTES = 2  # of a weight: the kernel runs bf16
 COUNTER_STRIDE = 32  # int32 elements between counters: each has a 128-byte line of its own
 GEMM_PAGES = 4  # most pages whose loads are unrolled together
+# TMA copies in flight per SM, by how many records the page's is ahead of the one that runs: 0, 1, more (docs/performance.md)
+COPIES = (4, 2, 1)
 STAGED_PAGES = 8  # most pages of activations that are loaded at once
 
 
@@ -26,7 +28,9 @@ class Geometry:
     """Compile-time sizes; rows, columns and offsets count elements, `*_pages` count 16 KiB pages."""
 
     ring: int
-    copies: int  # TMA copies in flight per SM
+    copies_now: int  # most TMA copies in flight per SM: for the record that the consumer runs,
+    copies_next: int  # for the one after it,
+    copies_later: int  # and for those after that
     staging_pages: int  # pages of one staged activation vector, the widest
     # model
     layers: int
@@ -50,13 +54,17 @@ class Geometry:
     page_positions: int
     head_pages: int
     slices: int
-    # activations: first element and distance between layers
+    # activations: from the first copy of those that announce themselves to the second, then first elements and distances
+    # between layers
+    second: int
     x: int
     x_stride: int
     x_mid: int
     x_mid_stride: int
     q: int
     q_stride: int
+    new_kv: int
+    new_kv_stride: int
     partial: int
     partial_stride: int
     attn: int
@@ -95,7 +103,7 @@ def token_counter(program: Program) -> int:
     return int(program.words[program.words[:, opcode] == Embed.OPCODE][0, wait])
 
 
-def make_geometry(program: Program, copies: int, trace: bool = False) -> Geometry:
+def make_geometry(program: Program, trace: bool = False) -> Geometry:
     """The geometry of a program with bf16 weights."""
     shape: Shape = program.shape
     config, tape = shape.config, shape.tape
@@ -103,12 +111,14 @@ def make_geometry(program: Program, copies: int, trace: bool = False) -> Geometr
     biases = {kind: shape.matrix(kind).bias_offset for kind in ("qkv", "o", "gate_up", "down")}
     offsets = {
         name + suffix: value
-        for name in ("x", "x_mid", "q", "partial", "attn", "mlp")
+        for name in ANNOUNCED
         for suffix, value in (("", shape.buffers[name].base), ("_stride", shape.buffers[name].stride))
     }
     return Geometry(
         ring=program.ring,
-        copies=min(copies, program.ring),
+        copies_now=min(COPIES[0], program.ring),
+        copies_next=min(COPIES[1], program.ring),
+        copies_later=min(COPIES[2], program.ring),
         staging_pages=staging_bytes(shape) // (shape.page_columns * shape.itemsize),
         layers=config.num_layers,
         hidden=config.hidden_size,
@@ -129,6 +139,7 @@ def make_geometry(program: Program, copies: int, trace: bool = False) -> Geometr
         page_positions=shape.page_positions,
         head_pages=shape.head_pages,
         slices=shape.slices,
+        second=shape.activation_elements,
         logits=shape.buffers["logits"].base,
         best=shape.buffers["best"].base,
         best_slots=next_power_of_two(program.sms),

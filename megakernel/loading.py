@@ -154,7 +154,8 @@ def vm_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]
     return {
         **packing_bytes(programs, checkpoint),
         "KV cache": shapes[0].cache_pages * PAGE_BYTES,
-        "activations": sum(shape.activation_elements * (4 + 8) for shape in shapes),  # fp32 and an int64 epoch
+        # fp32, an int64 epoch, and who stored it last: int32 SM, int64 number
+        "activations": sum(shape.activation_elements * (4 + 8 + 4 + 8) for shape in shapes),
     }
 
 

@@ -70,13 +70,23 @@ def schedule(shape: Shape, sms: int, policy: str, ring: int | None) -> Program:
     program = level_head(program, shape, queues)
     plan = plan_pages(program, shape, deps, queues, ring_depth(shape) if ring is None else ring)
     order = [i for queue in queues for i in queue]
+    last = {queue[-1] for queue in queues if queue}  # these release what their SM has stored; all the others only signal
     words = np.zeros((len(order), WORDS), dtype=np.int32)
     for record, i in zip(words, order, strict=True):
         instruction = program[i]
         pages = instruction.page_uses(shape)
         tape = instruction.tape_page(shape) if pages else 0
         record[:] = encode(
-            Scheduled(instruction, plan.first[i], pages, tape, plan.load_waits[i], deps.waits[i], deps.signals[i])
+            Scheduled(
+                instruction,
+                plan.first[i],
+                pages,
+                tape,
+                plan.load_waits[i],
+                deps.waits[i],
+                deps.signals[i],
+                release=i in last and bool(deps.signals[i]),
+            )
         )
     return Program(
         shape=shape,

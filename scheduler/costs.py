@@ -28,8 +28,13 @@ class MachineModel:
     poll: float = 0.4e-6  # from the last signal of a counter to the end of a wait for it
     activation_latency: float = 0.4e-6  # first activation value from L2
     activation_bandwidth: float = 40e9  # the rest of them, per SM
-    release: float = 1.4e-6  # storing rows, the fence, the signal, on average; the SM's consumer does nothing else meanwhile
+    signal: float = 0.15e-6  # storing rows and signalling; the SM's consumer does nothing else meanwhile
+    release: float = 1.4e-6  # the same with the fence that makes all its stores visible, on average
     straggle: float = 0.2e-6  # the last of n signals comes straggle * ln(n) later than n average ones would
+
+    def ending(self, release: bool) -> float:
+        """Seconds from an instruction's last page to its signals."""
+        return self.release if release else self.signal
 
     def hop(self, producers: int) -> float:
         """Seconds from the last of `producers` signals, each of average duration, to the end of a wait for all of them."""
@@ -64,6 +69,6 @@ def preparation(instruction: Instruction, shape: Shape, model: MachineModel) -> 
 
 
 def duration(instruction: Instruction, shape: Shape, past: int, sms: int, model: MachineModel) -> float:
-    """Seconds an instruction keeps its SM busy when all SMs stream at once, its waits aside."""
+    """Seconds an instruction keeps its SM busy when all SMs stream at once, its waits aside, and a fence at its end."""
     streaming = instruction.cost(shape, past).bytes * sms / model.bandwidth if instruction.page_uses(shape) else 0.0
-    return model.overhead + preparation(instruction, shape, model) + streaming + model.release
+    return model.overhead + preparation(instruction, shape, model) + streaming + model.signal

@@ -14,7 +14,6 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from instructions.base import Instruction, Region
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, Wait
@@ -22,6 +21,7 @@ from instructions.shape import Shape
 from scheduler.errors import ScheduleError
 
 Key = tuple[str, int]
+TOKEN = Region("token", 0, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -165,14 +165,9 @@ def derive(program: Sequence[Instruction], shape: Shape) -> Dependencies:
     def wait_for(mask: int, lag: int) -> Wait:
         return Wait(numbers.setdefault(mask, len(numbers)), mask.bit_count(), lag)
 
-    @cache
-    def wait_for_loads(mask: int) -> Wait | None:
-        """Prefer a counter that is there already and covers more: a signal saved for each producer."""
-        covering = [other for other in numbers if mask & ~other == 0]
-        return wait_for(min(covering, key=int.bit_count, default=mask), 1) if mask else None
-
+    end = deriver.accesses.producers(TOKEN)  # its signal releases all that the token has stored: the others need not
     waits = [tuple(wait_for(mask, lag) for mask, lag in chosen) for chosen in deriver.chosen]
-    load_waits = [wait_for_loads(deriver.loads(i)) for i in range(len(program))]
+    load_waits = [wait_for(end, 1) if deriver.loads(i) else None for i in range(len(program))]
     for i, own in enumerate(waits):
         if len(own) > MAX_WAITS:
             raise ScheduleError(f"{program[i]} needs {len(own)} waits; a record holds {MAX_WAITS}")

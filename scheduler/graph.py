@@ -108,7 +108,7 @@ def longest_path(graph: nx.DiGraph, weight: Callable[[Node], float]) -> tuple[fl
 def critical_path(program: Program, past: int, model: MachineModel) -> tuple[float, list[Node]]:
     """Seconds of the longest chain of waits and queues in one token, and the chain.
 
-    Every instruction of the chain reads its activations, drains its pages as if they had all landed, and releases; every
+    Every instruction of the chain reads its activations, drains its pages as if they had all landed, and signals; every
     counter costs a hop.  No step can be faster, however wide HBM is.
     """
     graph = program_graph(program, past)
@@ -120,6 +120,7 @@ def critical_path(program: Program, past: int, model: MachineModel) -> tuple[flo
             return model.hop(token.nodes[node]["target"]) if token.out_degree(node) else 0.0  # some only the next token reads
         attributes = graph.nodes[node]
         pages = min(attributes["pages"], attributes["bytes"] // PAGE_BYTES)
-        return preparation(attributes["item"].instruction, program.shape, model) + pages * model.drain + model.release
+        item = attributes["item"]
+        return preparation(item.instruction, program.shape, model) + pages * model.drain + model.ending(item.release)
 
     return longest_path(token, weight)

@@ -23,7 +23,7 @@ from scheduler.check import require_valid
 from scheduler.errors import ProgramFormatError
 
 MAGIC = "megakernel-program"
-VERSION = 1
+VERSION = 2
 ARRAYS = ("words", "starts", "targets", "uses")
 
 

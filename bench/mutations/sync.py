@@ -281,3 +281,25 @@ def unknown_counter(draft: Draft, random: Random) -> bool:
         return False
     draft.poke(site, random.choice((Word.WAIT, Word.SIGNAL)), len(draft.targets) + random.randrange(3))
     return True
+
+
+@mutation
+def dropped_release(draft: Draft, random: Random) -> bool:
+    """Signals that should release what an SM has stored only say that it has been done."""
+    site = draft.pick(random, lambda item: item.release)
+    if site is None:
+        return False
+    draft.change(site, release=False)
+    return True
+
+
+@mutation
+def moved_release(draft: Draft, random: Random) -> bool:
+    """Another instruction of the queue releases, too early for what is stored after it."""
+    site = draft.pick(random, lambda item: item.release)
+    others = [other for other in draft.sites(signals) if site is not None and other[0] == site[0] and other != site]
+    if site is None or not others:
+        return False
+    draft.change(site, release=False)
+    draft.change(random.choice(others), release=True)
+    return True

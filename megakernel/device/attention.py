@@ -12,8 +12,8 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
-from megakernel.device.qkv import cache_address
 from megakernel.device.sync import wait_all
+from megakernel.device.values import look, look_again, put, put_once, vacant, values_of
 
 FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 
@@ -31,15 +31,13 @@ def query_layout():
 
 
 @gluon.jit
-def load_queries(S: gl.constexpr, memory, step):
-    """The group's queries, fp32 [heads, dims] rounded to bf16, zero beyond the group and the head."""
+def query_places(S: gl.constexpr, memory, step):
+    """Where the group's queries lie, [heads, dims], and which of them there are."""
     DIMS: gl.constexpr = S.head_tiles * TILE
     heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout()))[:, None]
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))[None, :]
-    source = memory.activations + S.q + step.record.layer * S.q_stride + step.record.a * (S.group * S.head_rows)
-    inside = (heads < S.group) & (dims < S.head_rows)
-    q = gl.load(source + heads * S.head_rows + dims, mask=inside, other=0.0, cache_modifier=".cg")
-    return q.to(gl.bfloat16).to(gl.float32)
+    source = values_of(S, memory, step) + S.q + step.record.layer * S.q_stride + step.record.a * (S.group * S.head_rows)
+    return source + heads * S.head_rows + dims, (heads < S.group) & (dims < S.head_rows)
 
 
 @gluon.jit
@@ -70,9 +68,21 @@ def attention(S: gl.constexpr, memory, ring, step):
     COLUMNS: gl.constexpr = S.group_columns
 
     wait_all(S, memory, step)
-    q = load_queries(S, memory, step)
     current = step.record.b == S.slices - 1
-    new_k, new_v = load_current(S, memory, step, current)
+    query, known = query_places(S, memory, step)
+    new_kv = current_places(S, memory, step)
+    dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))
+    here = current & (dims < S.head_rows)
+    q = gl.full(query.shape, 0.0, gl.float32, query.type.layout)
+    new_k = gl.full(dims.shape, 0.0, gl.float32, dims.type.layout)
+    looks, waiting = gl.to_tensor(0).to(gl.int64), 1
+    while waiting != 0:
+        q, new_k, new_v = look(query, known), look(new_kv + dims, here), look(new_kv + S.head_rows + dims, here)
+        looks += 1
+        waiting = look_again(memory, step, looks, vacant(q) | (vacant(new_k) | vacant(new_v))[None, :])
+    rows = output_dims(S)
+    new_v = look(new_kv + S.head_rows + rows, current & (rows < S.head_rows))  # is there, as has just been seen
+    q, new_k = rounded(q), rounded(new_k)
     reinterpret(ring.staging, gl.bfloat16, [1, COLUMNS, DIMS], FLAT_TILES).index(0).store(q.to(gl.bfloat16))
     barrier()
     queries = reinterpret(ring.staging, gl.bfloat16, [COLUMNS, S.head_tiles, TILE], FLAT_HEADS)
@@ -106,7 +116,7 @@ def attention(S: gl.constexpr, memory, ring, step):
         slot = wait_page(S, ring, use)
         mbarrier.arrive(ring.empty.index(slot), count=1)
     if current:
-        m, total, acc = add_current(S, q, new_k, new_v, m, total, acc)
+        m, total, acc = add_current(S, q, new_k, rounded(new_v), m, total, acc)
     store_output(S, memory, step, m, total, acc)
 
 
@@ -120,18 +130,19 @@ def output_dims(S: gl.constexpr):
 
 
 @gluon.jit
-def load_current(S: gl.constexpr, memory, step, current):
-    """The current position's K [dims] and V [tiles, 64, 1], fp32, from the cache row that this token's QKV wrote.
+def current_places(S: gl.constexpr, memory, step):
+    """Where this token's K lies, and behind it its V.
 
     Loaded together with the queries and used after the pages: the last slice alone takes them in.
     """
-    dims = gl.arange(0, S.head_tiles * TILE, gl.SliceLayout(0, query_layout()))
-    key = cache_address(S, memory, step.record.layer, step.record.a, 0, step.position, dims)
-    k = gl.load(key, mask=current & (dims < S.head_rows), other=0.0, cache_modifier=".cg")
-    rows = output_dims(S)
-    value = cache_address(S, memory, step.record.layer, step.record.a, 1, step.position, rows)
-    v = gl.load(value, mask=current & (rows < S.head_rows), other=0.0, cache_modifier=".cg")
-    return k.to(gl.float32), v.to(gl.float32)
+    source = values_of(S, memory, step) + S.new_kv + step.record.layer * S.new_kv_stride
+    return source + step.record.a * (2 * S.head_rows)
+
+
+@gluon.jit
+def rounded(values):
+    """fp32 values, rounded to the weight type as in the cache."""
+    return values.to(gl.bfloat16).to(gl.float32)
 
 
 @gluon.jit
@@ -154,13 +165,14 @@ def store_output(S: gl.constexpr, memory, step, m, total, acc):
     rows = output_dims(S)
     inside = (rows < S.head_rows) & (columns < S.group)
     if S.slices == 1:
-        target = memory.activations + S.attn + step.record.layer * S.attn_stride + step.record.a * (S.group * S.head_rows)
+        target = values_of(S, memory, step) + S.attn + step.record.layer * S.attn_stride
+        target += step.record.a * (S.group * S.head_rows)
         out = acc / gl.expand_dims(gl.expand_dims(total, 0), 0)
-        gl.store(target + columns * S.head_rows + rows, out, mask=inside)
+        put(S, step, target + columns * S.head_rows + rows, out, inside)
     else:
         ROWS: gl.constexpr = S.group * (S.head_rows + 2)
-        target = memory.activations + S.partial + step.record.layer * S.partial_stride
+        target = values_of(S, memory, step) + S.partial + step.record.layer * S.partial_stride
         target += (step.record.a * S.slices + step.record.b) * ROWS
-        gl.store(target + heads, m, mask=heads < S.group)
-        gl.store(target + S.group + heads, total, mask=heads < S.group)
-        gl.store(target + 2 * S.group + columns * S.head_rows + rows, acc, mask=inside)
+        put_once(S, step, target + heads, m, heads < S.group)
+        put_once(S, step, target + S.group + heads, total, heads < S.group)
+        put(S, step, target + 2 * S.group + columns * S.head_rows + rows, acc, inside)

@@ -7,47 +7,73 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import power_of_two
 from megakernel.device.sync import wait_all
+from megakernel.device.values import look, look_again, put, vacant, values_of
+
+TOGETHER_ELEMENTS = gl.constexpr(4096)  # 32 registers of each of the consumer's threads
 
 
 @gluon.constexpr_function
-def slice_layout():
-    """[slices, heads, dims]: every slice of an element in one thread."""
-    return gl.BlockedLayout([8, 1, 4], [1, 2, 16], [1, 4, 1], [2, 1, 0])
+def head_layout():
+    """[heads, dims] of one slice."""
+    return gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def slices_together(elements):
+    """How many slices of so many elements are loaded at a time."""
+    return max(1, TOGETHER_ELEMENTS // elements)
+
+
+@gluon.jit
+def largest_maxima(S: gl.constexpr, source, heads, known):
+    """The largest of the slices' maxima for each head, and which heads miss one."""
+    ROWS: gl.constexpr = S.group * (S.head_rows + 2)
+    m = gl.full(heads.shape, float("-inf"), gl.float32, heads.type.layout)
+    absent = gl.full(heads.shape, 0, gl.int32, heads.type.layout)
+    for s in gl.static_range(S.slices):
+        slice_m = look(source + s * ROWS + heads, known)
+        absent |= vacant(slice_m)
+        m = gl.maximum(m, slice_m)
+    return m, absent
 
 
 @gluon.jit
 def combine(S: gl.constexpr, memory, ring, step):
     """KV head a."""
     wait_all(S, memory, step)
-    L: gl.constexpr = slice_layout()
     ROWS: gl.constexpr = S.group * (S.head_rows + 2)
     DIMS: gl.constexpr = power_of_two(S.head_rows)
-    ALL: gl.constexpr = power_of_two(S.slices)
-    source = memory.activations + S.partial + step.record.layer * S.partial_stride + step.record.a * (S.slices * ROWS)
+    values = values_of(S, memory, step)
+    source = values + S.partial + step.record.layer * S.partial_stride + step.record.a * (S.slices * ROWS)
 
-    heads = gl.arange(0, S.group_columns, gl.SliceLayout(0, gl.SliceLayout(2, L)))
-    every = gl.arange(0, ALL, gl.SliceLayout(1, gl.SliceLayout(2, L)))
-    known = (every[:, None] < S.slices) & (heads[None, :] < S.group)
-    maxima = source + every[:, None] * ROWS + heads[None, :]
-    m = gl.max(gl.load(maxima, mask=known, other=float("-inf"), cache_modifier=".cg"), axis=0)
-    m = gl.where(heads < S.group, m, 0.0)
-
-    HEAD: gl.constexpr = gl.SliceLayout(0, L)
-    out = gl.zeros([S.group_columns, DIMS], gl.float32, HEAD)
-    total = gl.zeros([S.group_columns], gl.float32, gl.SliceLayout(1, HEAD))
-    m = gl.convert_layout(m, gl.SliceLayout(1, HEAD))
+    HEAD: gl.constexpr = head_layout()
     heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, HEAD))
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))
-    inside = (heads[:, None] < S.group) & (dims[None, :] < S.head_rows)
-    for s in range(S.slices):
-        part = source + s * ROWS
-        known_head = heads < S.group
-        slice_m = gl.load(part + heads, mask=known_head, other=float("-inf"), cache_modifier=".cg")
-        slice_sum = gl.load(part + S.group + heads, mask=known_head, other=0.0, cache_modifier=".cg")
-        rows = part + 2 * S.group + heads[:, None] * S.head_rows + dims[None, :]
-        o = gl.load(rows, mask=inside, other=0.0, cache_modifier=".cg")
-        weight = gl.exp(slice_m - m)
-        total += weight * slice_sum
-        out += weight[:, None] * o
-    target = memory.activations + S.attn + step.record.layer * S.attn_stride + step.record.a * (S.group * S.head_rows)
-    gl.store(target + heads[:, None] * S.head_rows + dims[None, :], out / total[:, None], mask=inside)
+    known = heads < S.group
+    inside = known[:, None] & (dims[None, :] < S.head_rows)
+    place = heads[:, None] * S.head_rows + dims[None, :]
+    out = gl.zeros([S.group_columns, DIMS], gl.float32, HEAD)
+    total = gl.zeros([S.group_columns], gl.float32, gl.SliceLayout(1, HEAD))
+    TOGETHER: gl.constexpr = slices_together(S.group_columns * DIMS)
+    looks, waiting = gl.to_tensor(0).to(gl.int64), 1
+    while waiting != 0:
+        m, unknown = largest_maxima(S, source, heads, known)
+        absent = gl.zeros([S.group_columns, DIMS], gl.int32, HEAD) | unknown[:, None]
+        out = gl.zeros([S.group_columns, DIMS], gl.float32, HEAD)
+        total = gl.zeros([S.group_columns], gl.float32, gl.SliceLayout(1, HEAD))
+        for first in range(0, S.slices, TOGETHER):
+            parts = ()
+            for j in gl.static_range(TOGETHER):  # all in flight before the first is looked at
+                part = source + (first + j) * ROWS
+                here = known & (first + j < S.slices)
+                parts += (look(part + heads, here), look(part + S.group + heads, here))
+                parts += (look(part + 2 * S.group + place, inside & (first + j < S.slices)),)
+            for j in gl.static_range(TOGETHER):
+                absent |= (vacant(parts[3 * j]) | vacant(parts[3 * j + 1]))[:, None] | vacant(parts[3 * j + 2])
+                weight = gl.where(first + j < S.slices, gl.exp(parts[3 * j] - m), 0.0)
+                total += weight * parts[3 * j + 1]
+                out += weight[:, None] * parts[3 * j + 2]
+        looks += 1
+        waiting = look_again(memory, step, looks, absent)
+    target = values + S.attn + step.record.layer * S.attn_stride + step.record.a * (S.group * S.head_rows)
+    put(S, step, target + place, out / total[:, None], inside)

@@ -10,7 +10,7 @@ from instructions.registry import INSTRUCTIONS
 from megakernel.device.attention import attention
 from megakernel.device.combine import combine
 from megakernel.device.compat import barrier
-from megakernel.device.context import FAULT, STOP, Step, fetch
+from megakernel.device.context import FAULT, STOP, Step, fetch, set_shared_word
 from megakernel.device.down import down
 from megakernel.device.embed import embed
 from megakernel.device.gate_up import gate_up
@@ -50,12 +50,16 @@ def execute(S: gl.constexpr, memory, ring, step):
 
 
 @gluon.jit
-def run_token(S: gl.constexpr, memory, ring, record, sm, start, stop, first_use, position, epoch, trace):
-    """Every record of the queue, once, the first already fetched; returns the next token's first."""
+def run_token(S: gl.constexpr, memory, ring, record, sm, start, stop, first, first_use, position, epoch, trace):
+    """Every record of the queue, once, the first already fetched; returns the next token's first.
+
+    `first` is the first record's number, counted from the launch: the loader is told what number has been reached.
+    """
     for index in range(start, stop):
         following = fetch(memory, gl.where(index + 1 < stop, index + 1, start))
         here = trace + index * POINTS
         stamp(S, here, FETCHED)
+        set_shared_word(ring.reached, first + index - start)
         execute(S, memory, ring, Step(record, sm, index - start, first_use + record.page, position, epoch, here))
         stamp(S, here, STORED)
         signal_all(memory, record)
@@ -74,7 +78,7 @@ def drain_token(S: gl.constexpr, ring, first_use, uses):
 
 
 @gluon.jit
-def consumer(S: gl.constexpr, memory, ring, start, stop, sample_target, uses_per_token, position, epoch, tokens):
+def consumer(S: gl.constexpr, memory, ring, start, stop, uses_per_token, position, epoch, tokens):
     """Decode `tokens` tokens, or until one of them is a stop token or some wait of the grid has expired."""
     sm = gl.program_id(0)
     record = fetch(memory, start)
@@ -83,16 +87,17 @@ def consumer(S: gl.constexpr, memory, ring, start, stop, sample_target, uses_per
         here = position + token
         mbarrier.wait(ring.begun, token & 1)
         if token > 0:
-            wait_counter(memory, S.sample_counter, sample_target * (epoch + token), sm, -1, here)
+            wait_counter(memory, S.sample_counter, epoch + token, sm, -1, here)  # the last instruction alone signals it
         stopped = (load_acquire(memory.control + STOP) <= here) | (load_acquire(memory.control + FAULT) != 0)
         last = agree(stopped.to(gl.int32))
-        ring.last.store(gl.full([32], 0, gl.int32, gl.BlockedLayout([1], [32], [4], [0])) + last)
+        set_shared_word(ring.last, last)
         barrier()
         mbarrier.arrive(ring.taken, count=1)
         if last == 0:
             first_use = token * uses_per_token
             trace = memory.stamps + token * (S.records * POINTS)
-            record = run_token(S, memory, ring, record, sm, start, stop, first_use, here, epoch + token, trace)
+            first = token * (stop - start)
+            record = run_token(S, memory, ring, record, sm, start, stop, first, first_use, here, epoch + token, trace)
             token += 1
         else:
             drain_token(S, ring, token * uses_per_token, uses_per_token)

@@ -22,6 +22,7 @@ LAGS = gl.constexpr(int(Word.LAGS))
 WAIT = gl.constexpr(int(Word.WAIT))
 TARGET = gl.constexpr(int(Word.TARGET))
 SIGNAL = gl.constexpr(int(Word.SIGNAL))
+RELEASE = gl.constexpr(int(Word.RELEASE))
 PAYLOAD = gl.constexpr(int(Word.PAYLOAD))
 RECORD = gl.constexpr(WORDS)
 
@@ -35,8 +36,11 @@ SEED_HIGH = gl.constexpr(5)
 INVERSE_TEMPERATURE = gl.constexpr(6)  # fp32 bits; 0: greedy
 TOP_P = gl.constexpr(7)  # fp32 bits
 STOP_TOKENS = gl.constexpr(8)  # how many, then the tokens
+LATE = gl.constexpr(63)  # 1 + (SM << LATE_SHIFT) + queue index of one that was stuck for want of a value, not of a counter
+LATE_SHIFT = gl.constexpr(20)
 REPORTS = gl.constexpr(64)  # from here on, what each consumer, then each loader was stuck in: 1, record, counter,
 #                             wanted, seen, position
+DONE = gl.constexpr(2**31 - 1)  # what the loader says it is at when it has ended
 LOADERS = gl.constexpr(MAX_SMS)  # place of the first loader among the reports
 REPORT_WORDS = gl.constexpr(8)
 CONTROL_WORDS = gl.constexpr(64 + 2 * 8 * MAX_SMS)
@@ -102,9 +106,11 @@ class Ring:
     taken: gl.shared_memory_descriptor  # the consumer has begun a token
     last: gl.shared_memory_descriptor  # [32] int32: 1 when that token is the last of the launch
     staging: gl.shared_memory_descriptor  # [pages, 512] bf16
+    reached: gl.shared_memory_descriptor  # [32] int32: number of the record that the consumer runs, counted from the launch
+    loading: gl.shared_memory_descriptor  # [32] int32: the page use n that the loader is at, -1 - n once its page is free
 
     @gluon.constexpr_function
-    def __init__(self, pages, full, empty, begun, taken, last, staging):
+    def __init__(self, pages, full, empty, begun, taken, last, staging, reached, loading):
         self.pages = pages
         self.full = full
         self.empty = empty
@@ -112,6 +118,26 @@ class Ring:
         self.taken = taken
         self.last = last
         self.staging = staging
+        self.reached = reached
+        self.loading = loading
+
+
+@gluon.constexpr_function
+def lanes(warps):
+    """Layout of the ring's words, each 32 times: one for every thread of a warp."""
+    return gl.BlockedLayout([1], [32], [warps], [0])
+
+
+@gluon.jit
+def set_shared_word(place, value):
+    """Store one of the ring's words, int32."""
+    place.store(gl.full([32], 0, gl.int32, lanes(gl.num_warps())) + value)
+
+
+@gluon.jit
+def shared_word(place):
+    """One of the ring's words as this warp sees it, int32."""
+    return gl.max(place.load(lanes(gl.num_warps())), axis=0)
 
 
 @aggregate
@@ -129,14 +155,11 @@ class Record:
     lags: gl.tensor
     wait0: gl.tensor
     wait1: gl.tensor
-    wait2: gl.tensor
-    wait3: gl.tensor
     target0: gl.tensor
     target1: gl.tensor
-    target2: gl.tensor
-    target3: gl.tensor
     signal0: gl.tensor
     signal1: gl.tensor
+    release: gl.tensor
     a: gl.tensor
     b: gl.tensor
     c: gl.tensor
@@ -152,14 +175,11 @@ class Record:
         lags,
         wait0,
         wait1,
-        wait2,
-        wait3,
         target0,
         target1,
-        target2,
-        target3,
         signal0,
         signal1,
+        release,
         a,
         b,
         c,
@@ -172,14 +192,11 @@ class Record:
         self.lags = lags
         self.wait0 = wait0
         self.wait1 = wait1
-        self.wait2 = wait2
-        self.wait3 = wait3
         self.target0 = target0
         self.target1 = target1
-        self.target2 = target2
-        self.target3 = target3
         self.signal0 = signal0
         self.signal1 = signal1
+        self.release = release
         self.a = a
         self.b = b
         self.c = c
@@ -250,14 +267,11 @@ def fetch(memory, index):
         word(at, LAGS),
         word(at, WAIT),
         word(at, WAIT + 1),
-        word(at, WAIT + 2),
-        word(at, WAIT + 3),
         word(at, TARGET),
         word(at, TARGET + 1),
-        word(at, TARGET + 2),
-        word(at, TARGET + 3),
         word(at, SIGNAL),
         word(at, SIGNAL + 1),
+        word(at, RELEASE),
         word(at, PAYLOAD),
         word(at, PAYLOAD + 1),
         word(at, PAYLOAD + 2),

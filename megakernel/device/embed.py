@@ -7,6 +7,7 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import PAGE_COLUMNS, PAGE_ELEMENTS, ROWS, TILE, power_of_two, vector_layout
 from megakernel.device.sync import wait_all
+from megakernel.device.values import put, values_of
 
 
 @gluon.jit
@@ -21,4 +22,4 @@ def embed(S: gl.constexpr, memory, ring, step):
     column = gl.arange(0, SIZE, vector_layout())
     inside = column < S.hidden
     row = gl.load(memory.weights + first + (column // TILE) * (ROWS * TILE) + column % TILE, mask=inside, other=0.0)
-    gl.store(memory.activations + S.x + column, row.to(gl.float32), mask=inside)
+    put(S, step, values_of(S, memory, step) + S.x + column, row.to(gl.float32), inside)

@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import ROWS, block_index, halves, row_block, stage_norm
+from megakernel.device.values import put_once, values_of
 
 
 @gluon.jit
@@ -18,14 +19,14 @@ def gate_up(S: gl.constexpr, memory, ring, step):
         memory,
         ring,
         step,
-        memory.activations + S.x_mid + layer * S.x_mid_stride,
+        values_of(S, memory, step) + S.x_mid + layer * S.x_mid_stride,
         memory.constants + S.mlp_norm + layer * S.norm_stride,
         S.hidden,
         S.epsilon,
     )
     index, index_high = halves(block_index())
     row, column = index // 16, index % 16
-    target = memory.activations + S.mlp + layer * S.mlp_stride
+    target = values_of(S, memory, step) + S.mlp + layer * S.mlp_stride
     for i in range(step.record.b):
         gate, up = halves(row_block(S, ring, step, step.use + i * S.hidden_pages, S.hidden_pages))
         if S.gate_up_bias >= 0:
@@ -34,4 +35,4 @@ def gate_up(S: gl.constexpr, memory, ring, step):
             up += gl.load(bias + UNITS)
         unit = (step.record.a + i) * UNITS + row
         out = gate / (1.0 + gl.exp(-gate)) * up
-        gl.store(target + unit, out, mask=(unit < S.intermediate) & (column == 0))
+        put_once(S, step, target + unit, out, (unit < S.intermediate) & (column == 0))

@@ -1,4 +1,4 @@
-"""The megakernel: one persistent block per SM, a loader and a consumer, many tokens a launch."""
+"""The megakernel: one persistent block per SM, a consumer, a loader and a prefetcher, many tokens a launch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.consumer import consumer
-from megakernel.device.context import FAULT, STOP, Memory, Ring
+from megakernel.device.context import FAULT, STOP, Memory, Ring, set_shared_word
 from megakernel.device.loader import loader
 from megakernel.device.matvec import LINES, PAGE_COLUMNS, TILE
+from megakernel.device.prefetcher import prefetcher
 
 WARPS = 4  # of the consumer
-LOADER_WARPS = gl.constexpr(1)
-LOADER_REGISTERS = gl.constexpr(200)  # it needs few, but with less than about 150 ptxas 12.9 spills what both roles share
+LOADER_WARPS = gl.constexpr(1)  # and of the prefetcher
+LOADER_REGISTERS = gl.constexpr(200)  # they need few, but with less than about 150 ptxas 12.9 spills what both roles share
 RUNTIME_ARGUMENTS = ["position", "epoch", "tokens", "patience"]
 
 
@@ -28,12 +29,16 @@ def make_ring(S: gl.constexpr, tape):
     taken = gl.allocate_shared_memory(gl.int64, [1], barriers)
     last = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     staging = gl.allocate_shared_memory(gl.bfloat16, [S.staging_pages, PAGE_COLUMNS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    reached = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    loading = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    set_shared_word(reached, 0)
+    set_shared_word(loading, 0)
     for slot in gl.static_range(S.ring):
         mbarrier.init(full.index(slot), count=1)
         mbarrier.init(empty.index(slot), count=1)
     mbarrier.init(begun, count=1)
     mbarrier.init(taken, count=1)
-    return Ring(pages, full, empty, begun, taken, last, staging)
+    return Ring(pages, full, empty, begun, taken, last, staging, reached, loading)
 
 
 @gluon.jit(do_not_specialize=RUNTIME_ARGUMENTS)
@@ -47,7 +52,6 @@ def megakernel(
     rope,
     words,
     starts,
-    targets,
     uses,
     counters,
     tokens_buffer,
@@ -80,16 +84,16 @@ def megakernel(
     sm = gl.program_id(0)
     start, stop = gl.load(starts + sm), gl.load(starts + sm + 1)
     uses_per_token = gl.load(uses + sm)
-    sample_target = gl.load(targets + S.sample_counter)
     ring = make_ring(S, tape)
     # Before the first token nobody writes these two: all blocks read the same, and the loader need not be asked.
     idle = (gl.load(control + STOP) <= position) | (gl.load(control + FAULT) != 0)
     tokens = gl.where(idle, 0, tokens)
     gl.warp_specialize(
         [
-            (consumer, (S, memory, ring, start, stop, sample_target, uses_per_token, position, epoch, tokens)),
+            (consumer, (S, memory, ring, start, stop, uses_per_token, position, epoch, tokens)),
             (loader, (S, memory, tape, cache, ring, start, stop, uses_per_token, position, epoch, tokens)),
+            (prefetcher, (S, memory, ring, start, stop, uses_per_token)),
         ],
-        [LOADER_WARPS],
-        [LOADER_REGISTERS],
+        [LOADER_WARPS, LOADER_WARPS],
+        [LOADER_REGISTERS, LOADER_REGISTERS],
     )

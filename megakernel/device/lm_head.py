@@ -7,6 +7,7 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import ROWS, block_index, row_block, stage_norm
 from megakernel.device.sampling import best_of, load_sampling, score
+from megakernel.device.values import values_of
 
 
 @gluon.jit
@@ -17,7 +18,7 @@ def lm_head(S: gl.constexpr, memory, ring, step):
         memory,
         ring,
         step,
-        memory.activations + S.x + S.layers * S.x_stride,
+        values_of(S, memory, step) + S.x + S.layers * S.x_stride,
         memory.constants + S.final_norm,
         S.hidden,
         S.epsilon,

@@ -1,7 +1,8 @@
 """The loader: one warp that streams pages into the ring, ahead of the consumer and across tokens.
 
-It waits for a free page, for older copies to land (a deep ring but few copies in flight), and, where the page plan could
-not prove it needless, for the previous token's K/V rows; never for an activation.
+It waits for a free page, for older copies to land, and, where the page plan could not prove it needless, for the previous
+token's K/V rows; never for an activation.  The ring is deep but few copies are in flight, the fewer the farther the loader is
+ahead of its consumer: so the SMs that lag get the more of HBM, and all come to a dependency together.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from instructions.attention import Attention
 from megakernel.device.attention import slice_pages
 from megakernel.device.compat import copy_page
-from megakernel.device.context import LOADERS, fetch_load
+from megakernel.device.context import DONE, LOADERS, fetch_load, set_shared_word, shared_word
 from megakernel.device.matvec import LINES
 from megakernel.device.sync import proxy_fence, wait_counter
 from megakernel.device.trace import LOAD_BEGUN, LOAD_ENDED, LOAD_WAITED, POINTS, note, now, stamp
@@ -24,43 +25,51 @@ BYTES = gl.constexpr(PAGE_BYTES)
 
 
 @gluon.jit
-def free_slot(S: gl.constexpr, ring, use):
+def in_flight(S: gl.constexpr, ring, number):
+    """How many copies may be in flight when the next is of record `number`: the nearer the consumer, the more."""
+    distance = number - shared_word(ring.reached)
+    return gl.where(distance <= 0, S.copies_now, gl.where(distance == 1, S.copies_next, S.copies_later))
+
+
+@gluon.jit
+def free_slot(S: gl.constexpr, ring, use, number):
     """Wait until a page use may be filled and enough older copies have landed; returns its slot, and the time waited for
     the page where there is a trace."""
     slot = use % S.ring
     waited = gl.to_tensor(0).to(gl.int64)
     if S.trace:
         waited -= now()
+    set_shared_word(ring.loading, use)
     mbarrier.wait(ring.empty.index(slot), ((use // S.ring) & 1) ^ 1)
+    set_shared_word(ring.loading, -1 - use)
     if S.trace:
         waited += now()
-    if S.copies < S.ring:
-        older = use - S.copies
-        if older >= 0:
-            mbarrier.wait(ring.full.index(older % S.ring), (older // S.ring) & 1)
+    older = use - in_flight(S, ring, number)
+    if older >= 0:
+        mbarrier.wait(ring.full.index(older % S.ring), (older // S.ring) & 1)
     return slot, waited
 
 
 @gluon.jit
-def stream(S: gl.constexpr, ring, source, page, use):
-    """Copy one page into the ring; returns the time waited for it."""
-    slot, waited = free_slot(S, ring, use)
+def stream(S: gl.constexpr, ring, source, page, use, number):
+    """Copy one page of record `number` into the ring; returns the time waited for it."""
+    slot, waited = free_slot(S, ring, use, number)
     mbarrier.expect(ring.full.index(slot), BYTES)
     copy_page(source, [page * LINES, 0], ring.full.index(slot), ring.pages.index(slot))
     return waited
 
 
 @gluon.jit
-def stream_tape(S: gl.constexpr, tape, ring, load, use):
+def stream_tape(S: gl.constexpr, tape, ring, load, use, number):
     """The weight pages of one record; returns the time waited for free pages."""
     waited = gl.to_tensor(0).to(gl.int64)
     for i in range(load.pages):
-        waited += stream(S, ring, tape, load.tape + i, use + i)
+        waited += stream(S, ring, tape, load.tape + i, use + i, number)
     return waited
 
 
 @gluon.jit
-def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, epoch, position, sm, index):
+def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, number, epoch, position, sm, index):
     """The K and V pages of one attention slice; page uses without a page pass through empty."""
     if load.wait >= 0:
         wait_counter(memory, load.wait, load.target * epoch, LOADERS + sm, index, position)
@@ -69,28 +78,31 @@ def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, epoch, positio
     page = load.tape + first
     waited = gl.to_tensor(0).to(gl.int64)
     for i in range(pages):
-        waited += stream(S, ring, cache, page + i, use + 2 * i)
-        waited += stream(S, ring, cache, page + S.head_pages + i, use + 2 * i + 1)
+        waited += stream(S, ring, cache, page + i, use + 2 * i, number)
+        waited += stream(S, ring, cache, page + S.head_pages + i, use + 2 * i + 1, number)
     for empty in range(use + 2 * pages, use + load.pages):
-        slot, free = free_slot(S, ring, empty)
+        slot, free = free_slot(S, ring, empty, number)
         mbarrier.arrive(ring.full.index(slot), count=1)
         waited += free
     return waited
 
 
 @gluon.jit
-def stream_token(S: gl.constexpr, memory, tape, cache, ring, load, start, stop, first_use, position, epoch, trace):
-    """The pages of every record, the first already fetched; returns the next token's first."""
+def stream_token(S: gl.constexpr, memory, tape, cache, ring, load, start, stop, first, first_use, position, epoch, trace):
+    """The pages of every record, the first already fetched; returns the next token's first.
+
+    `first` is the first record's number, counted from the launch.
+    """
     sm = gl.program_id(0)
     for index in range(start, stop):
         following = fetch_load(memory, gl.where(index + 1 < stop, index + 1, start))
         here = trace + index * POINTS
         stamp(S, here, LOAD_BEGUN)
-        use = first_use + load.page
+        use, number = first_use + load.page, first + index - start
         if load.opcode == ATTENTION:
-            waited = stream_cache(S, memory, cache, ring, load, use, epoch, position, sm, index - start)
+            waited = stream_cache(S, memory, cache, ring, load, use, number, epoch, position, sm, index - start)
         else:
-            waited = stream_tape(S, tape, ring, load, use)
+            waited = stream_tape(S, tape, ring, load, use, number)
         note(S, here, LOAD_WAITED, waited)
         stamp(S, here, LOAD_ENDED)
         load = following
@@ -106,14 +118,17 @@ def loader(S: gl.constexpr, memory, tape, cache, ring, start, stop, uses_per_tok
         last = 0
         if token > 0:  # one token ahead of the consumer at most
             mbarrier.wait(ring.taken, (token - 1) & 1)
-            last = gl.max(ring.last.load(gl.BlockedLayout([1], [32], [1], [0])), axis=0)
+            last = shared_word(ring.last)
         if last == 0:
             mbarrier.arrive(ring.begun, count=1)
             first_use = token * uses_per_token
             trace = memory.stamps + token * (S.records * POINTS)
+            first = token * (stop - start)
+            here = position + token
             load = stream_token(
-                S, memory, tape, cache, ring, load, start, stop, first_use, position + token, epoch + token, trace
+                S, memory, tape, cache, ring, load, start, stop, first, first_use, here, epoch + token, trace
             )
             token += 1
         else:
             token = tokens
+    set_shared_word(ring.loading, DONE)

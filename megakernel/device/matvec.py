@@ -15,6 +15,7 @@ from instructions.shape import MMA_COLUMNS as COLUMNS
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, stamp
+from megakernel.device.values import look, look_again, vacant
 from megakernel.geometry import GEMM_PAGES, ITEM_BYTES, STAGED_PAGES
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 
@@ -61,16 +62,22 @@ def power_of_two(n):
 
 
 @gluon.jit
-def stage(ring, source, COUNT: gl.constexpr, PAGES: gl.constexpr):
-    """Round an fp32 vector [COUNT] to bf16 and stage it, padded with zeros to PAGES pages."""
+def stage(memory, ring, step, source, COUNT: gl.constexpr, PAGES: gl.constexpr):
+    """Round an fp32 vector [COUNT] to bf16 and stage it, padded with zeros to PAGES pages, as soon as all of it is there."""
     GROUP: gl.constexpr = largest_divisor(PAGES, STAGED)
     SIZE: gl.constexpr = GROUP * PAGE_COLUMNS
     index = gl.arange(0, SIZE, vector_layout())
     staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], FLAT)
-    for part in gl.static_range(PAGES // GROUP):
-        column = part * SIZE + index
-        values = gl.load(source + column, mask=column < COUNT, other=0.0, cache_modifier=".cg")
-        staging.index(part).store(values.to(gl.bfloat16))
+    looks, waiting = gl.to_tensor(0).to(gl.int64), 1
+    while waiting != 0:
+        absent = gl.zeros([SIZE], gl.int32, vector_layout())
+        for part in gl.static_range(PAGES // GROUP):
+            column = part * SIZE + index
+            values = look(source + column, column < COUNT)
+            absent |= vacant(values)
+            staging.index(part).store(values.to(gl.bfloat16))
+        looks += 1
+        waiting = look_again(memory, step, looks, absent)
     barrier()
 
 
@@ -83,7 +90,12 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, COUNT: gl.co
     staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], FLAT).index(0)
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
     wait_all(S, memory, step)
-    x = gl.load(source + index, mask=index < COUNT, other=0.0, cache_modifier=".cg")
+    x = gl.full([SIZE], 0.0, gl.float32, index.type.layout)
+    looks, waiting = gl.to_tensor(0).to(gl.int64), 1
+    while waiting != 0:
+        x = look(source + index, index < COUNT)
+        looks += 1
+        waiting = look_again(memory, step, looks, vacant(x))
     scale = gl.rsqrt(gl.sum(x * x, axis=0) / COUNT + EPSILON)
     staging.store((x * scale * w).to(gl.bfloat16))
     barrier()

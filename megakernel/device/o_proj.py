@@ -6,19 +6,21 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.projection import projection
+from megakernel.device.values import values_of
 
 
 @gluon.jit
 def o_proj(S: gl.constexpr, memory, ring, step):
     """Row blocks a to a + b of the layer's output projection."""
+    values = values_of(S, memory, step)
     projection(
         S,
         memory,
         ring,
         step,
-        memory.activations + S.attn + step.record.layer * S.attn_stride,
-        memory.activations + S.x + step.record.layer * S.x_stride,
-        memory.activations + S.x_mid + step.record.layer * S.x_mid_stride,
+        values + S.attn + step.record.layer * S.attn_stride,
+        values + S.x + step.record.layer * S.x_stride,
+        values + S.x_mid + step.record.layer * S.x_mid_stride,
         memory.constants + S.o_bias + step.record.layer * S.bias_stride,
         S.attention_columns,
         S.attention_pages,

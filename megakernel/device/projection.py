@@ -7,6 +7,7 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import ROWS, block_index, row_block, stage
 from megakernel.device.sync import wait_all
+from megakernel.device.values import complete, look, put_once
 
 
 @gluon.jit
@@ -25,14 +26,15 @@ def projection(
 ):
     """target[rows] = residual[rows] + W[rows] round(source) + bias[rows], for row blocks a to a + b."""
     wait_all(S, memory, step)
-    stage(ring, source, COUNT, PAGES)
+    stage(memory, ring, step, source, COUNT, PAGES)
     index = block_index()
     row, column = index // 16, index % 16
     for i in range(step.record.b):
         rows = (step.record.a + i) * ROWS + row
         inside = rows < S.hidden
-        y = gl.load(residual + rows, mask=inside, other=0.0, cache_modifier=".cg")
+        before = look(residual + rows, inside)
+        y = row_block(S, ring, step, step.use + i * PAGES, PAGES)
         if BIAS >= 0:
             y += gl.load(bias + rows, mask=inside, other=0.0)
-        y += row_block(S, ring, step, step.use + i * PAGES, PAGES)
-        gl.store(target + rows, y, mask=inside & (column == 0))
+        y += complete(memory, step, before, residual + rows, inside)
+        put_once(S, step, target + rows, y, inside & (column == 0))

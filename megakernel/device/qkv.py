@@ -7,6 +7,7 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import PAGE_ELEMENTS, ROWS, TILE, block_index, halves, row_block, stage_norm
 from megakernel.device.sync import proxy_fence
+from megakernel.device.values import put_once, values_of
 
 
 @gluon.jit
@@ -27,7 +28,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
         memory,
         ring,
         step,
-        memory.activations + S.x + layer * S.x_stride,
+        values_of(S, memory, step) + S.x + layer * S.x_stride,
         memory.constants + S.attention_norm + layer * S.norm_stride,
         S.hidden,
         S.epsilon,
@@ -48,13 +49,16 @@ def qkv(S: gl.constexpr, memory, ring, step):
             high += gl.load(bias + HALF)
         if part <= S.group:  # a query or key: rotate its pairs
             low, high = low * cosine - high * sine, high * cosine + low * sine
+        inside = column == 0
+        target = values_of(S, memory, step)
         if part < S.group:
-            query = (head * S.group + part) * S.head_rows + inner * ROWS + row
-            activation = memory.activations + S.q + layer * S.q_stride + query
-            gl.store(activation, low, mask=column == 0)
-            gl.store(activation + HALF, high, mask=column == 0)
+            target += S.q + layer * S.q_stride + (head * S.group + part) * S.head_rows
         else:
+            target += S.new_kv + layer * S.new_kv_stride + (head * 2 + part - S.group) * S.head_rows
+        put_once(S, step, target + inner * ROWS + row, low, inside)
+        put_once(S, step, target + inner * ROWS + row + HALF, high, inside)
+        if part >= S.group:
             cached = cache_address(S, memory, layer, head, part - S.group, step.position, inner * ROWS + row)
-            gl.store(cached, low.to(gl.bfloat16), mask=column == 0)
-            gl.store(cached + HALF, high.to(gl.bfloat16), mask=column == 0)
+            gl.store(cached, low.to(gl.bfloat16), mask=inside)
+            gl.store(cached + HALF, high.to(gl.bfloat16), mask=inside)
             proxy_fence()  # later tokens read these rows by TMA

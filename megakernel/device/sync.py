@@ -33,6 +33,21 @@ REPORT = gl.constexpr("""{
     mov.b32 $0, old;
 }""")
 
+# Barrier number 15 of the block is nobody else's; 128 are the consumer's threads.
+AGREE = gl.constexpr("""{
+    .reg .pred mine, any;
+    setp.ne.b32 mine, $1, 0;
+    barrier.cta.red.or.pred any, 15, 128, mine;
+    selp.b32 $0, 1, 0, any;
+}""")
+
+AGREE_IN_WARP = gl.constexpr("""{
+    .reg .pred mine, any;
+    setp.ne.b32 mine, $1, 0;
+    vote.sync.any.pred any, mine, 0xffffffff;
+    selp.b32 $0, 1, 0, any;
+}""")
+
 
 @gluon.jit
 def load_acquire(pointer):
@@ -113,37 +128,40 @@ def wait_all(S: gl.constexpr, memory, step):
     record = step.record
     wait_one(memory, step, 0, record.wait0, record.target0)
     wait_one(memory, step, 1, record.wait1, record.target1)
-    wait_one(memory, step, 2, record.wait2, record.target2)
-    wait_one(memory, step, 3, record.wait3, record.target3)
     barrier()
     stamp(S, step.trace, READY)
 
 
 @gluon.jit
-def signal(memory, counter):
+def signal(memory, counter, sem: gl.constexpr):
     """Add one to a counter, after a barrier has put every thread's stores before it."""
-    gl.atomic_add(memory.counters + counter * STRIDE, 1, sem="release", scope="gpu")
+    if counter >= 0:
+        gl.atomic_add(memory.counters + counter * STRIDE, 1, sem=sem, scope="gpu")
 
 
 @gluon.jit
 def signal_all(memory, record):
-    """Make this record's rows visible, then tell its readers."""
+    """Tell this record's readers that its rows are on their way, or, releasing, that all of this SM's rows are visible."""
     barrier()
-    if record.signal0 >= 0:
-        signal(memory, record.signal0)
-    if record.signal1 >= 0:
-        signal(memory, record.signal1)
+    if record.release == 0:
+        signal(memory, record.signal0, "relaxed")
+        signal(memory, record.signal1, "relaxed")
+    else:
+        signal(memory, record.signal0, "release")
+        signal(memory, record.signal1, "release")
 
 
 @gluon.jit
 def agree(value):
-    """The largest of the values that this block's threads hold, the same for all of them; also a barrier.
+    """1 if any of the consumer's threads comes with a number other than 0, the same for all of them; also a barrier.
 
     A scalar loaded by each thread may differ between threads when another SM writes it meanwhile, but branches around
-    barriers must not.  The identity in inline assembly hides from the compiler that it looks like one value.
+    barriers must not.
     """
-    lanes: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    each = gl.full([32 * gl.num_warps()], 0, gl.int32, lanes) + value
-    each = gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [each], dtype=gl.int32, is_pure=False, pack=1)
-    barrier()
-    return gl.max(each, axis=0)
+    return gl.inline_asm_elementwise(AGREE, "=r,r", [value], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def agree_in_warp(value):
+    """1 if any of the warp's threads comes with a number other than 0, the same for all of them."""
+    return gl.inline_asm_elementwise(AGREE_IN_WARP, "=r,r", [value], dtype=gl.int32, is_pure=False, pack=1)

@@ -17,7 +17,7 @@ from scheduler.program import Program
 
 NEVER = np.iinfo(np.int32).max
 WORDS = context.CONTROL_WORDS.value
-MOST_STOP_TOKENS = context.REPORTS.value - context.STOP_TOKENS.value - 1
+MOST_STOP_TOKENS = context.LATE.value - context.STOP_TOKENS.value - 1
 
 
 def control_words(prompt_length: int, sampling: SamplingState, stop_tokens: Collection[int]) -> np.ndarray:
@@ -68,6 +68,12 @@ class Outcome:
         return bool(self.words[context.FAULT.value])
 
     @property
+    def late(self) -> tuple[int, int] | None:
+        """SM and queue index of an instruction that waited for a value in vain, though its counters were met."""
+        word = int(self.words[context.LATE.value]) - 1
+        return None if word < 0 else divmod(word, 1 << context.LATE_SHIFT.value)
+
+    @property
     def stuck(self) -> list[Stuck]:
         """What every consumer and loader was stuck in that was."""
         reports = self.words[context.REPORTS.value :].reshape(-1, context.REPORT_WORDS.value)
@@ -86,6 +92,11 @@ class Outcome:
         """
         if not self.faulty:
             return
+        mend = "This is a fault of the schedule or of the machine, not of the request; try again"
+        if not self.stuck and self.late is not None:
+            sm, record = self.late
+            place = f"SM {sm} at #{record}: {disassemble(program.decoded[sm][record])}"
+            raise KernelFault(f"the kernel was stuck: {place}; a value that it reads never came. {mend}")
         depth = wait_depths(program)
         first = min(self.stuck, key=lambda stuck: place_in_time(stuck, program, depth))
         if first.record < 0:
@@ -95,8 +106,7 @@ class Outcome:
         role = "the loader of SM" if first.loader else "SM"
         raise KernelFault(
             f"the kernel was stuck at position {first.position}: {role} {first.sm} {place}; counter {first.counter}, which "
-            f"{signallers(program, first.counter)} signal, should have reached {first.wanted} but stood at {first.seen}. "
-            "This is a fault of the schedule or of the machine, not of the request; try again"
+            f"{signallers(program, first.counter)} signal, should have reached {first.wanted} but stood at {first.seen}. {mend}"
         )
 
 

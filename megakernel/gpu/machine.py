@@ -15,6 +15,7 @@ import torch
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from instructions.base import SamplingState
+from instructions.shape import VACANT
 from megakernel.compile import PAGE_LAYOUT
 from megakernel.device.compat import OPTIONS
 from megakernel.device.context import Sizes
@@ -26,7 +27,6 @@ from models.packed import PackedModel
 from models.tape import PAGE_BYTES
 from scheduler.program import Program
 
-COPIES = 2  # copies in flight per SM: one starves HBM, more delay the page that is needed next (docs/performance.md)
 LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": WARPS, "launch_cooperative_grid": True, **OPTIONS}
 PATIENCE = 1_000_000_000  # clock cycles after which a wait is given up: about half a second
 
@@ -89,19 +89,18 @@ class GpuProgram:
         self,
         program: Program,
         state: GpuState,
-        copies: int = COPIES,
         patience: int = PATIENCE,
         trace_tokens: int = 0,
     ) -> None:
         device = state.device
         self.program, self.state, self.patience = program, state, patience
-        self.sizes = Sizes(make_geometry(program, copies, trace_tokens > 0))
+        self.sizes = Sizes(make_geometry(program, trace_tokens > 0))
         words = np.concatenate([program.words, np.zeros_like(program.words[:1])])  # SMs without a record fetch one, too
-        self.words, self.starts, self.targets, self.uses = (
-            torch.from_numpy(array).to(device) for array in (words, program.starts, program.targets, program.uses)
+        self.words, self.starts, self.uses = (
+            torch.from_numpy(array).to(device) for array in (words, program.starts, program.uses)
         )
         self.stamps = torch.zeros(max(trace_tokens, 1), len(program.words), len(Point), dtype=torch.int64, device=device)
-        self.activations = torch.full((program.shape.activation_elements,), torch.nan, device=device)
+        self.activations = torch.full((program.shape.arena_elements,), VACANT, dtype=torch.int32, device=device)
         self.counters = torch.zeros(program.counters * COUNTER_STRIDE, dtype=torch.int32, device=device)
         self.epoch = self.enqueued = 0
 
@@ -113,12 +112,11 @@ class GpuProgram:
             state.cache_descriptor,
             state.weights,
             state.cache,
-            self.activations,
+            self.activations.view(torch.float32),
             state.constants,
             state.rope,
             self.words,
             self.starts,
-            self.targets,
             self.uses,
             self.counters,
             state.tokens,
@@ -157,12 +155,12 @@ class GpuProgram:
     def logits(self) -> torch.Tensor:
         """The logits of the last token decoded under this program, fp32 [vocab], on the host."""
         buffer = self.program.shape.buffers["logits"]
-        return self.activations[buffer.base : buffer.base + buffer.rows].cpu()
+        return self.activations[buffer.base : buffer.base + buffer.rows].view(torch.float32).cpu()
 
     def resume(self) -> None:
         """Take the epoch from the counters, when no launch is under way: it holds whatever became of the launches."""
         counter = self.sizes.geometry.sample_counter
-        self.epoch = int(self.counters[counter * COUNTER_STRIDE]) // max(int(self.program.targets[counter]), 1)
+        self.epoch = int(self.counters[counter * COUNTER_STRIDE])
         self.enqueued = 0
 
     @property
@@ -171,6 +169,7 @@ class GpuProgram:
         return (self.epoch + self.state.capacity) * int(self.program.targets.max()) > np.iinfo(np.int32).max
 
     def reset(self) -> None:
-        """Begin all counters anew, when no launch is under way."""
+        """Begin all counters anew, when no launch is under way, and forget all activations."""
         self.counters.zero_()
+        self.activations.fill_(VACANT)
         self.epoch = self.enqueued = 0

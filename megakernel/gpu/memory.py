@@ -16,7 +16,7 @@ def gpu_bytes(programs: BucketPrograms) -> dict[str, int]:
     return {
         "weights": first.tape.pages * PAGE_BYTES,
         "KV cache": first.cache_pages * PAGE_BYTES,
-        "activations": sum(4 * shape.activation_elements for shape in shapes),
+        "activations": sum(4 * shape.arena_elements for shape in shapes),
         "tables": 4 * (first.tape.constant_count + programs.capacity * (first.head_rows + 1)),
         "counters": len(shapes) * programs.program(0).counters * COUNTER_STRIDE * 4,
         "slack": SLACK,

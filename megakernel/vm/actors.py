@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
+
 from instructions.shape import HELD_PAGES, Shape
 from megakernel.vm.cells import Actor, Cell, Need, Steps
 from megakernel.vm.errors import Fault, VmError
 from megakernel.vm.machine import ExecutingMachine
 from megakernel.vm.record import Record
 from megakernel.vm.ring import Ring, Run
+from megakernel.vm.sight import Clock, Moment, Sight, check_begin, merged
 from megakernel.vm.state import DecodeState
 
 
@@ -26,6 +29,7 @@ class Grid(Protocol):
     epoch: int  # epoch of the first token
     counters: list[Cell]
     finished: Cell  # tokens whose sample has finished
+    sight: Sight
     ready: list[Actor]
 
     def begin_token(self, token: int) -> None:
@@ -38,6 +42,7 @@ class Sm:
     def __init__(self, number: int, records: list[Record], uses: int, ring: Ring) -> None:
         self.number, self.records, self.uses, self.ring = number, records, uses, ring
         self.begun = Cell(f"tokens begun by sm {number}")
+        self.begun_clocks: list[Clock] = []  # what its consumer could see when it began each of them
 
 
 class Loader(Actor):
@@ -46,7 +51,7 @@ class Loader(Actor):
     loads = True
 
     def __init__(self, sm: Sm, grid: Grid) -> None:
-        self.unit, self.grid = sm, grid
+        self.unit, self.grid, self.clock = sm, grid, grid.sight.nothing
         super().__init__(sm.number)
 
     def run(self) -> Steps:
@@ -55,6 +60,8 @@ class Loader(Actor):
             self.token, self.index = token, 0
             if begun.value < token:
                 yield Need(begun, token)
+            if token:
+                self.clock = merged(self.clock, self.unit.begun_clocks[token - 1])
             for record in self.unit.records:
                 self.index = record.index
                 if record.item.pages:
@@ -67,6 +74,7 @@ class Loader(Actor):
             counter, want = grid.counters[item.load_wait.counter], item.load_wait.threshold(grid.epoch + self.token)
             if counter.value < want:
                 yield Need(counter, want)
+            self.clock = merged(self.clock, grid.sight.counters[item.load_wait.counter])
         try:
             yield from (self.stream_tape if record.streams_tape else self.stream_cache)(record)
         except Fault as fault:
@@ -98,29 +106,45 @@ class Loader(Actor):
             ring.check_next(number, record)
             if ring.released.value < number - ring.depth + 1:
                 yield Need(ring.released, number - ring.depth + 1)
+            freed = ring.clocks[number % ring.depth]
+            self.clock = self.clock if freed is None else merged(self.clock, freed)
             source = item.instruction.page_source(grid.shape, item.tape, use, past)
-            page = None if source is None else grid.state.cache.load(source.index, past)
+            page = None if source is None else self.load(source.index, past)
             ring.put(Run(record, self.token, number, use, 1, page))
             ring.filled.add(1, grid.ready)
             yield None
+
+
+    def load(self, index: int, past: int) -> torch.Tensor:
+        """A copy of a KV page; its newest row must be visible, and older ones are if their token was seen to end."""
+        cache, sight = self.grid.state.cache, self.grid.sight
+        page = cache.load(index, past)
+        layer, head, first = cache.place(index)
+        if past - 1 < first + cache.page_positions:
+            rows = slice(head * cache.head_rows, (head + 1) * cache.head_rows)
+            sight.cache.check(((past - 1) % 2, layer, rows), self.clock, f"loads KV page {index} up to position {past - 1}")
+        return page
 
 
 class Consumer(Actor):
     """Waits for the previous token, then per instruction: waits, executes, signals."""
 
     def __init__(self, sm: Sm, grid: Grid, machine: ExecutingMachine) -> None:
-        self.unit, self.grid, self.machine = sm, grid, machine
+        self.unit, self.grid, self.machine, self.clock = sm, grid, machine, grid.sight.nothing
         super().__init__(sm.number)
 
     def run(self) -> Steps:
-        grid, counters = self.grid, self.grid.counters
+        grid, counters, sight = self.grid, self.grid.counters, self.grid.sight
         for token in range(grid.tokens):
             self.token, self.index = token, 0
             if grid.finished.value < token:
                 yield Need(grid.finished, token)
+            self.clock = merged(self.clock, sight.end)
             if grid.state.stopped:
                 return
+            self.check_begin()
             grid.begin_token(token)
+            self.unit.begun_clocks.append(self.clock)
             self.unit.begun.add(1, grid.ready)
             for record in self.unit.records:
                 self.index = record.index
@@ -128,16 +152,32 @@ class Consumer(Actor):
                     want = wait.threshold(grid.epoch + token)
                     if counters[wait.counter].value < want:
                         yield Need(counters[wait.counter], want)
-                yield from self.execute(record)
+                    self.clock = merged(self.clock, sight.counters[wait.counter])
+                moment = Moment(self.sm, token * len(self.unit.records) + record.index + 1)
+                yield from self.execute(record, moment)
+                self.clock = sight.ended(self.clock, moment)
                 for counter in record.item.signals:
+                    if record.item.release:
+                        sight.release(self.clock, counter)
                     counters[counter].add(1, grid.ready)
                 if self.machine.emitted:
+                    if record.item.release:
+                        sight.end = self.clock
                     grid.finished.add(1, grid.ready)
                 yield None
 
-    def execute(self, record: Record) -> Steps:
+    def check_begin(self) -> None:
+        """All that the tokens before have stored must be visible, to an SM that has anything to do."""
+        records = self.unit.records
+        if records:
+            try:
+                check_begin(self.clock, self.grid.sight.lengths, self.token)
+            except Fault as fault:
+                raise records[0].error(str(fault)) from None
+
+    def execute(self, record: Record, moment: Moment) -> Steps:
         """One instruction; whatever it raises is reported with its place and text."""
-        self.machine.begin(record, self.grid.epoch + self.token, self.grid.start + self.token)
+        self.machine.begin(record, self.grid.epoch + self.token, self.grid.start + self.token, self.clock, moment)
         try:
             yield from self.supply(record)
             self.machine.end()
@@ -150,8 +190,7 @@ class Consumer(Actor):
 
     def supply(self, record: Record) -> Steps:
         """Run the instruction, handing it pages in order as they land and releasing them when it asks for more."""
-        ring, ready, uses = self.unit.ring, self.grid.ready, record.item.pages
-        filled, released = ring.filled, ring.released
+        ring, ready, uses, filled = self.unit.ring, self.grid.ready, record.item.pages, self.unit.ring.filled
         first, taken, held = self.token * self.unit.uses + record.item.page, 0, 0
         pages = record.item.instruction.execute(self.machine)
         try:
@@ -165,9 +204,9 @@ class Consumer(Actor):
                 content = ring.take(first + taken, record, self.token, taken, count)
                 taken, held = taken + count, count
                 request = pages.send(content)
-                released.add(held, ready)
+                ring.free(held, self.clock, ready)
                 yield None
         except StopIteration:
-            released.add(held, ready)
+            ring.free(held, self.clock, ready)
         if taken != uses:
             raise Fault(f"took {taken} of its {uses} page uses")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from instructions.base import Region, SamplingState
-from instructions.shape import Shape
+from instructions.shape import ANNOUNCED, Shape
 from megakernel.vm.errors import Fault
 from megakernel.vm.memory import Activations
 from megakernel.vm.record import Record
+from megakernel.vm.sight import Clock, Moment, Sight
 from megakernel.vm.state import DecodeState
 from models.packed import PackedModel
 from models.tape import BLOCK_ROWS, TILES_PER_PAGE
@@ -28,8 +29,9 @@ def covered(region: Region, declared: tuple[Region, ...]) -> bool:
 class ExecutingMachine:
     """Implements `instructions.base.Machine` for one consumer; `begin` and `end` bracket each instruction."""
 
-    def __init__(self, shape: Shape, model: PackedModel, memory: Activations, state: DecodeState) -> None:
-        self.shape, self.model, self.memory, self.state = shape, model, memory, state
+    def __init__(self, shape: Shape, model: PackedModel, memory: Activations, state: DecodeState, sight: Sight) -> None:
+        self.shape, self.model, self.memory, self.state, self.sight = shape, model, memory, state, sight
+        self.clock, self.moment = sight.nothing, Moment(0, 0)
         self.past = 0
         self.epoch = 0
         self.emitted = False
@@ -37,9 +39,10 @@ class ExecutingMachine:
         self.declared_reads: tuple[Region, ...] = ()
         self.declared_writes: tuple[Region, ...] = ()
 
-    def begin(self, record: Record, epoch: int, past: int) -> None:
-        """The next instruction, for the token at position `past`."""
+    def begin(self, record: Record, epoch: int, past: int, clock: Clock, moment: Moment) -> None:
+        """The next instruction, for the token at position `past`, with what its SM can see."""
         self.past, self.epoch, self.emitted = past, epoch, False
+        self.clock, self.moment = clock, moment
         self.declared_reads, self.declared_writes = record.reads, record.writes
         self.rows_left = sum(region.stop - region.start for region in record.writes)
 
@@ -51,10 +54,10 @@ class ExecutingMachine:
     def read(self, region: Region) -> torch.Tensor:
         if not covered(region, self.declared_reads):
             raise Fault(f"reads {region}, which it does not declare")
-        if region.buffer == "kv":
-            return self.state.cache.read(region, self.past)
         if region.buffer == "token":
             return torch.tensor([float(self.state.token(self.past))])
+        if region.buffer not in ANNOUNCED:
+            self.sight.check_rows(self.memory.span(region), region, self.clock)
         return self.memory.read(region, self.epoch)
 
     def write(self, region: Region, values: torch.Tensor) -> None:
@@ -62,8 +65,10 @@ class ExecutingMachine:
             raise Fault(f"writes {region}, which it does not declare")
         if region.buffer == "kv":
             self.state.cache.write(region, values, self.past)
+            self.sight.cache.note((self.past % 2, region.layer, slice(region.start, region.stop)), self.moment)
         else:
             self.memory.write(region, values, self.epoch)
+            self.sight.activations.note((self.memory.span(region),), self.moment)
         self.rows_left -= region.stop - region.start
 
     def constants(self, start: int, count: int) -> torch.Tensor:

@@ -112,12 +112,6 @@ class KvCache:
             when = "never written" if last[row] == NEVER else f"last written at position {last[row]}"
             raise Fault(f"{action}, but row {region.start + row} was {when}")
 
-    def read(self, region: Region, position: int) -> torch.Tensor:
-        """The rows of the current position, fp32; they must be the last that were written."""
-        parts = self.parts(region, position)
-        self.check_last(region, position, f"reads {region} at position {position}")
-        return torch.cat(parts).float()
-
     def write(self, region: Region, values: torch.Tensor, position: int) -> None:
         """Append fp32 rows [rows], rounded to the cache's type; positions must be written one after another."""
         parts = self.parts(region, position)
@@ -130,11 +124,14 @@ class KvCache:
             part.copy_(chunk)
         self.last[region.layer, region.start : region.stop] = position
 
+    def place(self, index: int) -> tuple[int, int, int]:
+        """Layer, K or V head within it, and first position of page `index`."""
+        head, page = divmod(index, self.head_pages)
+        return *divmod(head, self.rows // self.head_rows), page * self.page_positions
+
     def load(self, index: int, past: int) -> torch.Tensor:
         """A copy of page `index`, [page elements], for a token with `past` positions cached; the rest of it is NaN."""
-        head, page = divmod(index, self.head_pages)
-        layer, head = divmod(head, self.rows // self.head_rows)
-        first = page * self.page_positions
+        layer, head, first = self.place(index)
         count = min(past - first, self.page_positions)
         if not (0 <= layer < self.layers and count > 0):
             raise Fault(f"loads KV page {index}, which holds none of the {past} positions cached")

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from megakernel.vm.cells import Cell
+from megakernel.vm.cells import Actor, Cell
 from megakernel.vm.errors import Fault
 from megakernel.vm.record import Record
+from megakernel.vm.sight import Clock
 
 
 class Run(NamedTuple):
@@ -36,6 +37,7 @@ class Ring:
         self.filled = Cell(f"pages loaded by sm {sm}")
         self.released = Cell(f"pages released by sm {sm}")
         self.slots: list[Run | None] = [None] * depth
+        self.clocks: list[Clock | None] = [None] * depth  # of the consumer when it released what each slot held before
         self.empty = torch.full((weights.shape[1],), torch.nan, dtype=weights.dtype)
 
     def check_next(self, number: int, record: Record) -> None:
@@ -57,6 +59,12 @@ class Ring:
         slots, depth = self.slots, self.depth
         for number in range(run.number, run.number + run.length):
             slots[number % depth] = run
+
+    def free(self, count: int, clock: Clock, ready: list[Actor]) -> None:
+        """Release the next `count` uses."""
+        for number in range(self.released.value, self.released.value + count):
+            self.clocks[number % self.depth] = clock
+        self.released.add(count, ready)
 
     def take(self, number: int, record: Record, token: int, use: int, count: int) -> torch.Tensor:
         """The `count` pages from use `number`, [count, page elements]; they must be the record's own."""

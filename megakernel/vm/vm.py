@@ -25,6 +25,7 @@ from megakernel.vm.memory import Activations
 from megakernel.vm.record import Record, decode_queue
 from megakernel.vm.report import stuck_error
 from megakernel.vm.ring import Ring
+from megakernel.vm.sight import Sight
 from megakernel.vm.state import DecodeState
 from models.packed import PackedModel
 from scheduler.program import Program
@@ -38,6 +39,8 @@ class Launch:
         self.tokens, self.start, self.epoch = tokens, vm.state.position, vm.epoch
         self.counters = vm.counters
         self.finished = Cell("tokens finished")
+        cache, lengths = vm.state.cache, [len(records) for records in vm.queues]
+        self.sight = Sight(lengths, len(vm.counters), self.shape.activation_elements, cache.layers, cache.rows)
         self.ready: list[Actor] = []
         self.poisoned = -1
         self.consumers: list[Consumer] = []
@@ -46,7 +49,8 @@ class Launch:
             ring = Ring(number, vm.program.ring, vm.model.weights)
             sm = Sm(number, records, int(vm.program.uses[number]), ring)
             self.loaders.append(Loader(sm, self))
-            self.consumers.append(Consumer(sm, self, ExecutingMachine(self.shape, vm.model, self.memory, self.state)))
+            machine = ExecutingMachine(self.shape, vm.model, self.memory, self.state, self.sight)
+            self.consumers.append(Consumer(sm, self, machine))
 
     def begin_token(self, token: int) -> None:
         """See `Grid`."""

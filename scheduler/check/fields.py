@@ -48,9 +48,14 @@ def payload_problem(instruction: Instruction, shape: Shape, sms: int) -> str | N
             return f"{name}={value}, it must be {low} to {high}"
     if kind == "combine" and shape.slices == 1:
         return "combines slices in a program whose attention has one slice"
-    if kind == "qkv" and len(instruction.writes(shape)) > 1:
+    if kind == "qkv" and not one_run(instruction.writes(shape)):
         return "its row blocks run across the edge between query and key/value rows"
     return None
+
+
+def one_run(writes: tuple[Region, ...]) -> bool:
+    """Whether what a `Qkv` writes is one run of queries, or one run of keys and values with the cache rows to them."""
+    return [region.buffer for region in writes] in (["q"], ["new_kv", "kv"])
 
 
 def region_problem(region: Region, shape: Shape) -> str | None:

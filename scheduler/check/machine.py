@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from instructions.shape import HELD_PAGES, Shape
+from instructions.shape import ANNOUNCED, HELD_PAGES, Shape
 from models.tape import PAGE_BYTES
 from scheduler.check.findings import Finding
 from scheduler.check.listing import Listing
@@ -69,7 +69,7 @@ def machine_findings(listing: Listing) -> Iterator[Finding]:
     numbers = {
         "pages of the weight tape": shape.tape.pages,
         "pages of the KV cache": shape.cache_pages,
-        "activation values": shape.activation_elements,
+        "activation values": shape.arena_elements,
     }
     for what, count in numbers.items():
         if count > INT32_MAX:
@@ -86,10 +86,13 @@ def arena_findings(shape: Shape) -> Iterator[Finding]:
         for layer in range(buffer.layers):
             start = buffer.base + layer * buffer.stride
             spans.append((start, start + buffer.rows, f"{name}[{layer}]"))
+            if name in ANNOUNCED:
+                second = start + shape.activation_elements
+                spans.append((second, second + buffer.rows, f"the second copy of {name}[{layer}]"))
     spans.sort()
     for (_, stop, name), (start, _, other) in zip(spans, spans[1:], strict=False):
         if start < stop:
             yield Finding("rows", f"{name} and {other} share memory, from activation value {start} on")
     for start, stop, name in (spans[0], spans[-1]) if spans else ():
-        if start < 0 or stop > shape.activation_elements:
-            yield Finding("rows", f"{name} lies outside the {shape.activation_elements} activation values")
+        if start < 0 or stop > shape.arena_elements:
+            yield Finding("rows", f"{name} lies outside the {shape.arena_elements} activation values")

@@ -6,6 +6,9 @@ the counter have ended.  `docs/proof.md` shows why one token is enough, and why 
 Clock of an instruction: for each SM, how many of its queue's instructions have ended before the instruction starts (vector
 clocks: Mattern, 1988; queues are the processes).  Instruction a ended before b starts exactly if
 clocks[b, sm[a]] > index[a].
+
+That something has ended does not mean that its stores can be seen: only signals that release carry that along.  So there is
+a second clock, `visible`, which follows queues and releasing signals alone.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ from scheduler.check.listing import Listing
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """clocks int32 [instructions, sms]; counter_clocks int32 [counters, sms]: what has ended when the counter is full."""
+    """What has ended when an instruction starts, and of that what is visible to it, int32 [instructions, sms] both; what is
+    visible to whoever sees a counter full, int32 [counters, sms]."""
 
     clocks: np.ndarray
-    counter_clocks: np.ndarray
+    visible: np.ndarray
+    counter_visible: np.ndarray
 
 
 def blocking_counters(listing: Listing, i: int) -> set[int]:
@@ -34,8 +39,8 @@ def blocking_counters(listing: Listing, i: int) -> set[int]:
 def happens_before(listing: Listing) -> tuple[Order | None, list[int]]:
     """The clocks, or None and the records that can never start."""
     count = len(listing.items)
-    clocks = np.zeros((count, listing.sms), dtype=np.int32)
-    counter_clocks = np.zeros((len(listing.targets), listing.sms), dtype=np.int32)
+    clocks = np.zeros((count, 2, listing.sms), dtype=np.int32)  # what has ended, and what is visible
+    counter_clocks = np.zeros((len(listing.targets), 2, listing.sms), dtype=np.int32)
     waits = [blocking_counters(listing, i) for i in range(count)]
     readers: list[list[int]] = [[] for _ in listing.targets]
     for i, counters in enumerate(waits):
@@ -53,13 +58,15 @@ def happens_before(listing: Listing) -> tuple[Order | None, list[int]]:
         for counter in waits[i]:
             np.maximum(clock, counter_clocks[counter], out=clock)
         ended = clock.copy()
-        ended[sm_of[i]] = index_of[i] + 1
+        ended[:, sm_of[i]] = index_of[i] + 1
         unblocked = []
         if i + 1 not in stops:
             np.maximum(clocks[i + 1], ended, out=clocks[i + 1])
             unblocked.append(i + 1)
+        passed_on = ended if listing.items[i].release else ended[:1]
         for counter in listing.items[i].signals:
-            np.maximum(counter_clocks[counter], ended, out=counter_clocks[counter])
+            told = counter_clocks[counter, : len(passed_on)]
+            np.maximum(told, passed_on, out=told)
             missing[counter] -= 1
             if not missing[counter]:
                 unblocked += readers[counter]
@@ -69,4 +76,4 @@ def happens_before(listing: Listing) -> tuple[Order | None, list[int]]:
                 ready.append(j)
     if done < count:
         return None, [i for i in range(count) if blockers[i]]
-    return Order(clocks, counter_clocks), []
+    return Order(clocks[:, 0], clocks[:, 1], counter_clocks[:, 1]), []

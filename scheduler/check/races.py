@@ -1,10 +1,11 @@
 """Races: a read that some write it needs does not precede, and a token that may begin before the last one is over.
 
 Three questions, for which `docs/proof.md` shows that they are all there is to ask once deadlock is excluded:
-  - within a token, has every write of the rows that an instruction reads ended before it starts?
-  - does the end of the token follow every instruction?  Then nothing of one token meets anything of the next, and every
-    counter counts whole tokens;
-  - has the token before stored the cache rows that a loader, running ahead, streams for this token?
+  - within a token, has every write of the rows that an instruction reads ended before it starts, and is it visible, where
+    the values do not announce themselves?
+  - does the end of the token follow every instruction, and can it see what they stored?  Then nothing of one token meets
+    anything of the next, and every counter counts whole tokens;
+  - has the token before stored the cache rows that a loader, running ahead, streams for this token, for it to see?
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from instructions.base import Region
+from instructions.shape import ANNOUNCED
 from scheduler.check.findings import Finding
 from scheduler.check.listing import Listing
 from scheduler.check.order import Order
@@ -55,7 +57,8 @@ class Writers:
 
 def signals_and_waits(listing: Listing, writer: int, reader: int) -> str:
     """What the two records signal and wait for, for the reader of a message."""
-    signals = ", ".join(f"c{counter}" for counter in listing.items[writer].signals) or "nothing"
+    item = listing.items[writer]
+    signals = ", ".join(f"c{counter}{', releasing' * item.release}" for counter in item.signals) or "nothing"
     waits = ", ".join(f"c{wait.counter}{' of the token before' * wait.lag}" for wait in listing.items[reader].waits)
     return f"the writer signals {signals}, the reader waits for {waits or 'nothing'}"
 
@@ -66,12 +69,14 @@ def read_findings(listing: Listing, order: Order, writers: Writers) -> Iterator[
         for region in regions:
             if region.buffer in CARRIED:
                 continue
-            span = writers.missing(region, order.clocks[i])
+            span, path = writers.missing(region, order.clocks[i]), "path"
+            if span is None and region.buffer not in ANNOUNCED:
+                span, path = writers.missing(region, order.visible[i]), "path of signals that release"
             if span:
                 start, stop, writer = span
                 written = Region(region.buffer, region.layer, start, stop)
                 message = (
-                    f"reads {region}, but no path leads to it from the write of {written} by {listing.place(writer)}: "
+                    f"reads {region}, but no {path} leads to it from the write of {written} by {listing.place(writer)}: "
                     f"{signals_and_waits(listing, writer, i)}"
                 )
                 yield listing.finding("race", i, message)
@@ -83,17 +88,26 @@ def token_end(writers: Writers) -> int:
 
 
 def end_findings(listing: Listing, order: Order, writers: Writers) -> Iterator[Finding]:
-    """Instructions that may still run when the token ends, the first of each SM."""
+    """Instructions that may still run when the token ends, or whose stores it cannot see, the first of each SM."""
     end = token_end(writers)
-    after = order.clocks[end].copy()
-    if after[listing.sm[end]] == listing.index[end]:
-        after[listing.sm[end]] += 1
-    for sm in np.flatnonzero(after < np.diff(listing.starts)):
-        first = int(listing.starts[sm] + after[sm])
-        message = (
-            f"may still run when the next token begins: no path leads from it to the end of the token, {listing.place(end)}; "
-            "the next token may overwrite what it reads, and its signals may be taken for another's"
-        )
+    ended, visible = order.clocks[end].copy(), order.visible[end].copy()
+    for after in (ended, visible):
+        if after[listing.sm[end]] == listing.index[end]:
+            after[listing.sm[end]] += 1
+    lengths = np.diff(listing.starts)
+    for sm in np.flatnonzero(visible < lengths):
+        running = ended[sm] < lengths[sm]
+        first = int(listing.starts[sm] + (ended if running else visible)[sm])
+        if running:
+            message = (
+                f"may still run when the next token begins: no path leads from it to the end of the token, "
+                f"{listing.place(end)}; the next token may overwrite what it reads, and its signals may be taken for another's"
+            )
+        else:
+            message = (
+                "may store what the next token cannot see yet: no path of signals that release leads from it to the end of the "
+                f"token, {listing.place(end)}"
+            )
         yield listing.finding("race", first, message)
 
 
@@ -103,6 +117,9 @@ def end_counter_findings(listing: Listing, writers: Writers) -> Iterator[Finding
     signals = listing.items[end].signals
     if not signals:
         yield listing.finding("counter", end, "ends the token but signals no counter: no SM would begin the next one")
+    elif not listing.items[end].release:
+        message = f"ends the token, but its signal c{signals[0]} releases nothing: the next token may not see what it stored"
+        yield listing.finding("race", end, message)
     elif len(listing.producers[signals[0]]) > 1:
         others = [listing.place(i) for i in listing.producers[signals[0]] if i != end]
         yield listing.finding("counter", end, f"c{signals[0]} tells that the token has ended, but {others[0]} signals it too")
@@ -112,21 +129,21 @@ def load_findings(listing: Listing, order: Order, writers: Writers) -> Iterator[
     """Cache rows that a loader may stream before the token before has stored them."""
     for sm in range(listing.sms):
         start, stop = int(listing.starts[sm]), int(listing.starts[sm + 1])
-        reached = np.zeros(listing.sms, dtype=np.int32)  # of the token before, when the loader is at record i
+        reached = np.zeros(listing.sms, dtype=np.int32)  # of the token before, visible when the loader is at record i
         for i in range(start, stop):
             item = listing.items[i]
             if item.load_wait is not None:
-                np.maximum(reached, order.counter_clocks[item.load_wait.counter], out=reached)
+                np.maximum(reached, order.counter_visible[item.load_wait.counter], out=reached)
             if not listing.loads[i] or item.page >= listing.ring:
                 continue  # from use `ring` on, each fill follows a release of this token, so all of the token before
             owner = released_by(listing, sm, item.page)
-            clock = reached if owner is None else np.maximum(reached, order.clocks[owner])
+            clock = reached if owner is None else np.maximum(reached, order.visible[owner])
             for region in listing.loads[i]:
                 span = writers.missing(region, clock)
                 if span:
                     message = (
-                        f"its loader may stream {region} before {listing.place(span[2])} of the token before has stored it: "
-                        f"let it wait for a counter of those rows, or begin at page use {listing.ring} or later"
+                        f"its loader may stream {region} before {listing.place(span[2])} of the token before has stored it for "
+                        f"all to see: let it wait for the token's end, or begin at page use {listing.ring} or later"
                     )
                     yield listing.finding("race", i, message)
 

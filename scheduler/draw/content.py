@@ -88,19 +88,20 @@ def record_columns(drawing: Drawing, strings: Strings) -> dict[str, list[Any]]:
     program, model, layout = drawing.program, drawing.model, drawing.layout
     columns: dict[str, list[Any]] = collections.defaultdict(list)
     for i in drawing.shown:
-        instruction, place = drawing.listing.items[i].instruction, layout.records[i]
+        item, place = drawing.listing.items[i], layout.records[i]
+        instruction, end = item.instruction, model.ending(item.release)
         assert place is not None
         cost = instruction.cost(program.shape, drawing.past)
         seconds = duration(instruction, program.shape, drawing.past, program.sms, model)
         prepare = preparation(instruction, program.shape, model)
-        streaming = seconds - prepare - model.overhead - model.release
+        streaming = seconds - prepare - model.overhead - model.signal
         columns["words"].append(program.words[i].tolist())
         columns["place"].append([place.group, round(place.x, 1), round(place.y, 1)])
         columns["sm"].append(int(drawing.listing.sm[i]))
         columns["index"].append(int(drawing.listing.index[i]))
         columns["bytes"].append(cost.bytes)
         columns["flops"].append(cost.flops)
-        columns["ns"].append([round(part * 1e9) for part in (model.overhead + prepare, streaming, model.release)])
+        columns["ns"].append([round(part * 1e9) for part in (model.overhead + prepare, streaming, end)])
         columns["reads"].append([strings.number(str(region)) for region in drawing.listing.reads[i]])
         columns["writes"].append([strings.number(str(region)) for region in drawing.listing.writes[i]])
     return columns

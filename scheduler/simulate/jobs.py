@@ -51,7 +51,7 @@ def job_of(item: Scheduled, program: Program, past: int, model: MachineModel) ->
             raise ScheduleError(f"{instruction} waits for {wait.target} signals of counter {wait.counter}: check the program")
     return Job(
         before=preparation(instruction, shape, model),
-        after=model.release,
+        after=model.ending(item.release),
         pages=tuple(instruction.page_source(shape, item.tape, use, past) is not None for use in range(item.pages)),
         waits=tuple((wait.counter, wait.lag) for wait in item.waits),
         load_wait=item.load_wait.counter if item.load_wait else None,

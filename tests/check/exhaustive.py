@@ -5,6 +5,10 @@ between it may read and write at any time.  All orders of those moments that the
 through, for some tokens.  A fault is a read of rows that are not this token's, two accesses of one row at the same time of
 which one writes, a cache page loaded before its rows are stored, or a state where nothing can go on.
 
+That an instruction has ended does not mean that others see what it stored: each SM knows, of every other, how many of its
+instructions' stores it can see, and only signals that release pass that on.  A fault is, too, a read of rows that do not
+announce themselves, or a cache page loaded, before they can be seen, and a token begun without seeing all of the one before.
+
 Everything else a machine does (a loader's copy, the release of a page, a signal, the look at the token's end) only ever
 enables others, so it is done as soon as it can be: delaying it reaches no state that is not reached anyway.
 
@@ -14,12 +18,12 @@ Shares no code with the checker, and knows no numbers: rows have versions, not v
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from instructions.base import Region
 from instructions.codec import Scheduled, decode
 from instructions.sample import Sample
-from instructions.shape import HELD_PAGES
+from instructions.shape import ANNOUNCED, HELD_PAGES
 from scheduler.program import Program
 
 PER_TOKEN = ("token", "kv")  # buffers that keep every token's rows
@@ -29,17 +33,40 @@ class TooManyStates(Exception):
     """The program is not tiny."""
 
 
+Known = tuple[int, ...]  # of every SM, how many instructions' stores can be seen
+
+
+def joined(*known: Known) -> Known:
+    """What any of them can see."""
+    return tuple(map(max, zip(*known, strict=True)))
+
+
 @dataclass(frozen=True)
 class Moments:
-    """One SM, as far as it has come: instructions begun and ended (over all tokens), pages loaded and released."""
+    """One SM, as far as it has come: instructions begun and ended (over all tokens), pages loaded and released; what could be
+    seen when each instruction began, and what its loader can see."""
 
     begun: int = 0
     ended: int = 0
     loaded: int = 0
     released: int = 0
+    history: tuple[Known, ...] = ()
+    sees: Known = ()
 
 
-State = tuple[Moments, ...]
+@dataclass(frozen=True)
+class State:
+    """All SMs, and what each counter, and the end of the last token, lets those see who wait for it."""
+
+    sms: tuple[Moments, ...]
+    told: tuple[Known, ...]
+
+    def __getitem__(self, sm: int) -> Moments:
+        return self.sms[sm]
+
+    def at(self, sm: int, moments: Moments) -> State:
+        """The same, but for one SM."""
+        return State((*self.sms[:sm], moments, *self.sms[sm + 1 :]), self.told)
 
 
 class Explorer:
@@ -58,6 +85,8 @@ class Explorer:
             for place, item in enumerate(queue):
                 for counter in item.signals:
                     self.producers.setdefault(counter, []).append((sm, place))
+        self.counters = program.counters
+        self.nothing: Known = (0,) * program.sms
         self.end = next(
             (sm, i) for sm, queue in enumerate(self.queues) for i, item in enumerate(queue) if type(item.instruction) is Sample
         )
@@ -97,7 +126,7 @@ class Explorer:
                 now = self.loaded_on(state, sm)
                 now = self.released_on(now, sm)
                 if now != state[sm]:
-                    state, moving = (*state[:sm], now, *state[sm + 1 :]), True
+                    state, moving = state.at(sm, now), True
         return state
 
     def loaded_on(self, state: State, sm: int) -> Moments:
@@ -115,11 +144,23 @@ class Explorer:
             return now
         if j == 0 and item.load_wait and self.value(state, item.load_wait.counter) < item.load_wait.threshold(token):
             return now
+        sees = now.sees
+        if j == 0 and item.load_wait:
+            sees = joined(sees, state.told[item.load_wait.counter])
+        if now.loaded >= self.ring:
+            sees = joined(sees, now.history[self.taker(sm, now.loaded - self.ring)])
         for region in item.instruction.loads(self.shape):
             for writer in self.writers_of(region):
                 if self.times_ended(state, *writer) < token:
                     raise Fault(f"{region} is loaded before it is stored")
-        return Moments(now.begun, now.ended, now.loaded + 1, now.released)
+                if token and sees[writer[0]] < (token - 1) * len(self.queues[writer[0]]) + writer[1] + 1:
+                    raise Fault(f"{region} is loaded before it can be seen")
+        return replace(now, loaded=now.loaded + 1, sees=sees)
+
+    def taker(self, sm: int, use: int) -> int:
+        """Which instruction of an SM, over all tokens, takes and releases a page use."""
+        token, place = divmod(use, len(self.pages[sm]))
+        return token * len(self.queues[sm]) + self.queues[sm].index(self.pages[sm][place][0])
 
     def released_on(self, now: Moments, sm: int) -> Moments:
         """The next pages of an SM's running instruction taken and released, if they have landed."""
@@ -131,7 +172,7 @@ class Explorer:
         request = min(stop - now.released, HELD_PAGES)
         if request <= 0 or now.loaded < now.released + request:
             return now
-        return Moments(now.begun, now.ended, now.loaded, now.released + request)
+        return replace(now, released=now.released + request)
 
     def writers_of(self, region: Region) -> Iterator[tuple[int, int]]:
         """Places of the instructions that write rows of a region."""
@@ -140,8 +181,34 @@ class Explorer:
                 if any(overlap(region, other) for other in access.writes):
                     yield sm, place
 
-    def check_begin(self, state: State, sm: int) -> None:
-        """Raises Fault where the instruction that begins reads other rows than this token's."""
+    def begin(self, state: State, sm: int) -> State:
+        """The next instruction of an SM begins; raises Fault where it may not."""
+        now, queue = state[sm], self.queues[sm]
+        token, place = divmod(now.begun, len(queue))
+        waits = [state.told[wait.counter] for wait in queue[place].waits]
+        opened = [state.told[-1]] if place == 0 and token else []
+        known = joined(self.nothing, *now.history[-1:], *waits, *opened)
+        known = (*known[:sm], now.ended, *known[sm + 1 :])
+        for other, seen in enumerate(known):
+            if place == 0 and seen < token * len(self.queues[other]):
+                raise Fault(f"token {token} begins without sight of the one before")
+        self.check_reads(state, sm, known)
+        return state.at(sm, replace(now, begun=now.begun + 1, history=(*now.history, known)))
+
+    def finish(self, state: State, sm: int) -> State:
+        """The running instruction of an SM ends, and gives its signals."""
+        now = state[sm]
+        place = now.ended % len(self.queues[sm])
+        item, told = self.queues[sm][place], list(state.told)
+        if item.release:
+            known = now.history[-1]
+            known = (*known[:sm], now.ended + 1, *known[sm + 1 :])
+            for counter in (*item.signals, *([self.counters] if (sm, place) == self.end else [])):
+                told[counter] = joined(told[counter], known)
+        return replace(state.at(sm, replace(now, ended=now.ended + 1)), told=tuple(told))
+
+    def check_reads(self, state: State, sm: int, known: Known) -> None:
+        """Raises Fault where the instruction that begins reads other rows than this token's, or cannot see them."""
         token, place = divmod(state[sm].begun, len(self.queues[sm]))
         for region in self.work[sm][place].reads:
             writers = list(self.writers_of(region))
@@ -152,12 +219,15 @@ class Explorer:
                 wanted = token if region.buffer == "token" else token + 1
                 if written < wanted or (region.buffer not in PER_TOKEN and written > wanted):
                     raise Fault(f"reads {region} of token {written - 1} in token {token}")
+                unseen = known[writer[0]] < token * len(self.queues[writer[0]]) + writer[1] + 1
+                if unseen and region.buffer not in (*ANNOUNCED, "token"):
+                    raise Fault(f"reads {region} before it can be seen")
 
     def check_together(self, state: State) -> None:
         """Raises Fault where two running instructions touch the same row and one writes it."""
         running = [
             (self.work[sm][now.ended % len(self.queues[sm])], now.ended // len(self.queues[sm]))
-            for sm, now in enumerate(state)
+            for sm, now in enumerate(state.sms)
             if now.begun > now.ended
         ]
         for a, token in running:
@@ -171,27 +241,27 @@ class Explorer:
 
     def steps(self, state: State) -> Iterator[State]:
         """All states one visible step further."""
-        for sm, now in enumerate(state):
+        for sm in range(len(self.queues)):
             if self.may_begin(state, sm):
-                self.check_begin(state, sm)
-                further = Moments(now.begun + 1, now.ended, now.loaded, now.released)
+                further = self.begin(state, sm)
             elif self.may_end(state, sm):
-                further = Moments(now.begun, now.ended + 1, now.loaded, now.released)
+                further = self.finish(state, sm)
             else:
                 continue
-            following = self.settle((*state[:sm], further, *state[sm + 1 :]))
+            following = self.settle(further)
             self.check_together(following)
             yield following
 
     def explore(self) -> str | None:
         """The first fault found, or None; raises TooManyStates."""
         try:
-            first = self.settle(tuple(Moments() for _ in self.queues))
+            sms = tuple(Moments(sees=self.nothing) for _ in self.queues)
+            first = self.settle(State(sms, (self.nothing,) * (self.counters + 1)))
             seen, todo = {first}, [first]
             while todo:
                 state = todo.pop()
                 further = list(self.steps(state))
-                if not further and any(now.ended < len(q) * self.tokens for now, q in zip(state, self.queues, strict=True)):
+                if not further and any(now.ended < len(q) * self.tokens for now, q in zip(state.sms, self.queues, strict=True)):
                     return "deadlock"
                 for following in further:
                     if following not in seen:

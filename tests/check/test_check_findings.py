@@ -100,7 +100,14 @@ def silence_the_end(draft: Draft) -> None:
     draft.change(site_of(Sample, draft), signals=())
     for site in draft.sites(lambda item: any(wait.lag for wait in item.waits)):
         draft.change(site, waits=())
+    for site in draft.sites(lambda item: item.load_wait):
+        draft.change(site, load_wait=None)
     draft.targets[0] = 0
+
+
+def keep_back(draft: Draft) -> None:
+    """The LM head of an SM other than Sample's signals, but releases nothing."""
+    draft.change(site_of(LmHead, draft, 1), release=False)
 
 
 def no_work(draft: Draft) -> None:
@@ -112,9 +119,13 @@ def no_work(draft: Draft) -> None:
 EDITS: list[tuple[Callable[[Draft], None], str, str]] = [
     (poke(Qkv, Word.OPCODE, 99), "record", "unknown opcode 99"),
     (poke(Qkv, Word.WAITS, 5), "record", "5 waits"),
-    (poke(Qkv, Word.WAIT + 3, 0), "record", "word 12 (WAIT) is 0; there it means nothing, so it must be -1"),
-    (poke(Qkv, Word.PAYLOAD + 2, 7), "record", "word 21 (PAYLOAD) is 7"),
+    (poke(Qkv, Word.WAIT + 1, 0), "record", "word 10 (WAIT) is 0; there it means nothing, so it must be -1"),
+    (poke(Qkv, Word.PAYLOAD + 2, 7), "record", "word 18 (PAYLOAD) is 7"),
     (poke(Qkv, Word.LAGS, 8), "record", "(LAGS)"),
+    (poke(Qkv, Word.RELEASE, 2), "record", "its signals release 2, it must be 0 or 1"),
+    (keep_back, "race", "may store what the next token cannot see yet"),
+    (keep_back, "race", "but no path of signals that release leads to it from the write of logits[0]"),
+    (poke(Sample, Word.RELEASE, 0), "race", "ends the token, but its signal c0 releases nothing"),
     (poke(Qkv, Word.LAYER, 2), "field", "layer 2, it must be 0 to 1"),
     (poke(Sample, Word.LAYER, 1), "field", "layer 1, it must be 0 to 0"),
     (poke(Attention, Word.PAYLOAD, 2), "field", "head=2, it must be 0 to 1"),
@@ -260,7 +271,7 @@ def test_a_buffer_shared_by_two_layers(name: str) -> None:
 
 def test_a_buffer_outside_the_arena() -> None:
     def edit(draft: Draft) -> None:
-        draft.alter_buffers(best=draft.shape.buffers["best"]._replace(base=draft.shape.activation_elements))
+        draft.alter_buffers(best=draft.shape.buffers["best"]._replace(base=draft.shape.arena_elements))
 
     assert "best[0] lies outside" in str(findings_of(edit)[0])
 

@@ -38,7 +38,12 @@ def random_listing(random: Random, forward: bool) -> Listing:
                 counters += 1
     targets = np.array([sum(c in found for found in signals) for c in range(counters)], dtype=np.int32)
     items = [
-        Scheduled(Embed(0), waits=tuple(Wait(c, int(targets[c])) for c in waits[i]), signals=tuple(signals[i]))
+        Scheduled(
+            Embed(0),
+            waits=tuple(Wait(c, int(targets[c])) for c in waits[i]),
+            signals=tuple(signals[i]),
+            release=random.random() < 0.5,
+        )
         for i in range(count)
     ]
     sm = np.array(homes, dtype=np.int32)
@@ -59,32 +64,34 @@ def random_turns(random: Random, homes: list[int]) -> list[int]:
     return turn
 
 
-def graph_of(listing: Listing) -> nx.DiGraph:
-    """Instruction -> instruction: must have ended before the other starts."""
+def graph_of(listing: Listing, released: bool = False) -> nx.DiGraph:
+    """Instruction -> instruction: must have ended before the other starts, or `released`: its stores are visible to it."""
     graph = nx.DiGraph()
     graph.add_nodes_from(range(len(listing.items)))
     for i, item in enumerate(listing.items):
         if listing.index[i]:
             graph.add_edge(i - 1, i)
         for wait in item.waits:
-            graph.add_edges_from((j, i) for j in listing.producers[wait.counter])
+            producers = listing.producers[wait.counter]
+            graph.add_edges_from((j, i) for j in producers if listing.items[j].release or not released)
     return graph
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_clocks_are_reachability(seed: int) -> None:
-    """clocks[b, sm[a]] > index[a] exactly where a path leads from a to b."""
+    """clocks[b, sm[a]] > index[a] exactly where a path leads from a to b; visible, where one of releasing signals does."""
     listing = random_listing(Random(seed), forward=True)
     order, stuck = happens_before(listing)
     assert order is not None and stuck == []
-    graph = graph_of(listing)
+    graph, visible = graph_of(listing), graph_of(listing, released=True)
     for b in range(len(listing.items)):
-        ancestors = nx.ancestors(graph, b)
-        told = {a for a in range(len(listing.items)) if order.clocks[b, listing.sm[a]] > listing.index[a]}
-        assert told == ancestors
+        for clocks, edges in ((order.clocks, graph), (order.visible, visible)):
+            told = {a for a in range(len(listing.items)) if clocks[b, listing.sm[a]] > listing.index[a]}
+            assert told == nx.ancestors(edges, b)
     for counter, producers in enumerate(listing.producers):
-        needed = set(producers).union(*(nx.ancestors(graph, p) for p in producers))
-        clock = order.counter_clocks[counter]
+        released = [p for p in producers if listing.items[p].release]
+        needed = set(released).union(*(nx.ancestors(visible, p) for p in released))
+        clock = order.counter_visible[counter]
         assert {a for a in range(len(listing.items)) if clock[listing.sm[a]] > listing.index[a]} == needed
 
 

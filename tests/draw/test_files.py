@@ -80,6 +80,7 @@ def test_the_page_holds_the_program(drawing: Drawing) -> None:
         shape = drawing.program.shape
         assert (records["bytes"][place], records["flops"][place]) == item.instruction.cost(shape, drawing.past)
         seconds = duration(item.instruction, shape, drawing.past, drawing.program.sms, drawing.model)
+        seconds += drawing.model.ending(item.release) - drawing.model.signal
         assert sum(records["ns"][place]) == pytest.approx(seconds * 1e9, abs=2)
         writes = [data["strings"][number] for number in records["writes"][place]]
         assert writes == [str(region) for region in item.instruction.writes(shape)]
@@ -101,7 +102,7 @@ def test_the_critical_path_is_the_graphs(drawing: Drawing) -> None:
 
 def test_names_of_words() -> None:
     data = page_data(small_drawing())
-    assert data["wordNames"][Word.WAIT + 2] == "WAIT2" and data["wordNames"][Word.PAGES] == "PAGES"
+    assert data["wordNames"][Word.WAIT + 1] == "WAIT1" and data["wordNames"][Word.PAGES] == "PAGES"
     assert len(data["wordNames"]) == Word.PAYLOAD == data["word"]["PAYLOAD"]
 
 

@@ -38,7 +38,7 @@ def fill_cache(machine: FakeMachine, layer: int, seed: int = 0) -> torch.Tensor:
                     shape.head_tiles, shape.page_positions, -1
                 )
                 view[:, row] = padded[head, which, position].view(shape.head_tiles, -1)
-    machine.rows["kv", layer].copy_(values[:, :, past].float().flatten())
+    machine.rows["new_kv", layer].copy_(values[:, :, past].float().flatten())
     return values.double()
 
 

@@ -49,6 +49,7 @@ def scheduled(draw: st.DrawFn, kind: type[Instruction]) -> Scheduled:
         draw(st.none() | waits(st.just(1))),
         tuple(draw(st.lists(waits(st.integers(0, 1)), max_size=MAX_WAITS))),
         tuple(draw(st.lists(NUMBERS, max_size=MAX_SIGNALS))),
+        draw(st.booleans()),
     )
 
 
@@ -76,14 +77,15 @@ def test_no_two_fields_share_a_word(kind: type[Instruction]) -> None:
     names = [field.name for field in fields(kind)]
     instruction = kind(**{name: 1000 + n for n, name in enumerate(names)})
     own_waits = tuple(Wait(2000 + j, 3000 + j, j % 2) for j in range(MAX_WAITS))
-    item = Scheduled(instruction, 1, 2, 3, Wait(4, 5, 1), own_waits, tuple(4000 + j for j in range(MAX_SIGNALS)))
+    item = Scheduled(instruction, 1, 2, 3, Wait(4, 5, 1), own_waits, tuple(4000 + j for j in range(MAX_SIGNALS)), True)
     words = encode(item).tolist()
     assert words[Word.OPCODE] == kind.OPCODE and words[Word.LAYER] == instruction.layer
     assert [words[place] for place in (Word.PAGE, Word.PAGES, Word.TAPE, Word.LOAD_WAIT, Word.LOAD_TARGET)] == [1, 2, 3, 4, 5]
-    assert words[Word.WAITS] == MAX_WAITS and words[Word.LAGS] == 0b1010
-    assert words[Word.WAIT : Word.WAIT + MAX_WAITS] == [2000, 2001, 2002, 2003]
-    assert words[Word.TARGET : Word.TARGET + MAX_WAITS] == [3000, 3001, 3002, 3003]
+    assert words[Word.WAITS] == MAX_WAITS and words[Word.LAGS] == 0b10
+    assert words[Word.WAIT : Word.WAIT + MAX_WAITS] == [2000, 2001]
+    assert words[Word.TARGET : Word.TARGET + MAX_WAITS] == [3000, 3001]
     assert words[Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS] == [4000, 4001]
+    assert words[Word.RELEASE] == 1
     payload = [getattr(instruction, name) for name in kind.payload_names()]
     assert words[Word.PAYLOAD :] == payload + [0] * (WORDS - Word.PAYLOAD - len(payload))
 
@@ -121,7 +123,7 @@ def test_encode_refuses_numbers_that_do_not_fit(data: st.DataObject, name: str) 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"waits": (Wait(0, 1),) * (MAX_WAITS + 1)}, "5 waits and 0 signals do not fit"),
+        ({"waits": (Wait(0, 1),) * (MAX_WAITS + 1)}, "3 waits and 0 signals do not fit"),
         ({"signals": (1,) * (MAX_SIGNALS + 1)}, "0 waits and 3 signals do not fit"),
         ({"waits": (Wait(0, 1, 2),)}, "a wait is for this token or the one before"),
         ({"waits": (Wait(0, 1, -1),)}, "a wait is for this token or the one before"),
@@ -159,11 +161,11 @@ def test_the_text_says_every_number(kind: type[Instruction], data: st.DataObject
         assert f" {field.name}={getattr(item.instruction, field.name)}" in text
     if item.pages:
         assert f" pages={item.page}+{item.pages} from={item.tape}" in text
-    found = re.findall(r" (load-wait|wait|signal)=c(\d+)(?:>=(\d+)\*(previous|epoch))?", text)
+    found = re.findall(r" (load-wait|wait|signal|release)=c(\d+)(?:>=(\d+)\*(previous|epoch))?", text)
     wanted = [("load-wait", item.load_wait)] if item.load_wait else []
     wanted += [("wait", wait) for wait in item.waits]
     said = [(word, str(w.counter), str(w.target), "previous" if w.lag else "epoch") for word, w in wanted]
-    assert found == said + [("signal", str(counter), "", "") for counter in item.signals]
+    assert found == said + [("release" if item.release else "signal", str(counter), "", "") for counter in item.signals]
 
 
 @given(NUMBERS, st.integers(1, 1000), st.integers(0, 1), st.integers(0, 10000))

@@ -33,7 +33,7 @@ def geometry_of(config: ModelConfig, slices: int, sms: int = SMS) -> Geometry:
     """The geometry of a program whose attention is split into so many slices."""
     capacity = min(CAPACITY, config.max_position)
     shape = make_shape(config, sms=sms, capacity=capacity, bucket=capacity, slices=slices)
-    return make_geometry(build_program(shape, sms), copies=2)
+    return make_geometry(build_program(shape, sms))
 
 
 def compiled(site: Path, geometry: Geometry, **options: Any) -> dict[str, Any]:

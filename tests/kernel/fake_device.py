@@ -1,7 +1,8 @@
 """A GPU in the kernel's place: keeps to the kernel's protocol with the host, and computes next to nothing.
 
 It reads and writes the buffers that the kernel does.  Its next token is a hash of the sequence; where the host's epoch and
-the counters disagree, it reports a fault, as the kernel's waits would.
+the counters disagree, it reports a fault, as the kernel's waits would, and likewise where this token's activations are not
+vacant when it begins.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 import torch
 
+from instructions.codec import MAX_SIGNALS, NONE, Word
+from instructions.shape import VACANT
 from megakernel.device import context
 from megakernel.geometry import COUNTER_STRIDE
 from megakernel.gpu import machine
 
-STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS, REPORTS = (
-    word.value for word in (context.STOP, context.FAULT, context.PROMPT_LENGTH, context.STOP_TOKENS, context.REPORTS)
+STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS, LATE, REPORTS = (
+    word.value
+    for word in (context.STOP, context.FAULT, context.PROMPT_LENGTH, context.STOP_TOKENS, context.LATE, context.REPORTS)
 )
 
 
@@ -43,9 +47,12 @@ class FakeKernel:
 
     def __call__(self, *arguments: Any, **options: Any) -> None:
         given = dict(zip(self.names, arguments, strict=True))
-        control, tokens, targets = (given[name].numpy() for name in ("control", "tokens_buffer", "targets"))
+        control, tokens, words = (given[name].numpy() for name in ("control", "tokens_buffer", "words"))
         counters = given["counters"].numpy()[::COUNTER_STRIDE]
-        vocabulary = given["S"].geometry.vocabulary
+        signals = words[:-1, Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS]  # the last row is a spare
+        targets = np.bincount(signals[signals != NONE], minlength=len(counters)).astype(np.int32)
+        vocabulary, second = given["S"].geometry.vocabulary, given["S"].geometry.second
+        activations = given["activations"].view(torch.int32).numpy()
         for step in range(given["tokens"]):
             position = given["position"] + step
             if control[STOP] <= position or control[FAULT]:
@@ -55,6 +62,11 @@ class FakeKernel:
                 control[FAULT] = 1
                 control[REPORTS : REPORTS + 6] = (1, 0, wrong[0], targets[wrong[0]], counters[wrong[0]], position)
                 return
+            here = ((given["epoch"] + step) & 1) * second
+            if activations[here] != VACANT:
+                control[FAULT], control[LATE] = 1, 1
+                return
+            activations[here], activations[second - here] = 0, VACANT
             counters += targets
             if position + 1 >= control[PROMPT_LENGTH]:
                 chosen = next_token(tokens[: position + 1], vocabulary)

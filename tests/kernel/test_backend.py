@@ -14,6 +14,7 @@ import torch
 from compile_cases import MODELS
 from fake_device import fake_device, next_token
 
+from instructions.shape import VACANT
 from megakernel.engine import Engine
 from megakernel.gpu import backend as backend_module
 from megakernel.gpu import machine
@@ -143,9 +144,20 @@ def test_counters_begin_anew_before_they_overflow(engine: Engine) -> None:
     epoch = np.iinfo(np.int32).max // int(program.program.targets.max()) - CAPACITY // 2
     generate(engine, 1)
     program.epoch = epoch
-    program.counters.view(-1, machine.COUNTER_STRIDE)[:, 0] = program.targets * epoch
+    program.counters.view(-1, machine.COUNTER_STRIDE)[:, 0] = torch.from_numpy(program.program.targets) * epoch
     assert generate(engine) == expected()
     assert program.epoch < CAPACITY
+
+
+def test_a_value_that_never_comes_is_reported_with_its_reader(engine: Engine) -> None:
+    """Here because its place is not vacant when the token begins; the next request begins with vacant places again."""
+    program = backend_of(engine).program(0).result()
+    generate(engine, 1)
+    program.activations.zero_()
+    with pytest.raises(KernelFault, match=r"^the kernel was stuck: SM 0 at #0: .*; a value that it reads never came\. This is"):
+        generate(engine)
+    assert (program.activations == VACANT).all()
+    assert generate(engine) == expected()
 
 
 def test_the_last_program_is_that_of_the_last_token(engine: Engine) -> None:

@@ -26,7 +26,8 @@ from models import tape
 
 DEVICE = ROOT / "megakernel" / "device"
 HOST_ONLY = {"__init__", "base", "codec", "registry", "shape"}  # what an instruction is, and how it is written down
-DEVICE_ONLY = {"__init__", "compat", "consumer", "context", "kernel", "loader", "sync", "trace"}  # the interpreter
+# the interpreter
+DEVICE_ONLY = {"__init__", "compat", "consumer", "context", "kernel", "loader", "prefetcher", "sync", "trace", "values"}
 
 
 def modules(folder: Path) -> set[str]:
@@ -99,7 +100,7 @@ def test_the_consumer_fetches_each_word_into_its_field() -> None:
     expected: dict[str, int] = {name.lower(): Word[name] for name in ("OPCODE", "LAYER", "PAGE", "PAGES", "WAITS", "LAGS")}
     expected |= {f"wait{j}": Word.WAIT + j for j in range(MAX_WAITS)}
     expected |= {f"target{j}": Word.TARGET + j for j in range(MAX_WAITS)}
-    expected |= {f"signal{j}": Word.SIGNAL + j for j in range(MAX_SIGNALS)}
+    expected |= {f"signal{j}": Word.SIGNAL + j for j in range(MAX_SIGNALS)} | {"release": Word.RELEASE}
     most = max(len(kind.payload_names()) for kind in INSTRUCTIONS)
     expected |= {name: Word.PAYLOAD + j for j, name in enumerate("abcdefgh"[:most])}
     assert fetched("fetch", "Record") == expected

@@ -112,7 +112,7 @@ def test_qkv_runs_never_mix_queries_with_keys_and_values(name: str, sms: int) ->
     for instruction in lower(shape, sms):
         if isinstance(instruction, Qkv):
             buffers = {region.buffer for region in instruction.writes(shape)}
-            assert len(buffers) == 1
+            assert buffers in ({"q"}, {"new_kv", "kv"})
 
 
 def test_slices_follow_the_sms_and_the_bucket() -> None:

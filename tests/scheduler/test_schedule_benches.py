@@ -50,7 +50,7 @@ def test_simulate_compares_policies(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_slower_machine_is_slower(capsys: pytest.CaptureFixture[str]) -> None:
     steps = []
-    for extra in ([], ["--bandwidth", "1e11"], ["--release", "1e-4"]):
+    for extra in ([], ["--bandwidth", "1e11"], ["--signal", "1e-4"]):
         assert bench_simulate.main(["--model", BUNDLED, "--sms", "8", "--policies", "balanced", *extra]) == 0
         steps.append(last_line(capsys)["predictions"][0]["step_us"])
     assert min(steps[1:]) > steps[0]

@@ -35,7 +35,7 @@ def busy(program: Program, result: Simulation) -> np.ndarray:
         for item in queue:
             uses = range(item.pages)
             pages = sum(item.instruction.page_source(program.shape, item.tape, use, result.past) is not None for use in uses)
-            own = preparation(item.instruction, program.shape, model) + pages * model.drain + model.release
+            own = preparation(item.instruction, program.shape, model) + pages * model.drain + model.ending(item.release)
             total += model.overhead + own
         seconds.append(total)
     return np.array(seconds)
@@ -130,9 +130,10 @@ def test_a_faster_memory_helps_and_longer_contexts_cost(llama_1b: Simulation) ->
     ],
 )
 def test_the_model_foretells_the_kernel(policy: str, bucket: int, past: int, slices: int, measured: float) -> None:
-    """Within 3 % of what an H100 measured, over placements, contexts and slices."""
+    """Within 3 % of what an H100 measured, over placements, contexts and slices, when every signal still released."""
+    model = replace(MACHINES["h100"], signal=MACHINES["h100"].release)
     shape = make_shape(PRESETS["llama-3.2-1b"], sms=132, capacity=4096, bucket=bucket, slices=slices)
-    step = simulate(schedule(shape, 132, policy, None), past, tokens=2).step_time
+    step = simulate(schedule(shape, 132, policy, None), past, model, tokens=2).step_time
     assert step == pytest.approx(measured * 1e-3, rel=0.03)
 
 
@@ -148,7 +149,7 @@ def test_activations_are_what_a_greedy_step_reads() -> None:
     sizes = {name: activation_bytes(instruction, program.shape) for name, instruction in instructions.items()}
     assert sizes["embed"] == 4  # the token
     assert sizes["qkv"] == sizes["gate_up"] == sizes["lm_head"] == 64 * 4  # the residual stream
-    assert sizes["attention"] == 2 * 16 * 4 + 2 * 16 * 2  # the group's queries in fp32, one K and V row in bf16
+    assert sizes["attention"] == 2 * 16 * 4 + 2 * 16 * 4  # the group's queries and one row of K and V, in fp32
     assert sizes["sample"] == 3 * 2 * 4  # the best of each run, not the vocabulary
 
 

@@ -17,7 +17,7 @@ from scheduler.errors import ScheduleError
 from scheduler.simulate import Job, Jobs, run_jobs
 
 INF = math.inf
-FREE = MachineModel("free", INF, INF, 10**9, 0.0, 0.0, 0.0, 0.0, 0.0, INF, 0.0, 0.0)  # nothing takes any time
+FREE = MachineModel("free", INF, INF, 10**9, 0.0, 0.0, 0.0, 0.0, 0.0, INF, 0.0, 0.0, 0.0)  # nothing takes any time
 Queue = list[Job]
 
 
@@ -97,6 +97,7 @@ def test_a_chain_of_two_instructions_by_hand() -> None:
         poll=0.2,
         activation_latency=INF,  # jobs bring their own times
         activation_bandwidth=INF,
+        signal=INF,
         release=INF,
         straggle=0.0,
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from instructions.codec import NONE, WORDS, Word
 from instructions.o_proj import OProj
 from megakernel.vm import Vm, VmError
 from megakernel.vm.interleaving import ActorView, Interleaving, adversaries, loaders_first
+from scheduler.check import check
 from scheduler.program import Program
 
 SMS = 3
@@ -200,6 +202,48 @@ def test_a_missing_load_wait_reads_the_cache_too_early() -> None:
     assert vm_of(made, interleaving=loaders_first()).launch(TOKENS) == TOKENS, "the words as they were"
 
 
+# -- sight --------------------------------------------------------------------------------------------------------------
+
+
+def test_logits_that_are_not_released_may_not_be_read() -> None:
+    """Whatever the order: that a store has been done says nothing of who sees it."""
+    made = good()
+    sampler = sm_of(made, find(made, "sample"))
+    heads = [place for place in range(len(made.words)) if text_at(made, place).startswith("lm_head")]
+    place = next(place for place in heads if sm_of(made, place) != sampler)
+    broken = mutated(made, place, RELEASE=0)
+    errors = caught_by_adversaries(broken)
+    assert len(errors) == len(list(adversaries(SMS)))
+    for error in errors:
+        assert_names(error, broken, find(made, "sample"))
+        assert re.search(rf"^reads .*, stored by sm {sm_of(made, place)}, is not visible yet", error.problem)
+
+
+def test_a_token_needs_sight_of_all_of_the_one_before() -> None:
+    broken = mutated(good(), find(good(), "sample"), RELEASE=0)
+    errors = caught_by_adversaries(broken)
+    assert len(errors) == len(list(adversaries(SMS)))
+    assert all(re.match(r"begins token 1, but of sm \d it sees only", error.problem) for error in errors)
+    assert vm_of(broken).launch(1) == 1, "one token alone meets none before it"
+
+
+def test_a_cache_page_needs_sight_of_its_newest_row() -> None:
+    """A loader that waits for those who stored the row, and not for a release, may copy what was there before."""
+    made = program(sms=132, bucket=32, slices=1)  # so few pages a token that a whole token fits the ring
+    places = [place for place, words in enumerate(made.words) if words[Word.LOAD_WAIT] != NONE]
+    found = []
+    for place in places:
+        waited = int(made.words[place, Word.WAIT])  # the counter of its queries, keys and values
+        broken = mutated(made, place, LOAD_WAIT=waited, LOAD_TARGET=int(made.targets[waited]))
+        if check(broken).valid:
+            continue  # whoever stores that head's row is the last of its queue, and releases
+        error = caught(broken, loaders_first())
+        assert_names(error, broken, place)
+        assert error.problem.startswith("loads KV page") and "is not visible yet" in error.problem
+        found.append(place)
+    assert found
+
+
 # -- words --------------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +251,7 @@ def test_a_missing_load_wait_reads_the_cache_too_early() -> None:
     ("words", "problem"),
     [
         ({"OPCODE": 99}, "unknown opcode 99"),
-        ({"WAITS": 5}, "5 waits in a record that holds at most 4"),
+        ({"WAITS": 5}, "5 waits in a record that holds at most 2"),
         ({"WAIT": 10_000}, "names counter 10000"),
         ({"SIGNAL": 10_000}, "names counter 10000"),
         ({"LAYER": 2}, "not an instruction of this model"),

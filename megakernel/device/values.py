@@ -1,0 +1,106 @@
+"""Values that announce themselves: stores without a fence, and loads that are repeated until every value is there.
+
+An activation has two places, one for even and one for odd epochs.  Whoever stores this token's value also marks the other
+place VACANT, for the next token; whoever loads takes nothing for a value that is VACANT, and looks again.  So a signal need
+not wait until the stores before it can be seen: it only says when looking is worth while.  docs/proof.md shows why a reader
+never takes an older or a younger value.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from instructions.shape import VACANT as VACANT_BITS
+from megakernel.device.context import FAULT, LATE, LATE_SHIFT
+from megakernel.device.sync import agree, agree_in_warp, load_acquire
+
+VACANT = gl.constexpr(VACANT_BITS)
+LOOK_CYCLES = gl.constexpr(500)
+MANY_LOOKS = gl.constexpr(200)  # from here on it also looks for other blocks' faults
+
+STORE = gl.constexpr(f"""{{
+    .reg .pred inside;
+    setp.ne.b32 inside, $4, 0;
+    @inside st.relaxed.gpu.global.b32 [$1], $3;
+    @inside st.relaxed.gpu.global.b32 [$2], {VACANT_BITS};
+    mov.b32 $0, 0;
+}}""")
+FIRST_WARP = gl.constexpr("{ .reg .b32 thread; mov.u32 thread, %tid.x; set.lt.u32.u32 $0, thread, 32; }")
+
+
+@gluon.jit
+def values_of(S: gl.constexpr, memory, step):
+    """The activations of this token's copy."""
+    return memory.activations + (step.epoch & 1) * S.second
+
+
+@gluon.jit
+def put(S: gl.constexpr, step, target, values, mask):
+    """Store fp32 values at `target` in this token's copy, and vacate their places in the other."""
+    other = target + gl.where((step.epoch & 1) == 0, S.second, -S.second)
+    bits = values.to(gl.int32, bitcast=True)
+    gl.inline_asm_elementwise(
+        STORE, "=r,l,l,r,r", [target, other, bits, mask.to(gl.int32)], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def put_once(S: gl.constexpr, step, target, values, mask):
+    """`put` for a tensor that every warp holds whole: one of them stores it."""
+    first = gl.inline_asm_elementwise(FIRST_WARP, "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+    put(S, step, target, values, mask & (first != 0))
+
+
+@gluon.jit
+def look(source, mask):
+    """fp32 values, or vacant places, as they are now; zeros outside the mask."""
+    return gl.load(source, mask=mask, other=0.0, volatile=True)
+
+
+@gluon.jit
+def vacant(values):
+    """Which values are not there yet, int32: 1, the others 0."""
+    return (values.to(gl.int32, bitcast=True) == VACANT).to(gl.int32)
+
+
+@gluon.jit
+def impatient(memory, step, looks):
+    """Whether to give up after so many looks, int32, for each thread by itself; notes who is stuck where patience is at
+    its end.  A look takes a trip to L2 and back, some hundreds of cycles at least."""
+    give_up = 0
+    if looks > MANY_LOOKS:
+        if (looks * LOOK_CYCLES > memory.patience) | (load_acquire(memory.control + FAULT) != 0):
+            gl.store(memory.control + LATE, (step.sm << LATE_SHIFT) + step.index + 1)
+            gl.store(memory.control + FAULT, 1)
+            give_up = 1
+    return give_up
+
+
+@gluon.jit
+def look_again(memory, step, looks, absent):
+    """Whether anything is absent, and patience not at its end; int32, the same for all threads.  Also a barrier.
+
+    `absent` is a tensor of which each warp holds its own part, so that its maximum is one that all threads share.
+    """
+    waiting = gl.max(gl.reshape(absent, [absent.numel]), axis=0)
+    if waiting != 0:
+        waiting = 1 - agree(impatient(memory, step, looks))
+    return waiting
+
+
+@gluon.jit
+def complete(memory, step, values, source, mask):
+    """What `look` saw at `source`, looked for again until nothing is vacant.
+
+    For a tensor that every warp holds whole, one that `put_once` will store: each warp looks for itself, and two may see
+    different things.
+    """
+    looks, waiting = gl.to_tensor(0).to(gl.int64), 1
+    while waiting != 0:
+        waiting = gl.max(gl.reshape(vacant(values), [values.numel]), axis=0)
+        if waiting != 0:
+            looks += 1
+            waiting = 1 - agree_in_warp(impatient(memory, step, looks))
+            values = look(source, mask)
+    return values

@@ -1,0 +1,87 @@
+"""Who can see whose stores: vector clocks, kept while a program runs (Mattern, 1988).
+
+That an instruction has ended does not mean that others see what it stored.  A clock says, of every SM, how many of its
+instructions of this launch have ended so that their stores are visible to the clock's owner.  It grows along the owner's own
+queue, with the release of a page, and with every signal that releases; other signals carry nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from instructions.base import Region
+from megakernel.vm.errors import Fault
+
+Clock = np.ndarray  # int64 [sms]; replaced, never changed, so that it can be kept
+
+
+def merged(clock: Clock, other: Clock) -> Clock:
+    """What is visible to either."""
+    return clock if clock is other or (other <= clock).all() else np.maximum(clock, other)
+
+
+class Moment(NamedTuple):
+    """An instruction that is running: on which SM, and as which of its instructions in this launch, counted from 1."""
+
+    sm: int
+    number: int
+
+
+class Stores:
+    """The instruction that last stored each of some rows, since the launch began; what was there before all can see."""
+
+    def __init__(self, *shape: int) -> None:
+        self.sm = np.zeros(shape, dtype=np.int32)
+        self.number = np.zeros(shape, dtype=np.int64)
+
+    def note(self, place: tuple[int | slice, ...], moment: Moment) -> None:
+        """Rows are stored."""
+        self.sm[place], self.number[place] = moment
+
+    def check(self, place: tuple[int | slice, ...], clock: Clock, action: str) -> None:
+        """Raises Fault where the owner of a clock would touch rows that it may not see yet."""
+        unseen = clock[self.sm[place]] < self.number[place]
+        if unseen.any():
+            row = int(unseen.argmax())
+            sm = int(self.sm[place][row])
+            raise Fault(f"{action}, but row {row} of it, stored by sm {sm}, is not visible yet: no release led here from there")
+
+
+def check_begin(clock: Clock, lengths: np.ndarray, token: int) -> None:
+    """Raises Fault where an SM begins a token without seeing all that the tokens before have stored."""
+    unseen = np.flatnonzero(clock < token * lengths)
+    if len(unseen):
+        other = int(unseen[0])
+        raise Fault(
+            f"begins token {token}, but of sm {other} it sees only {int(clock[other])} of {token * int(lengths[other])} "
+            "instructions: no signal that releases led to the end of the token from all of them"
+        )
+
+
+class Sight:
+    """What the SMs of one launch share: the clock of each counter, that of the last token's end, and who stored what."""
+
+    def __init__(self, lengths: Sequence[int], counters: int, activations: int, layers: int, rows: int) -> None:
+        self.lengths = np.array(lengths, dtype=np.int64)
+        self.nothing: Clock = np.zeros(len(lengths), dtype=np.int64)
+        self.counters: list[Clock] = [self.nothing] * counters
+        self.end = self.nothing
+        self.activations = Stores(activations)
+        self.cache = Stores(2, layers, rows)  # of even and of odd positions: the next is stored while this one is read
+
+    def ended(self, clock: Clock, moment: Moment) -> Clock:
+        """The clock of an SM when its instruction has ended."""
+        after = clock.copy()
+        after[moment.sm] = moment.number
+        return after
+
+    def release(self, clock: Clock, counter: int) -> None:
+        """A signal carries a clock to those who wait for its counter."""
+        self.counters[counter] = merged(self.counters[counter], clock)
+
+    def check_rows(self, span: slice, region: Region, clock: Clock) -> None:
+        """Raises Fault for a read of activations that are not visible yet."""
+        self.activations.check((span,), clock, f"reads {region}")
