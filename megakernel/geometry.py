@@ -18,8 +18,7 @@ from scheduler.program import Program
 ITEM_BYTES = 2  # of a weight: the kernel runs bf16
 COUNTER_STRIDE = 32  # int32 elements between counters: each has a 128-byte line of its own
 GEMM_PAGES = 4  # most pages whose loads are unrolled together
-# TMA copies in flight per SM, by how many records the page's is ahead of the one that runs: 0, 1, more (docs/performance.md)
-COPIES = (4, 2, 1)
+COPIES = (4, 2)  # TMA copies in flight per SM: for the record that runs, for those ahead of it (docs/performance.md)
 STAGED_PAGES = 8  # most pages of activations that are loaded at once
 
 
@@ -29,8 +28,7 @@ class Geometry:
 
     ring: int
     copies_now: int  # most TMA copies in flight per SM: for the record that the consumer runs,
-    copies_next: int  # for the one after it,
-    copies_later: int  # and for those after that
+    copies_ahead: int  # and for those after it
     staging_pages: int  # pages of one staged activation vector, the widest
     # model
     layers: int
@@ -117,8 +115,7 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
     return Geometry(
         ring=program.ring,
         copies_now=min(COPIES[0], program.ring),
-        copies_next=min(COPIES[1], program.ring),
-        copies_later=min(COPIES[2], program.ring),
+        copies_ahead=min(COPIES[1], program.ring),
         staging_pages=staging_bytes(shape) // (shape.page_columns * shape.itemsize),
         layers=config.num_layers,
         hidden=config.hidden_size,

@@ -53,13 +53,15 @@ def execute(S: gl.constexpr, memory, ring, step):
 def run_token(S: gl.constexpr, memory, ring, record, sm, start, stop, first, first_use, position, epoch, trace):
     """Every record of the queue, once, the first already fetched; returns the next token's first.
 
-    `first` is the first record's number, counted from the launch: the loader is told what number has been reached.
+    `first` is the first record's number, counted from the launch: the loader is told what number has been reached,
+    the prefetcher what is being done.
     """
     for index in range(start, stop):
         following = fetch(memory, gl.where(index + 1 < stop, index + 1, start))
         here = trace + index * POINTS
         stamp(S, here, FETCHED)
         set_shared_word(ring.reached, first + index - start)
+        set_shared_word(ring.doing, record.opcode)
         execute(S, memory, ring, Step(record, sm, index - start, first_use + record.page, position, epoch, here))
         stamp(S, here, STORED)
         signal_all(memory, record)

@@ -107,10 +107,11 @@ class Ring:
     last: gl.shared_memory_descriptor  # [32] int32: 1 when that token is the last of the launch
     staging: gl.shared_memory_descriptor  # [pages, 512] bf16
     reached: gl.shared_memory_descriptor  # [32] int32: number of the record that the consumer runs, counted from the launch
+    doing: gl.shared_memory_descriptor  # [32] int32: its opcode
     loading: gl.shared_memory_descriptor  # [32] int32: the page use n that the loader is at, -1 - n once its page is free
 
     @gluon.constexpr_function
-    def __init__(self, pages, full, empty, begun, taken, last, staging, reached, loading):
+    def __init__(self, pages, full, empty, begun, taken, last, staging, reached, doing, loading):
         self.pages = pages
         self.full = full
         self.empty = empty
@@ -119,6 +120,7 @@ class Ring:
         self.last = last
         self.staging = staging
         self.reached = reached
+        self.doing = doing
         self.loading = loading
 
 

@@ -30,15 +30,17 @@ def make_ring(S: gl.constexpr, tape):
     last = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     staging = gl.allocate_shared_memory(gl.bfloat16, [S.staging_pages, PAGE_COLUMNS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     reached = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    doing = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     loading = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     set_shared_word(reached, 0)
+    set_shared_word(doing, 0)
     set_shared_word(loading, 0)
     for slot in gl.static_range(S.ring):
         mbarrier.init(full.index(slot), count=1)
         mbarrier.init(empty.index(slot), count=1)
     mbarrier.init(begun, count=1)
     mbarrier.init(taken, count=1)
-    return Ring(pages, full, empty, begun, taken, last, staging, reached, loading)
+    return Ring(pages, full, empty, begun, taken, last, staging, reached, doing, loading)
 
 
 @gluon.jit(do_not_specialize=RUNTIME_ARGUMENTS)

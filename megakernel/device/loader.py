@@ -1,8 +1,8 @@
 """The loader: one warp that streams pages into the ring, ahead of the consumer and across tokens.
 
 It waits for a free page, for older copies to land, and, where the page plan could not prove it needless, for the previous
-token's K/V rows; never for an activation.  The ring is deep but few copies are in flight, the fewer the farther the loader is
-ahead of its consumer: so the SMs that lag get the more of HBM, and all come to a dependency together.
+token's K/V rows; never for an activation.  The ring is deep but few copies are in flight, fewer where the loader is ahead of
+the record that its consumer runs: so the SMs that lag get more of HBM, and all come to a dependency together.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ BYTES = gl.constexpr(PAGE_BYTES)
 
 @gluon.jit
 def in_flight(S: gl.constexpr, ring, number):
-    """How many copies may be in flight when the next is of record `number`: the nearer the consumer, the more."""
-    distance = number - shared_word(ring.reached)
-    return gl.where(distance <= 0, S.copies_now, gl.where(distance == 1, S.copies_next, S.copies_later))
+    """How many copies may be in flight when the next is of record `number`."""
+    return gl.where(number <= shared_word(ring.reached), S.copies_now, S.copies_ahead)
 
 
 @gluon.jit

@@ -1,8 +1,9 @@
 """The prefetcher: one warp that keeps HBM busy while the loader waits for a free page.
 
-While the grid passes short, dependent operations, the rings fill up and HBM would fall idle.  The prefetcher then asks L2 for
-the pages that the loader will copy next, at about the pace at which HBM delivers them.  It is a hint: nothing waits for
-it, and nothing that it does can be seen but in time.
+While the grid passes short operations that depend on each other, the rings fill up and HBM would fall idle.  The prefetcher
+then asks L2 for the pages that the loader will copy next.  It does so only where the consumer is at one of those operations:
+one that waits for a long operation waits for SMs that still stream, and would take HBM from them.  All this is a hint: nothing
+waits for it, and nothing that it does can be seen but in time.
 """
 
 from __future__ import annotations
@@ -11,12 +12,19 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from instructions.attention import Attention
+from instructions.combine import Combine
+from instructions.embed import Embed
+from instructions.gate_up import GateUp
+from instructions.o_proj import OProj
+from instructions.sample import Sample
 from megakernel.device.context import DONE, fetch_load, shared_word
 from megakernel.device.matvec import PAGE_ELEMENTS
 from megakernel.device.sync import clock
 from models.tape import PAGE_BYTES
 
 ATTENTION = gl.constexpr(Attention.OPCODE)
+# Bit n: opcode n is short, or waits for short ones alone.
+SHORT = gl.constexpr(sum(1 << kind.OPCODE for kind in (Embed, Attention, Combine, OProj, GateUp, Sample)))
 AHEAD = gl.constexpr(12)  # most pages beyond the one that the loader is at
 DELAY = gl.constexpr(2000)  # clock cycles that the loader has waited for a page before the first is asked for
 PACE = gl.constexpr(600)  # and from one to the next; HBM delivers one to every SM in about 1,300 (H100) or 900 (H200)
@@ -69,7 +77,8 @@ def prefetcher(S: gl.constexpr, memory, ring, start, stop, uses_per_token):
             now = clock()
             if loading != stalled:
                 stalled, since = loading, now + (DELAY - PACE)
-            if waits & (use + page < copied + AHEAD) & (now - since >= PACE):
+            idle = waits & (((SHORT >> shared_word(ring.doing)) & 1) != 0)
+            if idle & (use + page < copied + AHEAD) & (now - since >= PACE):
                 prefetch(memory, load.tape + page)
                 page += 1
                 since = now
