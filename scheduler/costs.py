@@ -19,9 +19,9 @@ class MachineModel:
     """Times in seconds, bandwidths in bytes a second."""
 
     name: str = "h100"
-    bandwidth: float = 2.95e12  # HBM, all SMs together
+    bandwidth: float = 3.12e12  # HBM, all SMs together: the read floor of bench.decode
     sm_bandwidth: float = 60e9  # most that one SM's copies can draw
-    copies: int = 2  # copies in flight per SM
+    copies: int = 2  # copies in flight per SM, as where the kernel's loader is ahead
     latency: float = 0.7e-6  # from issuing a copy to its landing on an idle memory system
     drain: float = 0.25e-6  # consuming one landed page
     overhead: float = 0.05e-6  # turning to the next instruction, whose record has been fetched
@@ -43,7 +43,7 @@ class MachineModel:
 
 MACHINES = {
     "h100": MachineModel(),
-    "h200": replace(MachineModel(), name="h200", bandwidth=4.3e12),
+    "h200": replace(MachineModel(), name="h200", bandwidth=4.53e12),
 }
 
 
