@@ -147,12 +147,10 @@ class Deriver:
                     self.chosen[i].append((mask, 1))
                     self.before_previous[i] |= mask | self.closure("before", mask)
 
-    def loads(self, i: int) -> int:
-        """Producers, in the token before, of what the loader streams for instruction i."""
-        mask = 0
-        for region in self.program[i].loads(self.shape):
-            mask |= self.accesses.producers(region)
-        return mask
+    def loads(self, i: int) -> bool:
+        """Whether the loader streams rows of earlier tokens for instruction i; every row must have a producer."""
+        producers = [self.accesses.producers(region) for region in self.program[i].loads(self.shape)]
+        return bool(producers)
 
 
 def derive(program: Sequence[Instruction], shape: Shape) -> Dependencies:

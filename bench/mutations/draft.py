@@ -66,6 +66,14 @@ class Draft:
         """Replace fields of a record."""
         self.queues[site[0]][site[1]] = replace(self.at(site), **changes)
 
+    def change_one(self, random: Random, wanted: Callable[[Scheduled], object], **changes: Any) -> bool:
+        """Replace fields of one of the records that are `wanted`; False where there is none."""
+        site = self.pick(random, wanted)
+        if site is None:
+            return False
+        self.change(site, **changes)
+        return True
+
     def work(self, site: Site, **changes: int) -> bool:
         """Replace fields of the instruction itself, with its pages to match; False where it then has no meaning."""
         return self.set_work(site, replace(self.at(site).instruction, **changes))

@@ -255,11 +255,7 @@ def crossed_waits(draft: Draft, random: Random) -> bool:
 @mutation
 def dropped_load_wait(draft: Draft, random: Random) -> bool:
     """A loader does not wait for the previous token's cache rows."""
-    site = draft.pick(random, lambda item: item.load_wait)
-    if site is None:
-        return False
-    draft.change(site, load_wait=None)
-    return True
+    return draft.change_one(random, lambda item: item.load_wait, load_wait=None)
 
 
 @mutation
@@ -286,11 +282,7 @@ def unknown_counter(draft: Draft, random: Random) -> bool:
 @mutation
 def dropped_release(draft: Draft, random: Random) -> bool:
     """Signals that should release what an SM has stored only say that it has been done."""
-    site = draft.pick(random, lambda item: item.release)
-    if site is None:
-        return False
-    draft.change(site, release=False)
-    return True
+    return draft.change_one(random, lambda item: item.release, release=False)
 
 
 @mutation

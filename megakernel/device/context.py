@@ -40,10 +40,11 @@ LATE = gl.constexpr(63)  # 1 + (SM << LATE_SHIFT) + queue index of one that was 
 LATE_SHIFT = gl.constexpr(20)
 REPORTS = gl.constexpr(64)  # from here on, what each consumer, then each loader was stuck in: 1, record, counter,
 #                             wanted, seen, position
-DONE = gl.constexpr(2**31 - 1)  # what the loader says it is at when it has ended
 LOADERS = gl.constexpr(MAX_SMS)  # place of the first loader among the reports
 REPORT_WORDS = gl.constexpr(8)
 CONTROL_WORDS = gl.constexpr(64 + 2 * 8 * MAX_SMS)
+
+DONE = gl.constexpr(2**31 - 1)  # what the loader says it is at when it has ended
 
 
 class Sizes:
@@ -128,6 +129,12 @@ class Ring:
 def lanes(warps):
     """Layout of the ring's words, each 32 times: one for every thread of a warp."""
     return gl.BlockedLayout([1], [32], [warps], [0])
+
+
+@gluon.jit
+def make_shared_word():
+    """Shared memory for one of the ring's words."""
+    return gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
 @gluon.jit

@@ -7,7 +7,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.consumer import consumer
-from megakernel.device.context import FAULT, STOP, Memory, Ring, set_shared_word
+from megakernel.device.context import FAULT, STOP, Memory, Ring, make_shared_word, set_shared_word
 from megakernel.device.loader import loader
 from megakernel.device.matvec import LINES, PAGE_COLUMNS, TILE
 from megakernel.device.prefetcher import prefetcher
@@ -27,11 +27,11 @@ def make_ring(S: gl.constexpr, tape):
     empty = gl.allocate_shared_memory(gl.int64, [S.ring, 1], barriers)
     begun = gl.allocate_shared_memory(gl.int64, [1], barriers)
     taken = gl.allocate_shared_memory(gl.int64, [1], barriers)
-    last = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    last = make_shared_word()
     staging = gl.allocate_shared_memory(gl.bfloat16, [S.staging_pages, PAGE_COLUMNS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    reached = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    doing = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    loading = gl.allocate_shared_memory(gl.int32, [32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    reached = make_shared_word()
+    doing = make_shared_word()
+    loading = make_shared_word()
     set_shared_word(reached, 0)
     set_shared_word(doing, 0)
     set_shared_word(loading, 0)

@@ -92,6 +92,12 @@ def report(memory, place, record, counter, wanted, seen, position):
 
 
 @gluon.jit
+def given_up(memory, waited):
+    """Whether to give up a wait of so many cycles: patience is at its end, or somebody else's was."""
+    return (waited > memory.patience) | (load_acquire(memory.control + FAULT) != 0)
+
+
+@gluon.jit
 def wait_counter(memory, counter, wanted, place, record, position):
     """Spin until a counter has reached `wanted`, for at most `patience` cycles; `place` is that of this role's report."""
     pointer = memory.counters + counter * STRIDE
@@ -106,7 +112,7 @@ def wait_counter(memory, counter, wanted, place, record, position):
             else:
                 waited = clock() - begin
                 if waited > LONG_WAIT:
-                    if (waited > memory.patience) | (load_acquire(memory.control + FAULT) != 0):
+                    if given_up(memory, waited):
                         report(memory, place, record, counter, wanted, seen, position)
                         waiting = 0
 

@@ -13,7 +13,7 @@ from triton.experimental.gluon import language as gl
 
 from instructions.shape import VACANT as VACANT_BITS
 from megakernel.device.context import FAULT, LATE, LATE_SHIFT
-from megakernel.device.sync import agree, agree_in_warp, load_acquire
+from megakernel.device.sync import agree, agree_in_warp, given_up
 
 VACANT = gl.constexpr(VACANT_BITS)
 LOOK_CYCLES = gl.constexpr(500)
@@ -70,7 +70,7 @@ def impatient(memory, step, looks):
     its end.  A look takes a trip to L2 and back, some hundreds of cycles at least."""
     give_up = 0
     if looks > MANY_LOOKS:
-        if (looks * LOOK_CYCLES > memory.patience) | (load_acquire(memory.control + FAULT) != 0):
+        if given_up(memory, looks * LOOK_CYCLES):
             gl.store(memory.control + LATE, (step.sm << LATE_SHIFT) + step.index + 1)
             gl.store(memory.control + FAULT, 1)
             give_up = 1

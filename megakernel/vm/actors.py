@@ -15,7 +15,7 @@ from megakernel.vm.errors import Fault, VmError
 from megakernel.vm.machine import ExecutingMachine
 from megakernel.vm.record import Record
 from megakernel.vm.ring import Ring, Run
-from megakernel.vm.sight import Clock, Moment, Sight, check_begin, merged
+from megakernel.vm.sight import Clock, Moment, Sight, check_begin, ended, merged
 from megakernel.vm.state import DecodeState
 
 
@@ -155,7 +155,7 @@ class Consumer(Actor):
                     self.clock = merged(self.clock, sight.counters[wait.counter])
                 moment = Moment(self.sm, token * len(self.unit.records) + record.index + 1)
                 yield from self.execute(record, moment)
-                self.clock = sight.ended(self.clock, moment)
+                self.clock = ended(self.clock, moment)
                 for counter in record.item.signals:
                     if record.item.release:
                         sight.release(self.clock, counter)

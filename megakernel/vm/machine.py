@@ -57,7 +57,7 @@ class ExecutingMachine:
         if region.buffer == "token":
             return torch.tensor([float(self.state.token(self.past))])
         if region.buffer not in ANNOUNCED:
-            self.sight.check_rows(self.memory.span(region), region, self.clock)
+            self.sight.activations.check((self.memory.span(region),), self.clock, f"reads {region}")
         return self.memory.read(region, self.epoch)
 
     def write(self, region: Region, values: torch.Tensor) -> None:

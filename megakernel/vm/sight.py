@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instructions.base import Region
 from megakernel.vm.errors import Fault
 
 Clock = np.ndarray  # int64 [sms]; replaced, never changed, so that it can be kept
@@ -28,6 +27,13 @@ class Moment(NamedTuple):
 
     sm: int
     number: int
+
+
+def ended(clock: Clock, moment: Moment) -> Clock:
+    """The clock of an SM when its instruction has ended."""
+    after = clock.copy()
+    after[moment.sm] = moment.number
+    return after
 
 
 class Stores:
@@ -72,16 +78,6 @@ class Sight:
         self.activations = Stores(activations)
         self.cache = Stores(2, layers, rows)  # of even and of odd positions: the next is stored while this one is read
 
-    def ended(self, clock: Clock, moment: Moment) -> Clock:
-        """The clock of an SM when its instruction has ended."""
-        after = clock.copy()
-        after[moment.sm] = moment.number
-        return after
-
     def release(self, clock: Clock, counter: int) -> None:
         """A signal carries a clock to those who wait for its counter."""
         self.counters[counter] = merged(self.counters[counter], clock)
-
-    def check_rows(self, span: slice, region: Region, clock: Clock) -> None:
-        """Raises Fault for a read of activations that are not visible yet."""
-        self.activations.check((span,), clock, f"reads {region}")
