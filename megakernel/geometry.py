@@ -19,7 +19,6 @@ ITEM_BYTES = 2  # of a weight: the kernel runs bf16
 COUNTER_STRIDE = 32  # int32 elements between counters: each has a 128-byte line of its own
 GEMM_PAGES = 4  # most pages whose loads are unrolled together
 COPIES = (4, 2)  # TMA copies in flight per SM: for the record that runs, for those ahead of it (docs/performance.md)
-STAGED_PAGES = 8  # most pages of activations that are loaded at once
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, stamp
 from megakernel.device.values import look, look_again, vacant
-from megakernel.geometry import GEMM_PAGES, ITEM_BYTES, STAGED_PAGES
+from megakernel.geometry import GEMM_PAGES, ITEM_BYTES
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 
 TILES = gl.constexpr(TILES_PER_PAGE)
@@ -27,7 +27,6 @@ PAGE_COLUMNS = gl.constexpr(TILES_PER_PAGE * TILE_BYTES // ITEM_BYTES)
 PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)
 MMA_COLUMNS = gl.constexpr(COLUMNS)
 PAGE_GROUP = gl.constexpr(GEMM_PAGES)
-STAGED = gl.constexpr(STAGED_PAGES)
 
 FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 FLAT_TILES = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
@@ -62,26 +61,6 @@ def power_of_two(n):
 
 
 @gluon.jit
-def stage(memory, ring, step, source, COUNT: gl.constexpr, PAGES: gl.constexpr):
-    """Round an fp32 vector [COUNT] to bf16 and stage it, padded with zeros to PAGES pages, as soon as all of it is there."""
-    GROUP: gl.constexpr = largest_divisor(PAGES, STAGED)
-    SIZE: gl.constexpr = GROUP * PAGE_COLUMNS
-    index = gl.arange(0, SIZE, vector_layout())
-    staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], FLAT)
-    looks, waiting = gl.to_tensor(0).to(gl.int64), 1
-    while waiting != 0:
-        absent = gl.zeros([SIZE], gl.int32, vector_layout())
-        for part in gl.static_range(PAGES // GROUP):
-            column = part * SIZE + index
-            values = look(source + column, column < COUNT)
-            absent |= vacant(values)
-            staging.index(part).store(values.to(gl.bfloat16))
-        looks += 1
-        waiting = look_again(memory, step, looks, absent)
-    barrier()
-
-
-@gluon.jit
 def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, COUNT: gl.constexpr, EPSILON: gl.constexpr):
     """Wait for the step's input, then stage rms_norm(source) * weight for fp32 vectors [COUNT], rounded to bf16 and padded
     with zeros.  The weights depend on nobody and are loaded before the wait."""
@@ -90,39 +69,81 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, COUNT: gl.co
     staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], FLAT).index(0)
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
     wait_all(S, memory, step)
-    x = gl.full([SIZE], 0.0, gl.float32, index.type.layout)
-    looks, waiting = gl.to_tensor(0).to(gl.int64), 1
-    while waiting != 0:
-        x = look(source + index, index < COUNT)
-        looks += 1
-        waiting = look_again(memory, step, looks, vacant(x))
-    scale = gl.rsqrt(gl.sum(x * x, axis=0) / COUNT + EPSILON)
+    x = look(source + index, index < COUNT)
+    squares = gl.sum(x * x, axis=0)
+    if squares != squares:  # not a number, as a vacant place is none
+        looks, waiting = gl.to_tensor(0).to(gl.int64), 1
+        while waiting != 0:
+            looks += 1
+            waiting = look_again(memory, step, looks, vacant(x))
+            if waiting != 0:
+                x = look(source + index, index < COUNT)
+        squares = gl.sum(x * x, axis=0)
+    scale = gl.rsqrt(squares / COUNT + EPSILON)
     staging.store((x * scale * w).to(gl.bfloat16))
     barrier()
 
 
 @gluon.jit
-def row_block(S: gl.constexpr, ring, step, use, PAGES: gl.constexpr):
-    """Multiply the next row block by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
+def multiply_page(S: gl.constexpr, ring, step, use, page, acc):
+    """Wait for page use `use`, release it, and add its product with page `page` of the staged activation."""
     MMA: gl.constexpr = block_layout()
     A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
+    slot = use % S.ring
+    tiles = reinterpret(ring.staging.index(page), gl.bfloat16, [TILES, TILE], FLAT_TILES)
+    x = gl.expand_dims(tiles.load(gl.SliceLayout(2, B)), 2)
+    x, _ = gl.broadcast(x, gl.zeros([TILES, TILE, MMA_COLUMNS], gl.bfloat16, B))
+    mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
+    if S.trace:
+        if use == step.use:
+            stamp(S, step.trace, LANDED)
+    w = reinterpret(ring.pages.index(slot), gl.bfloat16, [TILES, ROWS, TILE], PAGE_LAYOUT).load(A)
+    mbarrier.arrive(ring.empty.index(slot), count=1)
+    return mma_v2(w, x, acc)
+
+
+@gluon.jit
+def row_block(S: gl.constexpr, ring, step, use, PAGES: gl.constexpr):
+    """Multiply the next row block by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
     GROUP: gl.constexpr = largest_divisor(PAGES, PAGE_GROUP)
-    acc = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, MMA)
+    acc = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
     for group in range(PAGES // GROUP):
         for j in gl.static_range(GROUP):
             page = group * GROUP + j
-            slot = (use + page) % S.ring
-            tiles = reinterpret(ring.staging.index(page), gl.bfloat16, [TILES, TILE], FLAT_TILES)
-            x = gl.expand_dims(tiles.load(gl.SliceLayout(2, B)), 2)
-            x, _ = gl.broadcast(x, gl.zeros([TILES, TILE, MMA_COLUMNS], gl.bfloat16, B))
-            mbarrier.wait(ring.full.index(slot), ((use + page) // S.ring) & 1)
-            if S.trace:
-                if use + page == step.use:
-                    stamp(S, step.trace, LANDED)
-            w = reinterpret(ring.pages.index(slot), gl.bfloat16, [TILES, ROWS, TILE], PAGE_LAYOUT).load(A)
-            mbarrier.arrive(ring.empty.index(slot), count=1)
-            acc = mma_v2(w, x, acc)
+            acc = multiply_page(S, ring, step, use + page, page, acc)
+    stamp(S, step.trace, COMPUTED)
+    return gl.sum(acc, axis=0)
+
+
+@gluon.jit
+def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, COUNT: gl.constexpr, PAGES: gl.constexpr):
+    """Round an fp32 vector [COUNT] to bf16 and stage it, padded with zeros to PAGES pages, as soon as it is there, and
+    multiply the step's first row block by it; returns what `row_block` does.
+
+    A part of the vector is on its way from L2 while the part before it is multiplied.
+    """
+    GROUP: gl.constexpr = largest_divisor(PAGES, PAGE_GROUP)
+    SIZE: gl.constexpr = GROUP * PAGE_COLUMNS
+    column = gl.arange(0, SIZE, vector_layout())
+    staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], FLAT)
+    acc = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    values = look(source + column, column < COUNT)
+    looks = gl.to_tensor(0).to(gl.int64)
+    for part in range(PAGES // GROUP):
+        looks += 1
+        waiting = look_again(memory, step, looks, vacant(values))
+        while waiting != 0:
+            values = look(source + column, column < COUNT)
+            looks += 1
+            waiting = look_again(memory, step, looks, vacant(values))
+        staging.index(part).store(values.to(gl.bfloat16))
+        barrier()
+        column += SIZE
+        values = look(source + column, column < COUNT)
+        for j in gl.static_range(GROUP):
+            page = part * GROUP + j
+            acc = multiply_page(S, ring, step, step.use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
     return gl.sum(acc, axis=0)
 

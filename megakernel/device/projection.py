@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.matvec import ROWS, block_index, row_block, stage
+from megakernel.device.matvec import ROWS, block_index, row_block, stage_and_multiply
 from megakernel.device.sync import wait_all
 from megakernel.device.values import complete, look, put_once
 
@@ -26,14 +26,16 @@ def projection(
 ):
     """target[rows] = residual[rows] + W[rows] round(source) + bias[rows], for row blocks a to a + b."""
     wait_all(S, memory, step)
-    stage(memory, ring, step, source, COUNT, PAGES)
     index = block_index()
     row, column = index // 16, index % 16
     for i in range(step.record.b):
         rows = (step.record.a + i) * ROWS + row
         inside = rows < S.hidden
         before = look(residual + rows, inside)
-        y = row_block(S, ring, step, step.use + i * PAGES, PAGES)
+        if i == 0:
+            y = stage_and_multiply(S, memory, ring, step, source, COUNT, PAGES)
+        else:
+            y = row_block(S, ring, step, step.use + i * PAGES, PAGES)
         if BIAS >= 0:
             y += gl.load(bias + rows, mask=inside, other=0.0)
         y += complete(memory, step, before, residual + rows, inside)
