@@ -13,7 +13,8 @@ class Point(IntEnum):
     LANDED = 2  # its first page had landed
     COMPUTED = 3  # its last page was multiplied
     STORED = 4  # its rows were on their way to memory
-    SIGNALLED = 5  # its signals were sent, and so its rows visible to all
+    SIGNALLED = 5  # its signals were sent
     LOAD_BEGUN = 6  # the loader turned to the record
     LOAD_ENDED = 7  # its last copy was issued
     LOAD_WAITED = 8  # of that, time spent waiting for a page to be released
+    STAGED = 9  # its activations were in place

@@ -13,6 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
 from megakernel.device.sync import wait_all
+from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import look, look_again, put, put_once, vacant, values_of
 
 FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
@@ -87,6 +88,7 @@ def attention(S: gl.constexpr, memory, ring, step):
     barrier()
     queries = reinterpret(ring.staging, gl.bfloat16, [COLUMNS, S.head_tiles, TILE], FLAT_HEADS)
     qt = queries.permute([1, 2, 0]).load(B)
+    stamp(S, step.trace, STAGED)
 
     m = gl.full([COLUMNS], float("-inf"), gl.float32, HEADS)
     total = gl.zeros([COLUMNS], gl.float32, HEADS)
@@ -95,6 +97,9 @@ def attention(S: gl.constexpr, memory, ring, step):
     first, pages = slice_pages(S, step.record.b, step.position)
     for i in range(pages):
         slot = wait_page(S, ring, step.use + 2 * i)
+        if S.trace:
+            if i == 0:
+                stamp(S, step.trace, LANDED)
         k = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
         s = mma_v2(k.load(A), qt, gl.zeros([S.head_tiles, S.page_positions, COLUMNS], gl.float32, MMA))
         mbarrier.arrive(ring.empty.index(slot), count=1)
@@ -115,6 +120,7 @@ def attention(S: gl.constexpr, memory, ring, step):
     for use in range(step.use + 2 * pages, step.use + step.record.pages):
         slot = wait_page(S, ring, use)
         mbarrier.arrive(ring.empty.index(slot), count=1)
+    stamp(S, step.trace, COMPUTED)
     if current:
         m, total, acc = add_current(S, q, new_k, rounded(new_v), m, total, acc)
     store_output(S, memory, step, m, total, acc)

@@ -7,6 +7,7 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import power_of_two
 from megakernel.device.sync import wait_all
+from megakernel.device.trace import STAGED, stamp
 from megakernel.device.values import look, look_again, put, vacant, values_of
 
 TOGETHER_ELEMENTS = gl.constexpr(4096)  # 32 registers of each of the consumer's threads
@@ -75,5 +76,6 @@ def combine(S: gl.constexpr, memory, ring, step):
                 out += weight[:, None] * parts[3 * j + 2]
         looks += 1
         waiting = look_again(memory, step, looks, absent)
+    stamp(S, step.trace, STAGED)
     target = values + S.attn + step.record.layer * S.attn_stride + step.record.a * (S.group * S.head_rows)
     put(S, step, target + place, out / total[:, None], inside)

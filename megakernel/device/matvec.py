@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 from instructions.shape import MMA_COLUMNS as COLUMNS
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.sync import wait_all
-from megakernel.device.trace import COMPUTED, LANDED, stamp
+from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import look, look_again, vacant
 from megakernel.geometry import GEMM_PAGES, ITEM_BYTES
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
@@ -82,6 +82,7 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, COUNT: gl.co
     scale = gl.rsqrt(squares / COUNT + EPSILON)
     staging.store((x * scale * w).to(gl.bfloat16))
     barrier()
+    stamp(S, step.trace, STAGED)
 
 
 @gluon.jit
@@ -139,6 +140,9 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, COUNT: gl.co
             waiting = look_again(memory, step, looks, vacant(values))
         staging.index(part).store(values.to(gl.bfloat16))
         barrier()
+        if S.trace:
+            if part == 0:
+                stamp(S, step.trace, STAGED)
         column += SIZE
         values = look(source + column, column < COUNT)
         for j in gl.static_range(GROUP):

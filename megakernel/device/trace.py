@@ -19,6 +19,7 @@ SIGNALLED = gl.constexpr(int(Point.SIGNALLED))
 LOAD_BEGUN = gl.constexpr(int(Point.LOAD_BEGUN))
 LOAD_ENDED = gl.constexpr(int(Point.LOAD_ENDED))
 LOAD_WAITED = gl.constexpr(int(Point.LOAD_WAITED))
+STAGED = gl.constexpr(int(Point.STAGED))
 POINTS = gl.constexpr(len(Point))
 
 

@@ -33,7 +33,7 @@ def test_times_start_at_zero_and_keep_their_distances() -> None:
 
 
 def test_trailing_points_and_tokens_may_be_missing() -> None:
-    """The kernel stamps no STAGED and no PAGE_WAITED, and a launch may end before its last token."""
+    """A kernel may stamp no STAGED and no PAGE_WAITED, and a launch may end before its last token."""
     program = small_program()
     stamps = random_stamps(program, 2, tokens=3)
     short = stamps[:, :, : Point.STAGED].copy()

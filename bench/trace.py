@@ -1,0 +1,133 @@
+"""Trace decode steps on the GPU: time stamps of every instruction, and what taking them costs.
+
+    python -m bench.trace --model random:llama-3.2-1b --position 96 -o trace
+    python -m scheduler.timeline --trace trace/measured.npz -o trace
+
+The first line writes `measured.npz` and `cost.json`, the second what docs/pictures.md shows.  Launches with and without the
+trace take turns; the stamps kept are those of the last.  The KV cache holds noise, the tokens are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.compare.machine import describe, gpu_state
+from bench.decode_runs import Spread
+from bench.rig import Rig
+from megakernel.gpu.machine import GpuProgram
+from megakernel.loading import gpu_problem
+from models.checkpoint import open_checkpoint
+from models.errors import UserError
+from models.packed import PackedModel, pack
+from scheduler.__main__ import DEFAULT_CAPACITY
+from scheduler.timeline import Trace, from_stamps
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.trace", description="Trace decode steps on the GPU.")
+    parser.add_argument("--model", default="random:llama-3.2-1b", help="a checkpoint or random:<preset> (default %(default)s)")
+    parser.add_argument("--position", type=int, default=96, help="of the first token (default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=8, help="tokens of a launch (default %(default)s)")
+    parser.add_argument("--runs", type=int, default=9, help="launches of each kind (default %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("trace"), help="folder (default %(default)s)")
+    parser.add_argument("--commit", help="the commit measured, where git cannot tell")
+    return parser
+
+
+def load(options: argparse.Namespace) -> PackedModel:
+    """The model, with a KV cache of the usual size or as much as the trace needs; raises UserError for what cannot be."""
+    if (problem := gpu_problem()) is not None:
+        raise UserError(f"{problem}: this command needs a GPU")
+    if options.runs < 1 or options.tokens < 1 or options.position < 0:
+        raise UserError("--runs and --tokens must be at least 1, --position at least 0")
+    checkpoint = open_checkpoint(options.model)
+    most, needed = checkpoint.config.max_position, options.position + options.tokens + 1
+    if needed > most:
+        raise UserError(f"position {needed - 1} is beyond the model's {most}: use a lower --position")
+    return pack(checkpoint.source, checkpoint.config, torch.bfloat16, max(needed, min(DEFAULT_CAPACITY, most)))
+
+
+def timed(rig: Rig, program: GpuProgram, position: int, tokens: int) -> float:
+    """Milliseconds a token of one launch of a program of the rig's model, with random tokens up to `position`."""
+    generator = torch.Generator().manual_seed(position)
+    rig.start(torch.randint(rig.programs.config.vocab_size, (position + 1,), generator=generator).tolist())
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    flight = program.launch(position, tokens)
+    end.record()
+    flight.land()
+    return float(begin.elapsed_time(end)) / tokens
+
+
+def alternate(runs: int, first: Callable[[], float], second: Callable[[], float]) -> tuple[Spread, Spread]:
+    """What two measurements give that take turns, after one of each that does not count."""
+    pairs = [(first(), second()) for _ in range(runs + 1)][1:]
+    return Spread.of([a for a, _ in pairs]), Spread.of([b for _, b in pairs])
+
+
+def measure(options: argparse.Namespace) -> tuple[Trace, dict[str, Any]]:
+    """A trace, and the record of what it cost."""
+    model = load(options)
+    machine = describe(ROOT, options.commit)
+    rig = Rig(model)
+    rig.state.cache.normal_()
+    position, tokens = options.position, options.tokens
+    plain = rig.program(position)
+    last = rig.programs.sizes[rig.programs.place(position)]
+    if position + tokens > last + 1:
+        raise UserError(f"a trace must stay in one context bucket, which here ends at {last}: use fewer --tokens")
+    traced = GpuProgram(plain.program, rig.state, patience=rig.patience, trace_tokens=tokens)
+    without, with_trace = alternate(
+        options.runs,
+        lambda: timed(rig, plain, position, tokens),
+        lambda: timed(rig, traced, position, tokens),
+    )
+    trace = from_stamps(plain.program, traced.stamps.cpu().numpy(), past=position, machine=machine["gpu"] or "unknown GPU")
+    return trace, {
+        "benchmark": "trace",
+        "model": options.model,
+        "position": position,
+        "tokens": tokens,
+        "machine": machine,
+        "clocks_after": gpu_state(),
+        "ms_per_token": asdict(without),
+        "traced_ms_per_token": asdict(with_trace),
+        "cost": with_trace.median / without.median - 1,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit 0, or 2 with one line where the request cannot be met."""
+    options = parser().parse_args(arguments)
+    try:
+        trace, record = measure(options)
+        options.output.mkdir(parents=True, exist_ok=True)
+        path = options.output / "measured.npz"
+        trace.save(path)
+        (options.output / "cost.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        print(f"error: {error.filename or options.output}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    plain, traced = record["ms_per_token"]["median"], record["traced_ms_per_token"]["median"]
+    print(f"a token takes {plain:.4f} ms, {traced:.4f} ms with the trace: {record['cost']:+.1%}")
+    print(f"now: python -m scheduler.timeline --trace {path} -o {options.output}")
+    print(json.dumps(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
