@@ -91,7 +91,7 @@ def attention(S: gl.constexpr, memory, ring, step):
     stamp(S, step.trace, STAGED)
 
     m = gl.full([COLUMNS], float("-inf"), gl.float32, HEADS)
-    total = gl.zeros([COLUMNS], gl.float32, HEADS)
+    totals = gl.zeros([S.page_positions, COLUMNS], gl.float32, gl.SliceLayout(0, MMA))
     acc = gl.zeros([S.head_tiles, TILE, COLUMNS], gl.float32, MMA)
     positions = gl.arange(0, S.page_positions, gl.SliceLayout(1, gl.SliceLayout(0, MMA)))
     first, pages = slice_pages(S, step.record.b, step.position)
@@ -108,7 +108,7 @@ def attention(S: gl.constexpr, memory, ring, step):
         m_new = gl.maximum(m, gl.max(s, axis=0))
         decay = gl.exp(m - m_new)
         p = gl.exp(s - gl.expand_dims(m_new, 0))
-        total = total * decay + gl.sum(p, axis=0)
+        totals = totals * gl.expand_dims(decay, 0) + p  # summed over the positions at the end: a sum here would be a barrier
         m = m_new
         weights = gl.convert_layout(gl.expand_dims(p.to(gl.bfloat16), 0), B)
         weights, _ = gl.broadcast(weights, gl.zeros([S.head_tiles, S.page_positions, COLUMNS], gl.bfloat16, B))
@@ -120,6 +120,7 @@ def attention(S: gl.constexpr, memory, ring, step):
     for use in range(step.use + 2 * pages, step.use + step.record.pages):
         slot = wait_page(S, ring, use)
         mbarrier.arrive(ring.empty.index(slot), count=1)
+    total = gl.sum(totals, axis=0)
     stamp(S, step.trace, COMPUTED)
     if current:
         m, total, acc = add_current(S, q, new_k, rounded(new_v), m, total, acc)
