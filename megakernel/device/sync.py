@@ -118,9 +118,9 @@ def wait_counter(memory, counter, wanted, place, record, position):
 
 
 @gluon.jit
-def wait_one(memory, step, number: gl.constexpr, counter, target):
-    """Wait number `number` of a record, if it has so many."""
-    if step.record.waits > number:
+def wait_one(S: gl.constexpr, memory, step, number: gl.constexpr, counter, target):
+    """Wait number `number` of a record, if it has so many; the end of the token before has been waited for already."""
+    if (step.record.waits > number) & (counter != S.sample_counter):
         wanted = target * (step.epoch + 1 - ((step.record.lags >> number) & 1))
         wait_counter(memory, counter, wanted, step.sm, step.index, step.position)
 
@@ -132,8 +132,8 @@ def wait_all(S: gl.constexpr, memory, step):
     An instruction calls this itself, after it has issued the loads that depend on nobody.
     """
     record = step.record
-    wait_one(memory, step, 0, record.wait0, record.target0)
-    wait_one(memory, step, 1, record.wait1, record.target1)
+    wait_one(S, memory, step, 0, record.wait0, record.target0)
+    wait_one(S, memory, step, 1, record.wait1, record.target1)
     barrier()
     stamp(S, step.trace, READY)
 
