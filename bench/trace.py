@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace) -> tuple[Trace, dict[str, Any]]:
         lambda: timed(rig, plain, position, tokens),
         lambda: timed(rig, traced, position, tokens),
     )
-    trace = from_stamps(plain.program, traced.stamps.cpu().numpy(), past=position, machine=machine["gpu"] or "unknown GPU")
+    trace = from_stamps(plain.program, traced.stamps(), past=position, machine=machine["gpu"] or "unknown GPU")
     return trace, {
         "benchmark": "trace",
         "model": options.model,

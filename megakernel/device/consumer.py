@@ -19,7 +19,19 @@ from megakernel.device.o_proj import o_proj
 from megakernel.device.qkv import qkv
 from megakernel.device.sample import sample
 from megakernel.device.sync import agree, load_acquire, signal_all, wait_counter
-from megakernel.device.trace import FETCHED, POINTS, SIGNALLED, STORED, stamp
+from megakernel.device.trace import (
+    BEGIN_CYCLE,
+    BEGIN_TIME,
+    END_CYCLE,
+    END_TIME,
+    FETCHED,
+    POINTS,
+    SIGNALLED,
+    STORED,
+    note_clocks,
+    stamp,
+    token_stamps,
+)
 
 EMBED, QKV, ATTENTION, COMBINE, O_PROJ, GATE_UP, DOWN, LM_HEAD, SAMPLE = (gl.constexpr(kind.OPCODE) for kind in INSTRUCTIONS)
 
@@ -83,6 +95,7 @@ def drain_token(S: gl.constexpr, ring, first_use, uses):
 def consumer(S: gl.constexpr, memory, ring, start, stop, uses_per_token, position, epoch, tokens):
     """Decode `tokens` tokens, or until one of them is a stop token or some wait of the grid has expired."""
     sm = gl.program_id(0)
+    note_clocks(S, memory, sm, BEGIN_TIME, BEGIN_CYCLE)
     record = fetch(memory, start)
     token = 0
     while token < tokens:
@@ -97,10 +110,11 @@ def consumer(S: gl.constexpr, memory, ring, start, stop, uses_per_token, positio
         mbarrier.arrive(ring.taken, count=1)
         if last == 0:
             first_use = token * uses_per_token
-            trace = memory.stamps + token * (S.records * POINTS)
+            trace = token_stamps(S, memory, token)
             first = token * (stop - start)
             record = run_token(S, memory, ring, record, sm, start, stop, first, first_use, here, epoch + token, trace)
             token += 1
         else:
             drain_token(S, ring, token * uses_per_token, uses_per_token)
             token = tokens
+    note_clocks(S, memory, sm, END_TIME, END_CYCLE)

@@ -79,7 +79,7 @@ class Memory:
     tokens: gl.tensor
     control: gl.tensor
     patience: gl.tensor  # clock cycles after which a wait is given up, int64
-    stamps: gl.tensor  # int64 [tokens, records, POINTS], with S.trace
+    stamps: gl.tensor  # int64, see `megakernel.stamps`; with S.trace
 
     @gluon.constexpr_function
     def __init__(self, weights, cache, activations, constants, rope, words, counters, tokens, control, patience, stamps):

@@ -13,11 +13,12 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from instructions.attention import Attention
 from megakernel.device.attention import slice_pages
+from megakernel.device.clocks import cycles
 from megakernel.device.compat import copy_page
 from megakernel.device.context import DONE, LOADERS, fetch_load, set_shared_word, shared_word
 from megakernel.device.matvec import LINES
 from megakernel.device.sync import proxy_fence, wait_counter
-from megakernel.device.trace import LOAD_BEGUN, LOAD_ENDED, LOAD_WAITED, POINTS, note, now, stamp
+from megakernel.device.trace import LOAD_BEGUN, LOAD_ENDED, LOAD_WAITED, POINTS, note, stamp, token_stamps
 from models.tape import PAGE_BYTES
 
 ATTENTION = gl.constexpr(Attention.OPCODE)
@@ -37,12 +38,12 @@ def free_slot(S: gl.constexpr, ring, use, number):
     slot = use % S.ring
     waited = gl.to_tensor(0).to(gl.int64)
     if S.trace:
-        waited -= now()
+        waited -= cycles()
     set_shared_word(ring.loading, use)
     mbarrier.wait(ring.empty.index(slot), ((use // S.ring) & 1) ^ 1)
     set_shared_word(ring.loading, -1 - use)
     if S.trace:
-        waited += now()
+        waited += cycles()
     older = use - in_flight(S, ring, number)
     if older >= 0:
         mbarrier.wait(ring.full.index(older % S.ring), (older // S.ring) & 1)
@@ -121,7 +122,7 @@ def loader(S: gl.constexpr, memory, tape, cache, ring, start, stop, uses_per_tok
         if last == 0:
             mbarrier.arrive(ring.begun, count=1)
             first_use = token * uses_per_token
-            trace = memory.stamps + token * (S.records * POINTS)
+            trace = token_stamps(S, memory, token)
             first = token * (stop - start)
             here = position + token
             load = stream_token(

@@ -17,9 +17,9 @@ from instructions.embed import Embed
 from instructions.gate_up import GateUp
 from instructions.o_proj import OProj
 from instructions.sample import Sample
+from megakernel.device.clocks import cycles
 from megakernel.device.context import DONE, fetch_load, shared_word
 from megakernel.device.matvec import PAGE_ELEMENTS
-from megakernel.device.sync import clock
 from models.tape import PAGE_BYTES
 
 ATTENTION = gl.constexpr(Attention.OPCODE)
@@ -58,7 +58,7 @@ def prefetcher(S: gl.constexpr, memory, ring, start, stop, uses_per_token):
     index, first_use = start, 0
     load = fetch_load(memory, start)
     page = 0  # of the record
-    stalled, since = -1, clock()
+    stalled, since = -1, cycles()
     loading = 0
     while loading != DONE:
         loading = shared_word(ring.loading)
@@ -74,7 +74,7 @@ def prefetcher(S: gl.constexpr, memory, ring, start, stop, uses_per_token):
             page = 0
         else:
             page = gl.maximum(page, copied - use)
-            now = clock()
+            now = cycles()
             if loading != stalled:
                 stalled, since = loading, now + (DELAY - PACE)
             idle = waits & (((SHORT >> shared_word(ring.doing)) & 1) != 0)

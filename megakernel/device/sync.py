@@ -11,6 +11,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier
 from megakernel.device.context import FAULT, REPORT_WORDS, REPORTS
 from megakernel.device.trace import READY, stamp
@@ -58,12 +59,6 @@ def load_acquire(pointer):
 
 
 @gluon.jit
-def clock():
-    """The SM's cycle counter, int64."""
-    return gl.inline_asm_elementwise("mov.u64 $0, %clock64;", "=l", [], dtype=gl.int64, is_pure=False, pack=1)
-
-
-@gluon.jit
 def proxy_fence():
     """Order this thread's ordinary accesses to global memory and the TMA's (the asynchronous proxy) with each other."""
     gl.inline_asm_elementwise("fence.proxy.async.global; mov.u32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
@@ -103,14 +98,14 @@ def wait_counter(memory, counter, wanted, place, record, position):
     pointer = memory.counters + counter * STRIDE
     seen = load_acquire(pointer)
     if seen < wanted:
-        begin = clock()
+        begin = cycles()
         waiting = 1
         while waiting == 1:
             seen = load_acquire(pointer)
             if seen >= wanted:
                 waiting = 0
             else:
-                waited = clock() - begin
+                waited = cycles() - begin
                 if waited > LONG_WAIT:
                     if given_up(memory, waited):
                         report(memory, place, record, counter, wanted, seen, position)

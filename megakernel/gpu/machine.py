@@ -22,7 +22,7 @@ from megakernel.device.context import Sizes
 from megakernel.device.kernel import WARPS, megakernel
 from megakernel.geometry import COUNTER_STRIDE, make_geometry
 from megakernel.gpu.control import WORDS, Outcome, control_words
-from megakernel.stamps import Point
+from megakernel.stamps import Clock, Point, nanoseconds
 from models.packed import PackedModel
 from models.tape import PAGE_BYTES
 from scheduler.program import Program
@@ -81,8 +81,7 @@ class Flight:
 class GpuProgram:
     """One program in GPU memory.  `epoch` counts the tokens it has decoded, `enqueued` those under way.
 
-    With `trace_tokens`, the kernel writes time stamps for launches of up to so many tokens: `stamps` is int64
-    [trace_tokens, records, points], see `megakernel.stamps`.
+    With `trace_tokens`, the kernel takes time stamps in launches of up to so many tokens: see `stamps`.
     """
 
     def __init__(
@@ -99,7 +98,9 @@ class GpuProgram:
         self.words, self.starts, self.uses = (
             torch.from_numpy(array).to(device) for array in (words, program.starts, program.uses)
         )
-        self.stamps = torch.zeros(max(trace_tokens, 1), len(program.words), len(Point), dtype=torch.int64, device=device)
+        self.trace_tokens = trace_tokens
+        size = program.sms * len(Clock) + trace_tokens * len(program.words) * len(Point)
+        self.trace = torch.zeros(size, dtype=torch.int64, device=device)
         self.activations = torch.full((program.shape.arena_elements,), VACANT, dtype=torch.int32, device=device)
         self.counters = torch.zeros(program.counters * COUNTER_STRIDE, dtype=torch.int32, device=device)
         self.epoch = self.enqueued = 0
@@ -121,7 +122,7 @@ class GpuProgram:
             self.counters,
             state.tokens,
             state.control,
-            self.stamps,
+            self.trace,
             position,
             self.epoch + self.enqueued,
             tokens,
@@ -139,8 +140,10 @@ class GpuProgram:
         Where an earlier launch has met a stop token, the kernel leaves at once.  The launch is cooperative: the driver
         refuses it where not all blocks can be resident together, instead of letting them wait for each other for ever.
         """
-        if self.sizes.geometry.trace and tokens > len(self.stamps):
-            raise ValueError(f"{tokens} tokens do not fit a trace of {len(self.stamps)}")
+        if self.sizes.geometry.trace:
+            if tokens > self.trace_tokens:
+                raise ValueError(f"{tokens} tokens do not fit a trace of {self.trace_tokens}")
+            self.trace.zero_()
         grid = (self.program.sms,)
         megakernel[grid](*self.arguments(position, tokens), **LAUNCH_OPTIONS)
         self.enqueued += tokens
@@ -156,6 +159,13 @@ class GpuProgram:
         """The logits of the last token decoded under this program, fp32 [vocab], on the host."""
         buffer = self.program.shape.buffers["logits"]
         return self.activations[buffer.base : buffer.base + buffer.rows].view(torch.float32).cpu()
+
+    def stamps(self) -> np.ndarray:
+        """The time stamps of the last launch, int64 [trace_tokens, records, points] nanoseconds, see `megakernel.stamps`."""
+        words, records = self.trace.cpu().numpy(), len(self.program.words)
+        clocks, cycles = np.split(words, [self.program.sms * len(Clock)])
+        sm = np.repeat(np.arange(self.program.sms), np.diff(self.program.starts))
+        return nanoseconds(cycles.reshape(self.trace_tokens, records, len(Point)), clocks.reshape(-1, len(Clock)), sm)
 
     def resume(self) -> None:
         """Take the epoch from the counters, when no launch is under way: it holds whatever became of the launches."""

@@ -21,13 +21,13 @@ from instructions.codec import MAX_SIGNALS, MAX_WAITS, WORDS, Word
 from instructions.registry import INSTRUCTIONS
 from megakernel.device import consumer, context, matvec, sampling, trace
 from megakernel.geometry import ITEM_BYTES
-from megakernel.stamps import Point
+from megakernel.stamps import Clock, Point
 from models import tape
 
 DEVICE = ROOT / "megakernel" / "device"
 HOST_ONLY = {"__init__", "base", "codec", "registry", "shape"}  # what an instruction is, and how it is written down
-# the interpreter
-DEVICE_ONLY = {"__init__", "compat", "consumer", "context", "kernel", "loader", "prefetcher", "sync", "trace", "values"}
+ROLES = {"kernel", "consumer", "loader", "prefetcher"}
+DEVICE_ONLY = ROLES | {"__init__", "clocks", "compat", "context", "sync", "trace", "values"}  # the interpreter
 
 
 def modules(folder: Path) -> set[str]:
@@ -135,6 +135,8 @@ def test_time_stamps_are_those_of_the_host() -> None:
     found = constants(trace)
     assert {point.name: found[point.name] for point in Point} == {point.name: int(point) for point in Point}
     assert found["POINTS"] == len(Point)
+    assert {clock.name: found[clock.name] for clock in Clock} == {clock.name: int(clock) for clock in Clock}
+    assert found["CLOCKS"] == len(Clock)
 
 
 def test_no_size_is_typed_into_a_device_function() -> None:

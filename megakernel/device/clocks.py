@@ -1,0 +1,18 @@
+"""The two clocks of the GPU: an SM's cycles, which pass fast and cost little to read, and nanoseconds, the same on every SM."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+
+@gluon.jit
+def cycles():
+    """The SM's cycle counter, int64."""
+    return gl.inline_asm_elementwise("mov.u64 $0, %clock64;", "=l", [], dtype=gl.int64, is_pure=False, pack=1)
+
+
+@gluon.jit
+def nanoseconds():
+    """The GPU's clock, int64; it moves on by some hundreds at a time."""
+    return gl.inline_asm_elementwise("mov.u64 $0, %globaltimer;", "=l", [], dtype=gl.int64, is_pure=False, pack=1)
