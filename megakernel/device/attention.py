@@ -59,10 +59,40 @@ def wait_page(S: gl.constexpr, ring, use):
 
 
 @gluon.jit
+def page_scores(S: gl.constexpr, ring, step, use, qt, left):
+    """Scores of the K page at a use, fp32 [positions, heads], -inf from position `left` on; takes and releases the page."""
+    MMA: gl.constexpr = score_layout()
+    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
+    slot = wait_page(S, ring, use)
+    if S.trace:
+        if use == step.use:
+            stamp(S, step.trace, LANDED)
+    k = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
+    s = mma_v2(k.load(A), qt, gl.zeros([S.head_tiles, S.page_positions, S.group_columns], gl.float32, MMA))
+    mbarrier.arrive(ring.empty.index(slot), count=1)
+    positions = gl.arange(0, S.page_positions, gl.SliceLayout(1, gl.SliceLayout(0, MMA)))
+    return gl.where((positions < left)[:, None], gl.sum(s, axis=0) * S.scale, float("-inf"))
+
+
+@gluon.jit
+def add_values(S: gl.constexpr, ring, use, p, acc):
+    """`acc` and the rows of the V page at a use, weighted by p [positions, heads]; takes and releases the page."""
+    MMA: gl.constexpr = score_layout()
+    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
+    B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
+    weights = gl.convert_layout(gl.expand_dims(p.to(gl.bfloat16), 0), B)
+    weights, _ = gl.broadcast(weights, gl.zeros([S.head_tiles, S.page_positions, S.group_columns], gl.bfloat16, B))
+    slot = wait_page(S, ring, use)
+    v = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
+    acc = mma_v2(v.permute([0, 2, 1]).load(A), weights, acc)
+    mbarrier.arrive(ring.empty.index(slot), count=1)
+    return acc
+
+
+@gluon.jit
 def attention(S: gl.constexpr, memory, ring, step):
     """KV head a, slice b; page uses beyond the slice's pages pass through empty."""
     MMA: gl.constexpr = score_layout()
-    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
     HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))
     DIMS: gl.constexpr = S.head_tiles * TILE
@@ -93,30 +123,22 @@ def attention(S: gl.constexpr, memory, ring, step):
     m = gl.full([COLUMNS], float("-inf"), gl.float32, HEADS)
     totals = gl.zeros([S.page_positions, COLUMNS], gl.float32, gl.SliceLayout(0, MMA))
     acc = gl.zeros([S.head_tiles, TILE, COLUMNS], gl.float32, MMA)
-    positions = gl.arange(0, S.page_positions, gl.SliceLayout(1, gl.SliceLayout(0, MMA)))
     first, pages = slice_pages(S, step.record.b, step.position)
-    for i in range(pages):
-        slot = wait_page(S, ring, step.use + 2 * i)
-        if S.trace:
-            if i == 0:
-                stamp(S, step.trace, LANDED)
-        k = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
-        s = mma_v2(k.load(A), qt, gl.zeros([S.head_tiles, S.page_positions, COLUMNS], gl.float32, MMA))
-        mbarrier.arrive(ring.empty.index(slot), count=1)
-        cached = step.position - (first + i) * S.page_positions
-        s = gl.where((positions < cached)[:, None], gl.sum(s, axis=0) * S.scale, float("-inf"))
-        m_new = gl.maximum(m, gl.max(s, axis=0))
+    for i in range(0, pages, 2):  # two pages at a time: the largest score is a barrier, and the same for both
+        use, left = step.use + 2 * i, step.position - (first + i) * S.page_positions
+        both = i + 1 < pages
+        s = page_scores(S, ring, step, use, qt, left)
+        t = gl.full([S.page_positions, COLUMNS], float("-inf"), gl.float32, gl.SliceLayout(0, MMA))
+        if both:
+            t = page_scores(S, ring, step, use + 2, qt, left - S.page_positions)
+        m_new = gl.maximum(m, gl.max(gl.maximum(s, t), axis=0))
         decay = gl.exp(m - m_new)
-        p = gl.exp(s - gl.expand_dims(m_new, 0))
-        totals = totals * gl.expand_dims(decay, 0) + p  # summed over the positions at the end: a sum here would be a barrier
+        p, r = gl.exp(s - gl.expand_dims(m_new, 0)), gl.exp(t - gl.expand_dims(m_new, 0))
+        totals = totals * gl.expand_dims(decay, 0) + (p + r)  # summed over the positions at the end: a sum is a barrier, too
         m = m_new
-        weights = gl.convert_layout(gl.expand_dims(p.to(gl.bfloat16), 0), B)
-        weights, _ = gl.broadcast(weights, gl.zeros([S.head_tiles, S.page_positions, COLUMNS], gl.bfloat16, B))
-        acc = acc * gl.expand_dims(gl.expand_dims(decay, 0), 0)
-        slot = wait_page(S, ring, step.use + 2 * i + 1)
-        v = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
-        acc = mma_v2(v.permute([0, 2, 1]).load(A), weights, acc)
-        mbarrier.arrive(ring.empty.index(slot), count=1)
+        acc = add_values(S, ring, use + 1, p, acc * gl.expand_dims(gl.expand_dims(decay, 0), 0))
+        if both:
+            acc = add_values(S, ring, use + 3, r, acc)
     for use in range(step.use + 2 * pages, step.use + step.record.pages):
         slot = wait_page(S, ring, use)
         mbarrier.arrive(ring.empty.index(slot), count=1)
