@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.trace import parser as trace_parser
 from scheduler.draw.__main__ import parser as draw_parser
 from scheduler.timeline import Point
 from scheduler.timeline.__main__ import parser as timeline_parser
@@ -16,7 +17,7 @@ from scheduler.timeline.trace import REQUIRED
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 TEXT = (DOCS / "pictures.md").read_text(encoding="utf-8")
-PARSERS = {"scheduler.draw": draw_parser, "scheduler.timeline": timeline_parser}
+PARSERS = {"scheduler.draw": draw_parser, "scheduler.timeline": timeline_parser, "bench.trace": trace_parser}
 MOST_BYTES = 300_000
 
 
