@@ -139,7 +139,11 @@ class GpuProgram:
 
         Where an earlier launch has met a stop token, the kernel leaves at once.  The launch is cooperative: the driver
         refuses it where not all blocks can be resident together, instead of letting them wait for each other for ever.
+        Raises ValueError where the positions do not fit the program: its page plan has no uses for more KV pages.
         """
+        limit = min(self.program.shape.bucket, self.state.capacity - 1)
+        if position + tokens - 1 > limit:
+            raise ValueError(f"{tokens} tokens from position {position}: this program decodes positions up to {limit}")
         if self.sizes.geometry.trace:
             if tokens > self.trace_tokens:
                 raise ValueError(f"{tokens} tokens do not fit a trace of {self.trace_tokens}")

@@ -59,3 +59,10 @@ def test_what_an_earlier_sequence_left_is_never_attended_to(bundled_rig: Rig, wh
     bundled_rig.start(random_tokens("bundled", PROMPT))
     chosen = bundled_rig.decode(0, POSITIONS)
     assert (chosen, digest(bundled_rig.program(POSITIONS - 1).logits())) == whole[:2]
+
+
+def test_positions_beyond_the_bucket_are_refused_before_the_launch(bundled_rig: Rig) -> None:
+    program = bundled_rig.program(0)
+    last = program.program.shape.bucket
+    with pytest.raises(ValueError, match=f"2 tokens from position {last}: this program decodes positions up to {last}"):
+        program.launch(last, 2)

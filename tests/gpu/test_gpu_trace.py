@@ -23,12 +23,13 @@ TOKENS = 4
 def test_a_trace_changes_no_token(bundled_rig: Rig) -> None:
     prompt = random_tokens("bundled", 8, seed=3)
     case = CASES["bundled"]
-    first = bundled_rig.page_positions  # in the second bucket, which has slices to combine
+    first = bundled_rig.page_positions + 1  # in the second bucket, which has slices to combine
     assert first + TOKENS < case.capacity
     bundled_rig.start(prompt)
     bundled_rig.decode(0, first)
     plain = bundled_rig.decode(first, TOKENS)
     program = bundled_rig.program(first)
+    assert program.program.shape.slices > 1
     traced = GpuProgram(program.program, bundled_rig.state, patience=bundled_rig.patience, trace_tokens=TOKENS)
     bundled_rig.start(prompt)
     bundled_rig.decode(0, first)
