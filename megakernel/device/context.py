@@ -258,18 +258,6 @@ class Step:
 
 
 @gluon.jit
-def record_at(memory, index):
-    """Where the record at an index of the program's words lies.
-
-    `index` is not negative, so that the lane's number adds nothing.  But ptxas sees an address of the lane's own: had it
-    known that all lanes load the same words, it would move some of them to uniform registers, at once, and so wait for
-    loads whose words are needed a whole record later.
-    """
-    lane = gl.inline_asm_elementwise("mov.u32 $0, %laneid;", "=r", [], dtype=gl.int32, is_pure=True, pack=1)
-    return memory.words + index * RECORD + (lane & (index >> 31))
-
-
-@gluon.jit
 def word(record, index: gl.constexpr):
     """One word of a record in memory."""
     return gl.load(record + index)
@@ -278,7 +266,7 @@ def word(record, index: gl.constexpr):
 @gluon.jit
 def fetch(memory, index):
     """The record at an index of the program's words."""
-    at = record_at(memory, index)
+    at = memory.words + index * RECORD
     return Record(
         word(at, OPCODE),
         word(at, LAYER),
@@ -302,7 +290,7 @@ def fetch(memory, index):
 @gluon.jit
 def fetch_load(memory, index):
     """What the loader needs of the record at an index."""
-    at = record_at(memory, index)
+    at = memory.words + index * RECORD
     return Load(
         word(at, OPCODE),
         word(at, PAGE),
