@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from instructions.codec import WORDS, Scheduled, decode, disassemble
+from instructions.codec import MAX_SIGNALS, MAX_WAITS, NONE, WORDS, Scheduled, Word, decode, disassemble
 from instructions.shape import Shape
 from models.config import ModelConfig
 from models.errors import UserError
@@ -64,6 +64,22 @@ class Program:
     def decoded(self) -> list[list[Scheduled]]:
         """Every queue, decoded."""
         return [[decode(record) for record in self.queue(sm)] for sm in range(self.sms)]
+
+    @cached_property
+    def hints(self) -> np.ndarray:
+        """Which waits order nothing, bool [instructions, MAX_WAITS]: for this token's signals, none of which releases.
+
+        They say when it is worth while to look for values that announce themselves (docs/proof.md).
+        """
+        words = self.words
+        sent = words[words[:, Word.RELEASE] != 0, Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS]
+        releases = np.zeros(self.counters, dtype=bool)
+        releases[sent[sent != NONE]] = True
+        place = np.arange(MAX_WAITS)
+        counters = words[:, Word.WAIT : Word.WAIT + MAX_WAITS]
+        known = (place < words[:, Word.WAITS, None]) & (words[:, Word.LAGS, None] >> place & 1 == 0)
+        hints: np.ndarray = known & ~releases[np.where(known, counters, 0)]
+        return hints
 
     def disassembly(self) -> Iterator[str]:
         """The program as text, one line an instruction."""

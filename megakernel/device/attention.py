@@ -10,9 +10,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
+from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
-from megakernel.device.sync import wait_all
+from megakernel.device.sync import ALL, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import look, look_again, put, put_once, vacant, values_of
 
@@ -98,7 +99,7 @@ def attention(S: gl.constexpr, memory, ring, step):
     DIMS: gl.constexpr = S.head_tiles * TILE
     COLUMNS: gl.constexpr = S.group_columns
 
-    wait_all(S, memory, step)
+    wait_all(S, memory, step, ALL)
     current = step.record.b == S.slices - 1
     query, known = query_places(S, memory, step)
     new_kv = current_places(S, memory, step)
@@ -106,11 +107,10 @@ def attention(S: gl.constexpr, memory, ring, step):
     here = current & (dims < S.head_rows)
     q = gl.full(query.shape, 0.0, gl.float32, query.type.layout)
     new_k = gl.full(dims.shape, 0.0, gl.float32, dims.type.layout)
-    looks, waiting = gl.to_tensor(0).to(gl.int64), 1
+    begin, waiting = cycles(), 1
     while waiting != 0:
         q, new_k, new_v = look(query, known), look(new_kv + dims, here), look(new_kv + S.head_rows + dims, here)
-        looks += 1
-        waiting = look_again(memory, step, looks, vacant(q) | (vacant(new_k) | vacant(new_v))[None, :])
+        waiting = look_again(memory, step, begin, vacant(q) | (vacant(new_k) | vacant(new_v))[None, :])
     rows = output_dims(S)
     new_v = look(new_kv + S.head_rows + rows, current & (rows < S.head_rows))  # is there, as has just been seen
     q, new_k = rounded(q), rounded(new_k)

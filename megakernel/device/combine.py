@@ -5,8 +5,9 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from megakernel.device.clocks import cycles
 from megakernel.device.matvec import power_of_two
-from megakernel.device.sync import wait_all
+from megakernel.device.sync import ALL, wait_all
 from megakernel.device.trace import STAGED, stamp
 from megakernel.device.values import look, look_again, put, vacant, values_of
 
@@ -41,7 +42,7 @@ def largest_maxima(S: gl.constexpr, source, heads, known):
 @gluon.jit
 def combine(S: gl.constexpr, memory, ring, step):
     """KV head a."""
-    wait_all(S, memory, step)
+    wait_all(S, memory, step, ALL)
     ROWS: gl.constexpr = S.group * (S.head_rows + 2)
     DIMS: gl.constexpr = power_of_two(S.head_rows)
     values = values_of(S, memory, step)
@@ -56,7 +57,7 @@ def combine(S: gl.constexpr, memory, ring, step):
     out = gl.zeros([S.group_columns, DIMS], gl.float32, HEAD)
     total = gl.zeros([S.group_columns], gl.float32, gl.SliceLayout(1, HEAD))
     TOGETHER: gl.constexpr = slices_together(S.group_columns * DIMS)
-    looks, waiting = gl.to_tensor(0).to(gl.int64), 1
+    begin, waiting = cycles(), 1
     while waiting != 0:
         m, unknown = largest_maxima(S, source, heads, known)
         absent = gl.zeros([S.group_columns, DIMS], gl.int32, HEAD) | unknown[:, None]
@@ -74,8 +75,7 @@ def combine(S: gl.constexpr, memory, ring, step):
                 weight = gl.where(first + j < S.slices, gl.exp(parts[3 * j] - m), 0.0)
                 total += weight * parts[3 * j + 1]
                 out += weight[:, None] * parts[3 * j + 2]
-        looks += 1
-        waiting = look_again(memory, step, looks, absent)
+        waiting = look_again(memory, step, begin, absent)
     stamp(S, step.trace, STAGED)
     target = values + S.attn + step.record.layer * S.attn_stride + step.record.a * (S.group * S.head_rows)
     put(S, step, target + place, out / total[:, None], inside)

@@ -10,7 +10,7 @@ from instructions.registry import INSTRUCTIONS
 from megakernel.device.attention import attention
 from megakernel.device.combine import combine
 from megakernel.device.compat import barrier
-from megakernel.device.context import FAULT, STOP, Step, fetch, set_shared_word
+from megakernel.device.context import FAULT, STOP, Step, fetch, set_shared_word, settle
 from megakernel.device.down import down
 from megakernel.device.embed import embed
 from megakernel.device.gate_up import gate_up
@@ -78,7 +78,7 @@ def run_token(S: gl.constexpr, memory, ring, record, sm, start, stop, first, fir
         stamp(S, here, STORED)
         signal_all(memory, record)
         stamp(S, here, SIGNALLED)
-        record = following
+        record = settle(following)
     return record
 
 

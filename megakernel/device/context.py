@@ -18,7 +18,6 @@ TAPE = gl.constexpr(int(Word.TAPE))
 LOAD_WAIT = gl.constexpr(int(Word.LOAD_WAIT))
 LOAD_TARGET = gl.constexpr(int(Word.LOAD_TARGET))
 WAITS = gl.constexpr(int(Word.WAITS))
-LAGS = gl.constexpr(int(Word.LAGS))
 WAIT = gl.constexpr(int(Word.WAIT))
 TARGET = gl.constexpr(int(Word.TARGET))
 SIGNAL = gl.constexpr(int(Word.SIGNAL))
@@ -36,10 +35,8 @@ SEED_HIGH = gl.constexpr(5)
 INVERSE_TEMPERATURE = gl.constexpr(6)  # fp32 bits; 0: greedy
 TOP_P = gl.constexpr(7)  # fp32 bits
 STOP_TOKENS = gl.constexpr(8)  # how many, then the tokens
-LATE = gl.constexpr(63)  # 1 + (SM << LATE_SHIFT) + queue index of one that was stuck for want of a value, not of a counter
-LATE_SHIFT = gl.constexpr(20)
 REPORTS = gl.constexpr(64)  # from here on, what each consumer, then each loader was stuck in: 1, record, counter,
-#                             wanted, seen, position
+#                             wanted, seen, position; counter -1: a value
 LOADERS = gl.constexpr(MAX_SMS)  # place of the first loader among the reports
 REPORT_WORDS = gl.constexpr(8)
 CONTROL_WORDS = gl.constexpr(64 + 2 * 8 * MAX_SMS)
@@ -161,7 +158,6 @@ class Record:
     page: gl.tensor
     pages: gl.tensor
     waits: gl.tensor
-    lags: gl.tensor
     wait0: gl.tensor
     wait1: gl.tensor
     target0: gl.tensor
@@ -181,7 +177,6 @@ class Record:
         page,
         pages,
         waits,
-        lags,
         wait0,
         wait1,
         target0,
@@ -198,7 +193,6 @@ class Record:
         self.page = page
         self.pages = pages
         self.waits = waits
-        self.lags = lags
         self.wait0 = wait0
         self.wait1 = wait1
         self.target0 = target0
@@ -273,7 +267,6 @@ def fetch(memory, index):
         word(at, PAGE),
         word(at, PAGES),
         word(at, WAITS),
-        word(at, LAGS),
         word(at, WAIT),
         word(at, WAIT + 1),
         word(at, TARGET),
@@ -299,4 +292,38 @@ def fetch_load(memory, index):
         word(at, LOAD_WAIT),
         word(at, LOAD_TARGET),
         word(at, PAYLOAD + 1),
+    )
+
+
+@gluon.jit
+def settled(number):
+    """The same number, of which every lane of the warp has a copy."""
+    return gl.inline_asm_elementwise(
+        "shfl.sync.idx.b32 $0, $1, 0, 31, 0xffffffff;", "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def settle(record):
+    """The same record, when its turn has come.
+
+    ptxas keeps some of its words in uniform registers, to which it would move them as soon as they are asked for: it would
+    wait for loads whose words are needed a whole record later.  It cannot do so with what comes from a shuffle.
+    """
+    return Record(
+        record.opcode,
+        record.layer,
+        settled(record.page),
+        record.pages,
+        record.waits,
+        record.wait0,
+        record.wait1,
+        record.target0,
+        record.target1,
+        settled(record.signal0),
+        settled(record.signal1),
+        settled(record.release),
+        record.a,
+        record.b,
+        record.c,
     )

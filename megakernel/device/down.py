@@ -8,6 +8,8 @@ from triton.experimental.gluon import language as gl
 from megakernel.device.projection import projection
 from megakernel.device.values import values_of
 
+EARLY = gl.constexpr(16)  # signals before the last when the first part of the input is looked for
+
 
 @gluon.jit
 def down(S: gl.constexpr, memory, ring, step):
@@ -25,4 +27,5 @@ def down(S: gl.constexpr, memory, ring, step):
         S.intermediate,
         S.intermediate_pages,
         S.down_bias,
+        EARLY,
     )

@@ -12,6 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
 from instructions.shape import MMA_COLUMNS as COLUMNS
+from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
@@ -27,6 +28,7 @@ PAGE_COLUMNS = gl.constexpr(TILES_PER_PAGE * TILE_BYTES // ITEM_BYTES)
 PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)
 MMA_COLUMNS = gl.constexpr(COLUMNS)
 PAGE_GROUP = gl.constexpr(GEMM_PAGES)
+EARLY = gl.constexpr(8)  # signals before the last when a norm's input is looked for: all of it must be there, and is long
 
 FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 FLAT_TILES = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
@@ -68,14 +70,13 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, COUNT: gl.co
     index = gl.arange(0, SIZE, vector_layout())
     staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], FLAT).index(0)
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
-    wait_all(S, memory, step)
+    wait_all(S, memory, step, EARLY)
     x = look(source + index, index < COUNT)
     squares = gl.sum(x * x, axis=0)
     if squares != squares:  # not a number, as a vacant place is none
-        looks, waiting = gl.to_tensor(0).to(gl.int64), 1
+        begin, waiting = cycles(), 1
         while waiting != 0:
-            looks += 1
-            waiting = look_again(memory, step, looks, vacant(x))
+            waiting = look_again(memory, step, begin, vacant(x))
             if waiting != 0:
                 x = look(source + index, index < COUNT)
         squares = gl.sum(x * x, axis=0)
@@ -130,14 +131,12 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, COUNT: gl.co
     staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], FLAT)
     acc = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
     values = look(source + column, column < COUNT)
-    looks = gl.to_tensor(0).to(gl.int64)
+    begin = cycles()
     for part in range(PAGES // GROUP):
-        looks += 1
-        waiting = look_again(memory, step, looks, vacant(values))
+        waiting = look_again(memory, step, begin, vacant(values))
         while waiting != 0:
             values = look(source + column, column < COUNT)
-            looks += 1
-            waiting = look_again(memory, step, looks, vacant(values))
+            waiting = look_again(memory, step, begin, vacant(values))
         staging.index(part).store(values.to(gl.bfloat16))
         barrier()
         if S.trace:

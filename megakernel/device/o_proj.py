@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.projection import projection
+from megakernel.device.sync import ALL
 from megakernel.device.values import values_of
 
 
@@ -25,4 +26,5 @@ def o_proj(S: gl.constexpr, memory, ring, step):
         S.attention_columns,
         S.attention_pages,
         S.o_bias,
+        ALL,
     )

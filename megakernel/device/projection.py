@@ -23,9 +23,10 @@ def projection(
     COUNT: gl.constexpr,
     PAGES: gl.constexpr,
     BIAS: gl.constexpr,
+    EARLY: gl.constexpr,
 ):
     """target[rows] = residual[rows] + W[rows] round(source) + bias[rows], for row blocks a to a + b."""
-    wait_all(S, memory, step)
+    wait_all(S, memory, step, EARLY)
     index = block_index()
     row, column = index // 16, index % 16
     for i in range(step.record.b):

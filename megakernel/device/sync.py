@@ -11,28 +11,43 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from instructions.codec import NONE
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier
 from megakernel.device.context import FAULT, REPORT_WORDS, REPORTS
 from megakernel.device.trace import READY, stamp
 from megakernel.geometry import COUNTER_STRIDE
+from megakernel.words import HINT_BIT, LAG_BIT, WAIT_BIT
 
 STRIDE = gl.constexpr(COUNTER_STRIDE)
+WAITED, LAGGING, HINT = gl.constexpr(WAIT_BIT), gl.constexpr(LAG_BIT), gl.constexpr(HINT_BIT)
+ALL = gl.constexpr(2**30)  # signals: more than any counter gets
 LONG_WAIT = gl.constexpr(200_000)  # clock cycles, about 0.1 ms: from here on a wait also looks for other blocks' faults
 
-REPORT = gl.constexpr("""{
+
+@gluon.constexpr_function
+def report_asm(counter, wanted, seen, position):
+    """Assembly that notes, once, what a place is stuck in; numbers or operands for what differs."""
+    at = REPORTS.value * 4
+    return f"""{{
     .reg .pred first;
     .reg .b32 old;
-    atom.relaxed.gpu.global.cas.b32 old, [$1], 0, 1;
+    .reg .b64 at;
+    mad.wide.s32 at, $2, {REPORT_WORDS.value * 4}, $1;
+    atom.relaxed.gpu.global.cas.b32 old, [at + {at}], 0, 1;
     setp.eq.s32 first, old, 0;
-    @first st.relaxed.gpu.global.s32 [$1 + 4], $3;
-    @first st.relaxed.gpu.global.s32 [$1 + 8], $4;
-    @first st.relaxed.gpu.global.s32 [$1 + 12], $5;
-    @first st.relaxed.gpu.global.s32 [$1 + 16], $6;
-    @first st.relaxed.gpu.global.s32 [$1 + 20], $7;
-    st.relaxed.gpu.global.s32 [$2], 1;
+    @first st.relaxed.gpu.global.s32 [at + {at + 4}], $3;
+    @first st.relaxed.gpu.global.s32 [at + {at + 8}], {counter};
+    @first st.relaxed.gpu.global.s32 [at + {at + 12}], {wanted};
+    @first st.relaxed.gpu.global.s32 [at + {at + 16}], {seen};
+    @first st.relaxed.gpu.global.s32 [at + {at + 20}], {position};
+    st.relaxed.gpu.global.s32 [$1 + {FAULT.value * 4}], 1;
     mov.b32 $0, old;
-}""")
+}}"""
+
+
+REPORT_COUNTER = gl.constexpr(report_asm("$4", "$5", "$6", "$7"))
+REPORT_VALUE = gl.constexpr(report_asm(NONE, 0, 0, "$4"))
 
 # Barrier number 15 of the block is nobody else's; 128 are the consumer's threads.
 AGREE = gl.constexpr("""{
@@ -66,23 +81,23 @@ def proxy_fence():
 
 @gluon.jit
 def report(memory, place, record, counter, wanted, seen, position):
-    """Note what this role of this SM is stuck in, the first time, and tell the others to give up; the host finds out where
-    it began."""
+    """Note the counter that this role of this SM is stuck at, the first time, and tell the others to give up; the host finds
+    out where it began."""
     gl.inline_asm_elementwise(
-        REPORT,
-        "=r,l,l,r,r,r,r,r",
-        [
-            memory.control + REPORTS + place * REPORT_WORDS,
-            memory.control + FAULT,
-            record,
-            counter,
-            wanted,
-            seen,
-            position,
-        ],
+        REPORT_COUNTER,
+        "=r,l,r,r,r,r,r,r",
+        [memory.control, place, record, counter, wanted, seen, position],
         dtype=gl.int32,
         is_pure=False,
         pack=1,
+    )
+
+
+@gluon.jit
+def report_value(memory, place, record, position):
+    """The same where a value never came."""
+    gl.inline_asm_elementwise(
+        REPORT_VALUE, "=r,l,r,r,r", [memory.control, place, record, position], dtype=gl.int32, is_pure=False, pack=1
     )
 
 
@@ -113,22 +128,27 @@ def wait_counter(memory, counter, wanted, place, record, position):
 
 
 @gluon.jit
-def wait_one(S: gl.constexpr, memory, step, number: gl.constexpr, counter, target):
+def wait_one(S: gl.constexpr, memory, step, number: gl.constexpr, counter, target, EARLY: gl.constexpr):
     """Wait number `number` of a record, if it has so many; the end of the token before has been waited for already."""
-    if (step.record.waits > number) & (counter != S.sample_counter):
-        wanted = target * (step.epoch + 1 - ((step.record.lags >> number) & 1))
+    waits = step.record.waits >> number
+    waited, lag, hint = (waits >> WAITED) & 1, (waits >> LAGGING) & 1, (waits >> HINT) & 1
+    if (waited != 0) & (counter != S.sample_counter) & ((hint == 0) | (EARLY != ALL)):
+        wanted = target * (step.epoch + 1 - lag)
+        if EARLY > 0:
+            wanted -= hint * gl.minimum(target, EARLY)
         wait_counter(memory, counter, wanted, step.sm, step.index, step.position)
 
 
 @gluon.jit
-def wait_all(S: gl.constexpr, memory, step):
+def wait_all(S: gl.constexpr, memory, step, EARLY: gl.constexpr = 0):
     """Wait for everything that the step's record waits for; also a barrier.
 
-    An instruction calls this itself, after it has issued the loads that depend on nobody.
+    An instruction calls this itself, after it has issued the loads that depend on nobody.  One that looks for its values until
+    all of them are there can begin to look before the last `EARLY` signals: it waits for no more of those that are hints.
     """
     record = step.record
-    wait_one(S, memory, step, 0, record.wait0, record.target0)
-    wait_one(S, memory, step, 1, record.wait1, record.target1)
+    wait_one(S, memory, step, 0, record.wait0, record.target0, EARLY)
+    wait_one(S, memory, step, 1, record.wait1, record.target1, EARLY)
     barrier()
     stamp(S, step.trace, READY)
 

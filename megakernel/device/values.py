@@ -12,12 +12,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from instructions.shape import VACANT as VACANT_BITS
-from megakernel.device.context import FAULT, LATE, LATE_SHIFT
-from megakernel.device.sync import agree, agree_in_warp, given_up
+from megakernel.device.clocks import cycles
+from megakernel.device.sync import LONG_WAIT, agree, agree_in_warp, given_up, report_value
 
 VACANT = gl.constexpr(VACANT_BITS)
-LOOK_CYCLES = gl.constexpr(500)
-MANY_LOOKS = gl.constexpr(200)  # from here on it also looks for other blocks' faults
 
 STORE = gl.constexpr(f"""{{
     .reg .pred inside;
@@ -65,27 +63,27 @@ def vacant(values):
 
 
 @gluon.jit
-def impatient(memory, step, looks):
-    """Whether to give up after so many looks, int32, for each thread by itself; notes who is stuck where patience is at
-    its end.  A look takes a trip to L2 and back, some hundreds of cycles at least."""
+def impatient(memory, step, begin):
+    """Whether to give up what has been looked for since `begin`, int32, for each thread by itself; notes who is stuck where
+    patience is at its end."""
     give_up = 0
-    if looks > MANY_LOOKS:
-        if given_up(memory, looks * LOOK_CYCLES):
-            gl.store(memory.control + LATE, (step.sm << LATE_SHIFT) + step.index + 1)
-            gl.store(memory.control + FAULT, 1)
+    waited = cycles() - begin
+    if waited > LONG_WAIT:
+        if given_up(memory, waited):
+            report_value(memory, step.sm, step.index, step.position)
             give_up = 1
     return give_up
 
 
 @gluon.jit
-def look_again(memory, step, looks, absent):
-    """Whether anything is absent, and patience not at its end; int32, the same for all threads.  Also a barrier.
+def look_again(memory, step, begin, absent):
+    """Whether anything is absent, and patience since `begin` not at its end; int32, the same for all threads.  Also a barrier.
 
     `absent` is a tensor of which each warp holds its own part, so that its maximum is one that all threads share.
     """
     waiting = gl.max(gl.reshape(absent, [absent.numel]), axis=0)
     if waiting != 0:
-        waiting = 1 - agree(impatient(memory, step, looks))
+        waiting = 1 - agree(impatient(memory, step, begin))
     return waiting
 
 
@@ -96,11 +94,10 @@ def complete(memory, step, values, source, mask):
     For a tensor that every warp holds whole, one that `put_once` will store: each warp looks for itself, and two may see
     different things.
     """
-    looks, waiting = gl.to_tensor(0).to(gl.int64), 1
+    begin, waiting = cycles(), 1
     while waiting != 0:
         waiting = gl.max(gl.reshape(vacant(values), [values.numel]), axis=0)
         if waiting != 0:
-            looks += 1
-            waiting = 1 - agree_in_warp(impatient(memory, step, looks))
+            waiting = 1 - agree_in_warp(impatient(memory, step, begin))
             values = look(source, mask)
     return values

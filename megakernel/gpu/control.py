@@ -10,14 +10,14 @@ from functools import cache
 import numpy as np
 
 from instructions.base import SamplingState
-from instructions.codec import Scheduled, disassemble
+from instructions.codec import NONE, Scheduled, disassemble
 from megakernel.device import context
 from megakernel.gpu.errors import GpuError, KernelFault
 from scheduler.program import Program
 
 NEVER = np.iinfo(np.int32).max
 WORDS = context.CONTROL_WORDS.value
-MOST_STOP_TOKENS = context.LATE.value - context.STOP_TOKENS.value - 1
+MOST_STOP_TOKENS = context.REPORTS.value - context.STOP_TOKENS.value - 1
 
 
 def control_words(prompt_length: int, sampling: SamplingState, stop_tokens: Collection[int]) -> np.ndarray:
@@ -68,12 +68,6 @@ class Outcome:
         return bool(self.words[context.FAULT.value])
 
     @property
-    def late(self) -> tuple[int, int] | None:
-        """SM and queue index of an instruction that waited for a value in vain, though its counters were met."""
-        word = int(self.words[context.LATE.value]) - 1
-        return None if word < 0 else divmod(word, 1 << context.LATE_SHIFT.value)
-
-    @property
     def stuck(self) -> list[Stuck]:
         """What every consumer and loader was stuck in that was."""
         reports = self.words[context.REPORTS.value :].reshape(-1, context.REPORT_WORDS.value)
@@ -93,10 +87,6 @@ class Outcome:
         if not self.faulty:
             return
         mend = "This is a fault of the schedule or of the machine, not of the request; try again"
-        if not self.stuck and self.late is not None:
-            sm, record = self.late
-            place = f"SM {sm} at #{record}: {disassemble(program.decoded[sm][record])}"
-            raise KernelFault(f"the kernel was stuck: {place}; a value that it reads never came. {mend}")
         depth = wait_depths(program)
         first = min(self.stuck, key=lambda stuck: place_in_time(stuck, program, depth))
         if first.record < 0:
@@ -104,9 +94,14 @@ class Outcome:
         else:
             place = f"at #{first.record}: {disassemble(program.decoded[first.sm][first.record])}"
         role = "the loader of SM" if first.loader else "SM"
+        counter = counter_of(first, program, depth)
+        because = f"counter {counter}, which {signallers(program, counter)} signal, "
+        if first.counter == NONE:
+            because += "told of values, and one of them never came"
+        else:
+            because += f"should have reached {first.wanted} but stood at {first.seen}"
         raise KernelFault(
-            f"the kernel was stuck at position {first.position}: {role} {first.sm} {place}; counter {first.counter}, which "
-            f"{signallers(program, first.counter)} signal, should have reached {first.wanted} but stood at {first.seen}. {mend}"
+            f"the kernel was stuck at position {first.position}: {role} {first.sm} {place}; {because}. {mend}"
         )
 
 
@@ -125,14 +120,22 @@ def wait_depths(program: Program) -> dict[int, int]:
     return {counter: depth(counter) for counter in range(program.counters)}
 
 
+def counter_of(stuck: Stuck, program: Program, depth: dict[int, int]) -> int:
+    """The counter that an SM was stuck waiting for; where it looked for a value, the last one that told of its values."""
+    if stuck.counter != NONE:
+        return stuck.counter
+    return max((wait.counter for wait in program.decoded[stuck.sm][stuck.record].waits), key=lambda counter: depth[counter])
+
+
 def place_in_time(stuck: Stuck, program: Program, depth: dict[int, int]) -> tuple[int, int]:
     """Which token, and how deep in it, the signals belong to that an SM was stuck waiting for."""
+    counter = counter_of(stuck, program, depth)
     lagging = (
         stuck.loader
         or stuck.record < 0
-        or any(wait.lag and wait.counter == stuck.counter for wait in program.decoded[stuck.sm][stuck.record].waits)
+        or any(wait.lag and wait.counter == counter for wait in program.decoded[stuck.sm][stuck.record].waits)
     )
-    return stuck.position - lagging, depth[stuck.counter]
+    return stuck.position - lagging, depth[counter]
 
 
 def signallers(program: Program, counter: int) -> str:

@@ -23,6 +23,7 @@ from megakernel.device.kernel import WARPS, megakernel
 from megakernel.geometry import COUNTER_STRIDE, make_geometry
 from megakernel.gpu.control import WORDS, Outcome, control_words
 from megakernel.stamps import Clock, Point, nanoseconds
+from megakernel.words import device_words
 from models.packed import PackedModel
 from models.tape import PAGE_BYTES
 from scheduler.program import Program
@@ -94,9 +95,8 @@ class GpuProgram:
         device = state.device
         self.program, self.state, self.patience = program, state, patience
         self.sizes = Sizes(make_geometry(program, trace_tokens > 0))
-        words = np.concatenate([program.words, np.zeros_like(program.words[:1])])  # SMs without a record fetch one, too
         self.words, self.starts, self.uses = (
-            torch.from_numpy(array).to(device) for array in (words, program.starts, program.uses)
+            torch.from_numpy(array).to(device) for array in (device_words(program), program.starts, program.uses)
         )
         self.trace_tokens = trace_tokens
         size = program.sms * len(Clock) + trace_tokens * len(program.words) * len(Point)

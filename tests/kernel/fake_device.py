@@ -22,9 +22,9 @@ from megakernel.device import context
 from megakernel.geometry import COUNTER_STRIDE
 from megakernel.gpu import machine
 
-STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS, LATE, REPORTS = (
+STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS, REPORTS = (
     word.value
-    for word in (context.STOP, context.FAULT, context.PROMPT_LENGTH, context.STOP_TOKENS, context.LATE, context.REPORTS)
+    for word in (context.STOP, context.FAULT, context.PROMPT_LENGTH, context.STOP_TOKENS, context.REPORTS)
 )
 
 
@@ -64,7 +64,8 @@ class FakeKernel:
                 return
             here = ((given["epoch"] + step) & 1) * second
             if activations[here] != VACANT:
-                control[FAULT], control[LATE] = 1, 1
+                control[FAULT] = 1
+                control[REPORTS : REPORTS + 6] = (1, 0, NONE, 0, 0, position)
                 return
             activations[here], activations[second - here] = 0, VACANT
             counters += targets

@@ -10,7 +10,7 @@ import pytest
 from compile_cases import MODELS
 
 from instructions.base import GREEDY, SamplingState
-from instructions.codec import disassemble
+from instructions.codec import NONE, disassemble
 from megakernel.device import context
 from megakernel.gpu.control import MOST_STOP_TOKENS, NEVER, WORDS, Outcome, Stuck, control_words
 from megakernel.gpu.errors import GpuError, KernelFault
@@ -85,6 +85,36 @@ def test_a_missing_block_leads_to_the_first_who_waits_for_it() -> None:
         text = message([one for one in stuck if one.sm != missing])
         owed = {counter for item in queue for counter in item.signals}
         assert sum(f"; counter {counter}, which" in text for counter in owed) == 1
+
+
+def seeking(stuck: Sequence[Stuck]) -> list[Stuck]:
+    """The same, but those who wait for no more than a hint look for the values that it tells of."""
+    found = []
+    for one in stuck:
+        if one.record >= 0:
+            place = int(program().starts[one.sm]) + one.record
+            [number] = [j for j, w in enumerate(program().decoded[one.sm][one.record].waits) if w.counter == one.counter]
+            if program().hints[place, number]:
+                one = Stuck(one.sm, one.record, NONE, 0, 0, one.position)
+        found.append(one)
+    return found
+
+
+def test_a_missing_block_leads_to_the_first_who_looks_for_its_values() -> None:
+    for missing, queue in enumerate(program().decoded):
+        stuck = seeking(grid_stuck_by({(missing, index) for index in range(len(queue))}))
+        assert any(one.counter == NONE for one in stuck)
+        text = message([one for one in stuck if one.sm != missing])
+        owed = {counter for item in queue for counter in item.signals}
+        assert sum(f"; counter {counter}, which" in text for counter in owed) == 1
+
+
+def test_the_message_of_a_value_that_never_came() -> None:
+    [(sm, item)] = [(sm, q[0]) for sm, q in enumerate(program().decoded) if q[0].instruction.MNEMONIC == "embed"]
+    text = message(seeking(grid_stuck_by({(sm, 0)})))
+    assert text.startswith(f"the kernel was stuck at position {POSITION}: SM ")
+    assert ": qkv       layer=0 " in text
+    assert f"; counter {item.signals[0]}, which 1 embed (layer 0) signal, told of values, and one of them never came. " in text
 
 
 def test_the_message_has_the_figures() -> None:

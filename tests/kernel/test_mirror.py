@@ -74,7 +74,7 @@ def test_the_dispatch_has_every_opcode_once_and_calls_its_twin() -> None:
     assert called == {kind.OPCODE: kind.MNEMONIC for kind in INSTRUCTIONS}
 
 
-@pytest.mark.parametrize("name", Word.__members__)
+@pytest.mark.parametrize("name", set(Word.__members__) - {"LAGS"})  # which the GPU gets in WAITS
 def test_word_offsets_are_those_of_the_codec(name: str) -> None:
     assert constants(context)[name] == Word[name]
 
@@ -97,7 +97,7 @@ def fetched(fetcher: str, record: str) -> dict[str, int]:
 
 
 def test_the_consumer_fetches_each_word_into_its_field() -> None:
-    expected: dict[str, int] = {name.lower(): Word[name] for name in ("OPCODE", "LAYER", "PAGE", "PAGES", "WAITS", "LAGS")}
+    expected: dict[str, int] = {name.lower(): Word[name] for name in ("OPCODE", "LAYER", "PAGE", "PAGES", "WAITS")}
     expected |= {f"wait{j}": Word.WAIT + j for j in range(MAX_WAITS)}
     expected |= {f"target{j}": Word.TARGET + j for j in range(MAX_WAITS)}
     expected |= {f"signal{j}": Word.SIGNAL + j for j in range(MAX_SIGNALS)} | {"release": Word.RELEASE}
