@@ -154,7 +154,8 @@ def test_a_value_that_never_comes_is_reported_with_its_reader(engine: Engine) ->
     program = backend_of(engine).program(0).result()
     generate(engine, 1)
     program.activations.zero_()
-    with pytest.raises(KernelFault, match=r"^the kernel was stuck at position \d+: SM 0 at #0: .* told of values, and one of them never came\. "):
+    expected_message = r"^the kernel was stuck at position \d+: SM 0 at #0: .* told of values, and one of them never came\. "
+    with pytest.raises(KernelFault, match=expected_message):
         generate(engine)
     assert (program.activations == VACANT).all()
     assert generate(engine) == expected()
