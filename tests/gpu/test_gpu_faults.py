@@ -14,10 +14,11 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from gpu_models import random_tokens
 
-from instructions.codec import MAX_SIGNALS, NONE, Scheduled, Word, disassemble
+from instructions.codec import MAX_SIGNALS, MAX_WAITS, NONE, Scheduled, Word, disassemble
 from megakernel.device import down, matvec
 from megakernel.engine import Engine
 from megakernel.gpu import machine
@@ -70,6 +71,13 @@ def place_of(program: Program, mnemonic: str, layer: int) -> tuple[int, Schedule
     return place, items[place]
 
 
+def told(program: Program, item: Scheduled) -> bool:
+    """Whether the signals of an instruction are hints to those who wait for them."""
+    counters = program.words[:, Word.WAIT : Word.WAIT + MAX_WAITS]
+    waits = np.arange(MAX_WAITS) < program.words[:, Word.WAITS, None]
+    return bool(program.hints[waits & np.isin(counters, item.signals)].all())
+
+
 def silenced(program: Program, place: int) -> Program:
     """A copy of a program in which one record sends no signal."""
     words = program.words.copy()
@@ -109,7 +117,7 @@ def fault_of(run: Callable[[], object]) -> str:
 
 @pytest.mark.parametrize(
     ("mnemonic", "layer", "spare"),
-    [("o_proj", 1, NORM_EARLY), ("gate_up", LAST_LAYER, DOWN_EARLY), ("down", LAST_LAYER, NORM_EARLY), ("lm_head", 0, 0),
+    [("o_proj", 1, NORM_EARLY), ("gate_up", LAST_LAYER, DOWN_EARLY), ("down", 2, NORM_EARLY), ("lm_head", 0, 0),
      ("sample", 0, 0)],
 )  # fmt: skip
 def test_a_dropped_signal(engine: Engine, expected: list[int], mnemonic: str, layer: int, spare: int) -> None:
@@ -118,6 +126,7 @@ def test_a_dropped_signal(engine: Engine, expected: list[int], mnemonic: str, la
     place, item = place_of(program, mnemonic, layer)
     assert item.signals, "there is a signal to drop"
     assert spare < min(program.targets[counter] for counter in item.signals)
+    assert told(program, item) == (spare > 0)
     with running(engine, silenced(program, place)):
         message = fault_of(lambda: generate(engine))
     check_report(message, program, set(item.signals))
@@ -131,7 +140,7 @@ def test_a_lost_hint(engine: Engine, expected: list[int], mnemonic: str, layer: 
     """Whoever reads so little that it looks for it at once does not miss the signal."""
     program = program_of(engine)
     place, item = place_of(program, mnemonic, layer)
-    assert item.signals, "there is a signal to drop"
+    assert item.signals and told(program, item), "there is a signal to drop"
     with running(engine, silenced(program, place)):
         assert generate(engine) == expected
     assert generate(engine) == expected
