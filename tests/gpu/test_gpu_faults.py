@@ -117,7 +117,7 @@ def fault_of(run: Callable[[], object]) -> str:
 
 @pytest.mark.parametrize(
     ("mnemonic", "layer", "spare"),
-    [("o_proj", 1, NORM_EARLY), ("gate_up", LAST_LAYER, DOWN_EARLY), ("down", 2, NORM_EARLY), ("lm_head", 0, 0),
+    [("embed", 0, 1), ("o_proj", 1, NORM_EARLY), ("gate_up", LAST_LAYER, DOWN_EARLY), ("down", 2, NORM_EARLY), ("lm_head", 0, 0),
      ("sample", 0, 0)],
 )  # fmt: skip
 def test_a_dropped_signal(engine: Engine, expected: list[int], mnemonic: str, layer: int, spare: int) -> None:
@@ -125,7 +125,7 @@ def test_a_dropped_signal(engine: Engine, expected: list[int], mnemonic: str, la
     program = program_of(engine)
     place, item = place_of(program, mnemonic, layer)
     assert item.signals, "there is a signal to drop"
-    assert spare < min(program.targets[counter] for counter in item.signals)
+    assert spare <= min(program.targets[counter] for counter in item.signals)
     assert told(program, item) == (spare > 0)
     with running(engine, silenced(program, place)):
         message = fault_of(lambda: generate(engine))
@@ -135,7 +135,7 @@ def test_a_dropped_signal(engine: Engine, expected: list[int], mnemonic: str, la
     assert generate(engine) == expected
 
 
-@pytest.mark.parametrize(("mnemonic", "layer"), [("embed", 0), ("qkv", 0), ("attention", 2)])
+@pytest.mark.parametrize(("mnemonic", "layer"), [("qkv", 0), ("attention", 2)])
 def test_a_lost_hint(engine: Engine, expected: list[int], mnemonic: str, layer: int) -> None:
     """Whoever reads so little that it looks for it at once does not miss the signal."""
     program = program_of(engine)
