@@ -28,7 +28,7 @@ from models.checkpoint import open_checkpoint
 from models.errors import UserError
 from models.packed import PackedModel, pack
 from scheduler.__main__ import DEFAULT_CAPACITY
-from scheduler.timeline import Trace, from_stamps
+from scheduler.timeline import Trace, measured_trace
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace) -> tuple[Trace, dict[str, Any]]:
         lambda: timed(rig, plain, position, tokens),
         lambda: timed(rig, traced, position, tokens),
     )
-    trace = from_stamps(plain.program, traced.stamps(), past=position, machine=machine["gpu"] or "unknown GPU")
+    trace = measured_trace(plain.program, traced.stamps(), past=position, machine=machine["gpu"] or "unknown GPU")
     return trace, {
         "benchmark": "trace",
         "model": options.model,

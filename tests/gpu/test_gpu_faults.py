@@ -117,8 +117,8 @@ def fault_of(run: Callable[[], object]) -> str:
 
 @pytest.mark.parametrize(
     ("mnemonic", "layer", "spare"),
-    [("embed", 0, 1), ("o_proj", 1, NORM_EARLY), ("gate_up", LAST_LAYER, DOWN_EARLY), ("down", 2, NORM_EARLY), ("lm_head", 0, 0),
-     ("sample", 0, 0)],
+    [("embed", 0, 1), ("o_proj", 1, NORM_EARLY), ("gate_up", LAST_LAYER, DOWN_EARLY), ("down", 2, NORM_EARLY),
+     ("lm_head", 0, 0), ("sample", 0, 0)],
 )  # fmt: skip
 def test_a_dropped_signal(engine: Engine, expected: list[int], mnemonic: str, layer: int, spare: int) -> None:
     """One a token; a reader that begins to look `spare` signals early misses them a few tokens later."""
