@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 
-from instructions.shape import HELD_PAGES, Shape
+from instructions.shape import ANNOUNCED, HELD_PAGES, Shape
 from megakernel.vm.cells import Actor, Cell, Need, Steps
 from megakernel.vm.errors import Fault, VmError
 from megakernel.vm.machine import ExecutingMachine
+from megakernel.vm.memory import Activations
 from megakernel.vm.record import Record
 from megakernel.vm.ring import Ring, Run
 from megakernel.vm.sight import Clock, Moment, Sight, check_begin, ended, merged
@@ -28,6 +30,8 @@ class Grid(Protocol):
     start: int  # position of the first token
     epoch: int  # epoch of the first token
     counters: list[Cell]
+    memory: Activations
+    stored: Cell  # instructions that have ended
     finished: Cell  # tokens whose sample has finished
     sight: Sight
     ready: list[Actor]
@@ -37,10 +41,11 @@ class Grid(Protocol):
 
 
 class Sm:
-    """One SM: its queue, the page uses that one token makes, its ring, and the tokens its consumer has begun."""
+    """One SM: its queue, the page uses that one token makes, its ring, the waits that it passes, bool [records, waits], and
+    the tokens its consumer has begun."""
 
-    def __init__(self, number: int, records: list[Record], uses: int, ring: Ring) -> None:
-        self.number, self.records, self.uses, self.ring = number, records, uses, ring
+    def __init__(self, number: int, records: list[Record], uses: int, ring: Ring, passed: np.ndarray) -> None:
+        self.number, self.records, self.uses, self.ring, self.passed = number, records, uses, ring, passed
         self.begun = Cell(f"tokens begun by sm {number}")
         self.begun_clocks: list[Clock] = []  # what its consumer could see when it began each of them
 
@@ -148,7 +153,9 @@ class Consumer(Actor):
             self.unit.begun.add(1, grid.ready)
             for record in self.unit.records:
                 self.index = record.index
-                for wait in record.item.waits:
+                for wait, passed in zip(record.item.waits, self.unit.passed[record.index], strict=False):
+                    if passed:
+                        continue
                     want = wait.threshold(grid.epoch + token)
                     if counters[wait.counter].value < want:
                         yield Need(counters[wait.counter], want)
@@ -156,6 +163,7 @@ class Consumer(Actor):
                 moment = Moment(self.sm, token * len(self.unit.records) + record.index + 1)
                 yield from self.execute(record, moment)
                 self.clock = ended(self.clock, moment)
+                grid.stored.add(1, grid.ready)
                 for counter in record.item.signals:
                     if record.item.release:
                         sight.release(self.clock, counter)
@@ -179,6 +187,8 @@ class Consumer(Actor):
         """One instruction; whatever it raises is reported with its place and text."""
         self.machine.begin(record, self.grid.epoch + self.token, self.grid.start + self.token, self.clock, moment)
         try:
+            if self.unit.passed[record.index].any():
+                yield from self.look(record)
             yield from self.supply(record)
             self.machine.end()
         except VmError:
@@ -187,6 +197,13 @@ class Consumer(Actor):
             raise record.error(f"{fault} (token {self.token})") from None
         except Exception as error:
             raise record.error(f"cannot be executed: {error!r} (token {self.token})") from error
+
+    def look(self, record: Record) -> Steps:
+        """Until all values that announce themselves and that the instruction reads are there."""
+        memory, stored, epoch = self.grid.memory, self.grid.stored, self.grid.epoch + self.token
+        for region in record.reads:
+            while region.buffer in ANNOUNCED and not memory.written(region, epoch):
+                yield Need(stored, stored.value + 1)
 
     def supply(self, record: Record) -> Steps:
         """Run the instruction, handing it pages in order as they land and releasing them when it asks for more."""

@@ -42,6 +42,10 @@ class Activations:
         first = buffer.base + region.layer * buffer.stride
         return slice(first + region.start, first + region.stop)
 
+    def written(self, region: Region, epoch: int) -> bool:
+        """Whether every row has been written in this epoch."""
+        return bool((self.epochs[self.span(region)] == epoch).all())
+
     def read(self, region: Region, epoch: int) -> torch.Tensor:
         """A view of the rows, fp32; every one must have been written in this epoch."""
         span = self.span(region)

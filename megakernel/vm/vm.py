@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from instructions.base import Region
+from instructions.codec import MAX_WAITS
 from instructions.shape import Shape
 from megakernel.vm.actors import Consumer, Loader, Sm
 from megakernel.vm.cells import Actor, Cell, Stuck, run_actors
@@ -38,6 +40,7 @@ class Launch:
         self.shape, self.state, self.memory = vm.program.shape, vm.state, vm.memory
         self.tokens, self.start, self.epoch = tokens, vm.state.position, vm.epoch
         self.counters = vm.counters
+        self.stored = Cell("instructions ended")
         self.finished = Cell("tokens finished")
         cache, lengths = vm.state.cache, [len(records) for records in vm.queues]
         self.sight = Sight(lengths, len(vm.counters), self.shape.activation_elements, cache.layers, cache.rows)
@@ -47,7 +50,8 @@ class Launch:
         self.loaders: list[Loader] = []
         for number, records in enumerate(vm.queues):
             ring = Ring(number, vm.program.ring, vm.model.weights)
-            sm = Sm(number, records, int(vm.program.uses[number]), ring)
+            hints = vm.hints[vm.program.starts[number] : vm.program.starts[number + 1]]
+            sm = Sm(number, records, int(vm.program.uses[number]), ring, hints)
             self.loaders.append(Loader(sm, self))
             machine = ExecutingMachine(self.shape, vm.model, self.memory, self.state, self.sight)
             self.consumers.append(Consumer(sm, self, machine))
@@ -62,8 +66,9 @@ class Launch:
 class Vm:
     """A program, a packed model and a decode state; counters and epochs live as long as the machine.
 
-    Steps are interleaved as `interleaving` says, by default in an order drawn from `seed`.  A launch that ends in an error or
-    is interrupted leaves the machine as new, and the state of no use until its next start.
+    Steps are interleaved as `interleaving` says, by default in an order drawn from `seed`.  With `early`, consumers do not wait
+    for hints: they look for values until these are there, as on the GPU.  A launch that ends in an error or is interrupted
+    leaves the machine as new, and the state of no use until its next start.
     """
 
     def __init__(
@@ -73,11 +78,13 @@ class Vm:
         state: DecodeState | None = None,
         seed: int = 0,
         interleaving: Interleaving | None = None,
+        early: bool = False,
     ) -> None:
         self.program, self.model = program, model
         self.state = DecodeState(program.shape) if state is None else state
         self.interleaving = RandomInterleaving(seed) if interleaving is None else interleaving
         check_fit(program.shape, model, self.state)
+        self.hints = program.hints if early else np.zeros((len(program.words), MAX_WAITS), dtype=bool)
         self.decoded: list[list[Record]] | None = None
         self.reset()
 

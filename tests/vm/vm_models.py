@@ -62,10 +62,16 @@ def program(
     return build_program(shape, sms, policy, ring)
 
 
-def vm_of(made: Program, seed: int = 0, interleaving: Interleaving | None = None, prompt: tuple[int, ...] = PROMPT) -> Vm:
+def vm_of(
+    made: Program,
+    seed: int = 0,
+    interleaving: Interleaving | None = None,
+    prompt: tuple[int, ...] = PROMPT,
+    early: bool = False,
+) -> Vm:
     """A machine at the start of a sequence."""
     dtype = torch.float32 if made.shape.itemsize == 4 else torch.bfloat16
-    vm = Vm(made, packed(dtype, made.shape.config), seed=seed, interleaving=interleaving)
+    vm = Vm(made, packed(dtype, made.shape.config), seed=seed, interleaving=interleaving, early=early)
     vm.state.start(prompt)
     return vm
 
