@@ -1,4 +1,4 @@
-"""The two clocks of the GPU: an SM's cycles, which pass fast and cost little to read, and nanoseconds, the same on every SM."""
+"""The two clocks of the GPU: an SM's cycles, which cost little to read, and nanoseconds, on all SMs within some 2 µs."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def cycles():
 
 @gluon.jit
 def nanoseconds():
-    """The GPU's clock, int64; it moves on by some hundreds at a time."""
+    """The GPU's clock, int64."""
     return gl.inline_asm_elementwise("mov.u64 $0, %globaltimer;", "=l", [], dtype=gl.int64, is_pure=False, pack=1)

@@ -1,7 +1,7 @@
 """Time stamps, compiled in only where a geometry asks for a trace.
 
 A stamp is one 8-byte store by one thread: the cycles of its SM.  At both ends of a launch every SM notes a tick of the GPU's
-clock with its cycles at that moment, from which `megakernel.stamps` makes nanoseconds that hold for all SMs.
+clock with its cycles at that moment, from which `megakernel.stamps` makes nanoseconds.
 """
 
 from __future__ import annotations
