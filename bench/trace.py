@@ -25,7 +25,7 @@ from bench.rig import Rig
 from megakernel.gpu.machine import GpuProgram
 from megakernel.loading import gpu_problem
 from models.checkpoint import open_checkpoint
-from models.errors import UserError
+from models.errors import UserError, writing
 from models.packed import PackedModel, pack
 from scheduler.__main__ import DEFAULT_CAPACITY
 from scheduler.timeline import Trace, measured_trace
@@ -112,13 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         trace, record = measure(options)
-        options.output.mkdir(parents=True, exist_ok=True)
         path = options.output / "measured.npz"
-        trace.save(path)
-        (options.output / "cost.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        print(f"error: {error.filename or options.output}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 2
+        with writing(options.output):
+            options.output.mkdir(parents=True, exist_ok=True)
+            trace.save(path)
+            (options.output / "cost.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -61,6 +61,11 @@ class Program:
         return self.words[self.starts[sm] : self.starts[sm + 1]]
 
     @cached_property
+    def sm(self) -> np.ndarray:
+        """The SM of each record, int64 [instructions]."""
+        return np.repeat(np.arange(self.sms), np.diff(self.starts))
+
+    @cached_property
     def decoded(self) -> list[list[Scheduled]]:
         """Every queue, decoded."""
         return [[decode(record) for record in self.queue(sm)] for sm in range(self.sms)]
@@ -80,6 +85,12 @@ class Program:
         known = (place < words[:, Word.WAITS, None]) & (words[:, Word.LAGS, None] >> place & 1 == 0)
         hints: np.ndarray = known & ~releases[np.where(known, counters, 0)]
         return hints
+
+    def require_positions(self, position: int, tokens: int, capacity: int) -> None:
+        """Raises ValueError where a launch does not fit: the page plan has no uses for more KV pages than the bucket's."""
+        limit = min(self.shape.bucket, capacity - 1)
+        if tokens < 1 or position + tokens - 1 > limit:
+            raise ValueError(f"{tokens} tokens from position {position}: this program decodes positions up to {limit}")
 
     def disassembly(self) -> Iterator[str]:
         """The program as text, one line an instruction."""

@@ -1,4 +1,4 @@
-"""The two clocks of the GPU: an SM's cycles, which cost little to read, and nanoseconds, on all SMs within some 2 µs."""
+"""The two clocks of the GPU: an SM's cycles, which cost little to read, and nanoseconds, of all of them."""
 
 from __future__ import annotations
 

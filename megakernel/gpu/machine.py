@@ -139,11 +139,9 @@ class GpuProgram:
 
         Where an earlier launch has met a stop token, the kernel leaves at once.  The launch is cooperative: the driver
         refuses it where not all blocks can be resident together, instead of letting them wait for each other for ever.
-        Raises ValueError where the positions do not fit the program: its page plan has no uses for more KV pages.
+        Raises ValueError where the positions do not fit the program.
         """
-        limit = min(self.program.shape.bucket, self.state.capacity - 1)
-        if position + tokens - 1 > limit:
-            raise ValueError(f"{tokens} tokens from position {position}: this program decodes positions up to {limit}")
+        self.program.require_positions(position, tokens, self.state.capacity)
         if self.sizes.geometry.trace:
             if tokens > self.trace_tokens:
                 raise ValueError(f"{tokens} tokens do not fit a trace of {self.trace_tokens}")
@@ -168,8 +166,8 @@ class GpuProgram:
         """The time stamps of the last launch, int64 [trace_tokens, records, points] nanoseconds, see `megakernel.stamps`."""
         words, records = self.trace.cpu().numpy(), len(self.program.words)
         clocks, cycles = np.split(words, [self.program.sms * len(Clock)])
-        sm = np.repeat(np.arange(self.program.sms), np.diff(self.program.starts))
-        return nanoseconds(cycles.reshape(self.trace_tokens, records, len(Point)), clocks.reshape(-1, len(Clock)), sm)
+        stamps = cycles.reshape(self.trace_tokens, records, len(Point))
+        return nanoseconds(stamps, clocks.reshape(-1, len(Clock)), self.program.sm)
 
     def resume(self) -> None:
         """Take the epoch from the counters, when no launch is under way: it holds whatever became of the launches."""

@@ -119,7 +119,6 @@ class Loader(Actor):
             ring.filled.add(1, grid.ready)
             yield None
 
-
     def load(self, index: int, past: int) -> torch.Tensor:
         """A copy of a KV page; its newest row must be visible, and older ones are if their token was seen to end."""
         cache, sight = self.grid.state.cache, self.grid.sight

@@ -110,11 +110,10 @@ class Vm:
 
         Raises ValueError where the positions do not fit the program, VmError where the program breaks a rule.
         """
-        state, limit = self.state, min(self.program.shape.bucket, self.model.capacity - 1)
+        state = self.state
         if not state.tokens:
             raise ValueError("nothing to decode: the state has no prompt, call its start first")
-        if tokens < 1 or state.position + tokens - 1 > limit:
-            raise ValueError(f"{tokens} tokens from position {state.position}: this program decodes positions up to {limit}")
+        self.program.require_positions(state.position, tokens, self.model.capacity)
         launch = Launch(self, tokens)
         launch.ready.extend([*launch.loaders, *launch.consumers])
         try:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from models.errors import UserError
+from models.errors import UserError, writing
 from scheduler.costs import MACHINES
 from scheduler.draw.content import make_drawing
 from scheduler.draw.dot import dot
@@ -35,13 +35,11 @@ def run(options: argparse.Namespace) -> list[Path]:
     title = f"{model_name(options)} on {options.sms} SMs" + ("" if options.layer is None else f", layer {options.layer}")
     drawing = make_drawing(title, program, options.position, MACHINES[options.machine], options.layer)
     written = []
-    try:
+    with writing(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
         for suffix, text in WRITERS.items():
             written.append(options.output / f"{name}.{suffix}")
             written[-1].write_text(text(drawing), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{error.filename or options.output}: cannot be written ({error.strerror})") from None
     return written
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from models.errors import UserError
+from models.errors import UserError, writing
 from scheduler.costs import MACHINES
 from scheduler.draw.options import add_program_options, model_name, program_of
 from scheduler.timeline.anatomy import json_report, text_report
@@ -82,10 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where nothing can be shown."""
     options = parser().parse_args(arguments)
     try:
-        print(run(options), end="")
-    except OSError as error:
-        print(f"error: {error.filename or options.output}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 2
+        with writing(options.output):
+            print(run(options), end="")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,19 +9,17 @@ import numpy as np
 
 from instructions.codec import MAX_WAITS, NONE, Word
 from scheduler.program import Program
-from scheduler.timeline.trace import DURATIONS, Point, Trace, from_stamps
+from scheduler.timeline.trace import TIMES, Point, Trace, from_stamps
 from scheduler.timeline.waits import last_signals
 
 WAITED = 1000  # nanoseconds: whoever has waited so long for a counter saw it full as soon as it could
 SMOOTH = 5  # waits of an SM, of which the median is taken
-TIMES = [point for point in Point if point not in DURATIONS]
 
 
 def sightings(program: Program, stamps: np.ndarray) -> dict[int, list[tuple[int, int]]]:
     """Of each SM, when it saw counters full that at least half of the SMs had been waiting for, by its own clock, and by
     how many nanoseconds that was later than the median of those SMs by theirs."""
-    sm = np.repeat(np.arange(program.sms), np.diff(program.starts))
-    words = program.words
+    sm, words = program.sm, program.words
     found: dict[int, list[tuple[int, int]]] = defaultdict(list)
     single = (words[:, Word.WAITS] == 1) & (words[:, Word.LAGS] == 0)
     for token in stamps:
@@ -40,21 +38,20 @@ def sightings(program: Program, stamps: np.ndarray) -> dict[int, list[tuple[int,
 def aligned(program: Program, stamps: np.ndarray) -> np.ndarray:
     """The same stamps [tokens, records, points] by one clock.
 
-    The GPU's clock differs between parts of the chip, and so, by some 0.1 % and from moment to moment, does the length of their
-    cycles.  But SMs that wait for the same counter all see it full within the time of one look, dozens of times a token.  What
-    one of them sees early or late, in the median of neighbouring waits, is its clock's error, between which it is interpolated.
+    The times that `megakernel.stamps` makes of an SM's cycles are off by up to 3 µs, most in the middle of a launch.  But SMs
+    that wait for the same counter all see it full within the time of one look, dozens of times a token.  What one of them sees
+    early or late, in the median of neighbouring waits, is its clock's error, between which it is interpolated.
     """
     result = stamps.copy()
+    points = [point for point in TIMES if point < stamps.shape[2]]
     for sm, seen in sightings(program, stamps).items():
         times, late = np.array(sorted(seen), dtype=np.float64).T
         padded = np.pad(late, SMOOTH // 2, mode="edge")
         smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, SMOOTH), axis=1)
         own = result[:, program.starts[sm] : program.starts[sm + 1]]
-        for point in TIMES:
-            if point < stamps.shape[2]:
-                taken = own[:, :, point] > 0
-                error = np.rint(np.interp(own[:, :, point], times, smooth)).astype(np.int64)
-                own[:, :, point] -= np.where(taken, error, 0)
+        taken = own[:, :, points]
+        error = np.rint(np.interp(taken, times, smooth)).astype(np.int64)
+        own[:, :, points] = np.where(taken > 0, taken - error, taken)
     return result
 
 

@@ -45,6 +45,7 @@ class Point(IntEnum):
 CONSUMER = (Point.FETCHED, Point.READY, Point.STAGED, Point.LANDED, Point.COMPUTED, Point.STORED, Point.SIGNALLED)
 REQUIRED = (Point.FETCHED, Point.READY, Point.SIGNALLED)
 DURATIONS = (Point.LOAD_WAITED, Point.PAGE_WAITED)
+TIMES = [point for point in Point if point not in DURATIONS]
 
 
 class TraceError(UserError):
@@ -95,10 +96,10 @@ class Trace:
         """What kind of instruction each record is, str [records]."""
         return np.array([item.instruction.MNEMONIC for item in self.items])
 
-    @cached_property
+    @property
     def sm(self) -> np.ndarray:
         """The SM of each record, int64 [records]."""
-        return np.repeat(np.arange(self.program.sms), np.diff(self.program.starts))
+        return self.program.sm
 
     @cached_property
     def index(self) -> np.ndarray:
@@ -216,11 +217,10 @@ def from_stamps(
     columns = [point for point in Point if point < stamps.shape[2]]
     given = frozenset(point for point in columns if point in DURATIONS or full[:, :, point].any())
     require_points(program, full)
-    times = [point for point in Point if point not in DURATIONS]
-    origin = full[:, :, times][full[:, :, times] > 0].min()
-    full[:, :, times] = np.where(full[:, :, times] > 0, full[:, :, times] - origin + 1, 0)  # 0 stays "not taken"
+    origin = full[:, :, TIMES][full[:, :, TIMES] > 0].min()
+    full[:, :, TIMES] = np.where(full[:, :, TIMES] > 0, full[:, :, TIMES] - origin + 1, 0)  # 0 stays "not taken"
     fill_missing(full)
-    full[:, :, times] -= 1
+    full[:, :, TIMES] -= 1
     if landings is not None:
         landings = np.where(landings[:tokens] > 0, landings[:tokens] - origin, 0)
     trace = Trace(program, past, advance, source, machine, full, landings, given)

@@ -149,6 +149,15 @@ def test_counters_begin_anew_before_they_overflow(engine: Engine) -> None:
     assert program.epoch < CAPACITY
 
 
+def test_positions_beyond_the_bucket_are_refused_before_the_launch(engine: Engine) -> None:
+    program = backend_of(engine).program(0).result()
+    last = program.program.shape.bucket
+    for position, tokens in ((last, 2), (0, last + 2), (0, 0)):
+        with pytest.raises(ValueError, match=f"^{tokens} tokens from position {position}: .* decodes positions up to {last}$"):
+            program.launch(position, tokens)
+    assert generate(engine) == expected()
+
+
 def test_a_value_that_never_comes_is_reported_with_its_reader(engine: Engine) -> None:
     """Here because its place is not vacant when the token begins; the next request begins with vacant places again."""
     program = backend_of(engine).program(0).result()

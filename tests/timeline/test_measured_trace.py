@@ -11,9 +11,9 @@ from timeline_cases import ORIGIN
 from instructions.codec import NONE, Word
 from models.config import PRESETS
 from scheduler.build import make_shape, schedule
-from scheduler.program import Program
 from scheduler.timeline import Point, Trace, measured_trace, simulated_trace
-from scheduler.timeline.measured import TIMES, aligned, sightings
+from scheduler.timeline.measured import aligned, sightings
+from scheduler.timeline.trace import TIMES
 from scheduler.timeline.waits import bindings, disagreement
 
 SMS = 24
@@ -114,7 +114,7 @@ def test_a_program_without_hints_is_taken_as_it_is() -> None:
     program = steps().program
     words = program.words.copy()
     words[:, Word.RELEASE] = 1
-    releasing = Program(program.shape, program.policy, program.ring, words, program.starts, program.targets, program.uses)
+    releasing = dataclasses.replace(program, words=words)
     assert not releasing.hints.any()
     stamps = stamped(steps())
     found = measured_trace(releasing, stamps, past=PAST, machine="test")

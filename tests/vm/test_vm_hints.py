@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -37,7 +38,7 @@ def without_hints() -> Program:
     signals = words[:, Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS]
     signals[np.isin(signals, list(told))] = NONE
     assert (words != made.words).any(axis=1).sum() > len(words) // 2
-    return Program(made.shape, made.policy, made.ring, words, made.starts, made.targets, made.uses)
+    return dataclasses.replace(made, words=words)
 
 
 @pytest.mark.parametrize("seed", range(12))
