@@ -10,6 +10,11 @@ text are `megakernel.text`'s, decoding is the engine's.
 
 from __future__ import annotations
 
+from models.process import begin
+
+if __name__ == "__main__":
+    begin()  # before all that takes time to import
+
 import argparse
 import json
 import sys

@@ -7,35 +7,28 @@
         start(main)
 
 Exit status: 2 with one line on stderr for what the user can mend, 130 after Ctrl-C, 141 when the reader of stdout has gone.
-Light on purpose: it is there before NumPy and torch are imported, which takes seconds and must be interruptible.  Knows
-nothing of what a command does.
+Knows nothing of what a command does.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
-import os
-import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
-from types import FrameType
 from typing import Any, NoReturn, ParamSpec
 
-from models import output
 from models.errors import UserError
+from models.process import INTERRUPTED, begin, open_streams, silence, working
 
-USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+USER_ERROR, BROKEN_PIPE = 2, 141  # the latter as a shell reports SIGPIPE
 LONGEST_COMPLAINT = 500  # characters about arguments, which may be of any length
-STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by the numbers of their descriptors
 CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)))
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 UNSAFE = {code: None for code in CONTROLS if chr(code) not in "\n\t"}
 
 P = ParamSpec("P")
-
-_ending = False  # the command is done, and what it had to say is said
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +37,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, **options: Any) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, **options)
+
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse would not say that it cannot be written
 
     def error(self, message: str) -> NoReturn:
         shown = message if len(message) <= LONGEST_COMPLAINT else message[:LONGEST_COMPLAINT] + "..."
@@ -109,41 +105,13 @@ def note(line: str) -> None:
         silence(sys.stderr)
 
 
-def silence(stream: Any) -> None:
-    """What is written to a stream goes nowhere from here on: Python flushes as it exits, and would fail once more."""
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-    except (OSError, ValueError, AttributeError):
-        pass  # a stream without a descriptor, or a closed one, has nothing to fail with
-
-
-def open_streams() -> None:
-    """Make sure that stdin, stdout and stderr are there, and that no character is beyond them.
-
-    Where a shell closed one (`2>&-`), its descriptor would go to the next file that is opened, and `print` would take stdout
-    for stderr.
-    """
-    for descriptor, (name, mode) in enumerate(STREAMS):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end a command
-
-
 def command(body: Callable[P, int]) -> Callable[P, int]:
     """A `main` that gives an exit status in place of the exceptions that the user can mend or has caused."""
 
     @wraps(body)
     def main(*args: P.args, **kwargs: P.kwargs) -> int:
-        global _ending
         open_streams()
+        working(True)
         try:
             try:
                 return body(*args, **kwargs)
@@ -160,7 +128,7 @@ def command(body: Callable[P, int]) -> Callable[P, int]:
                 silence(sys.stdout)
             return USER_ERROR
         finally:
-            _ending = True
+            working(False)
 
     return main
 
@@ -185,45 +153,3 @@ def start(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:  # in the moment between what `main` catches and its return
         status = INTERRUPTED
     sys.exit(status)
-
-
-def begin() -> None:
-    """Take charge of this process: its streams, and Ctrl-C, which ends a command anywhere, imports included."""
-    open_streams()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it was ignored on purpose, as `nohup` does
-        signal.signal(signal.SIGINT, _interrupted)
-        sys.unraisablehook = _unraisable
-
-
-def begin_as_module() -> None:
-    """`begin` where `python -m` is looking for a command: the package of the command calls it before all other imports."""
-    if sys.argv[:1] == ["-m"]:
-        begin()
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C.  An import must not be left by an exception: libraries take it for a failure of theirs, or drop it."""
-    if _ending or _in_import(frame):
-        _leave()
-    raise KeyboardInterrupt
-
-
-def _in_import(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _unraisable(problem: Any) -> None:
-    """Ctrl-C in a destructor, where Python would print the exception and go on."""
-    if issubclass(problem.exc_type, KeyboardInterrupt):
-        _leave()
-    sys.__unraisablehook__(problem)
-
-
-def _leave() -> NoReturn:
-    """End at once, with nothing half-written."""
-    output.discard_partial_files()
-    os._exit(INTERRUPTED)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import stat
 from pathlib import Path
 
 from models.errors import UserError
+from models.process import before_leaving
 
 _partial: set[Path] = set()  # files that are being written now
 
@@ -28,7 +28,8 @@ def output_path(text: str) -> Path:
 def require_file(path: Path) -> Path:
     """Where a file of this name really lies, links followed.
 
-    Raises UserError where something else stands there (a folder, a device, a pipe), OSError where it cannot be written.
+    Raises UserError where something else stands there (a folder, a device, a pipe, what `/dev/stdout` leads to), OSError
+    where it cannot be written.
     """
     try:
         found = os.stat(path)
@@ -36,6 +37,8 @@ def require_file(path: Path) -> Path:
         return Path(os.path.realpath(path))
     if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{path}: is {kind(found.st_mode)}, not a file: name another output")
+    if any(os.path.samestat(found, os.fstat(stream)) for stream in range(3)):
+        raise UserError(f"{path}: is the file that this command prints to or reads: name another output")
     if not os.access(path, os.W_OK):
         raise PermissionError(13, "Permission denied", str(path))
     return Path(os.path.realpath(path))
@@ -58,7 +61,7 @@ def write_file(path: Path, content: bytes | str) -> None:
     Raises UserError as `require_file` does, OSError where it cannot be written; then nothing is left behind.
     """
     target = require_file(path)
-    partial = target.with_name(f".{secrets.token_hex(8)}.partial")  # short: the name itself may have the longest length
+    partial = target.with_name(f".{os.urandom(8).hex()}.partial")  # short: the name itself may have the longest length
     _partial.add(partial)
     try:
         with open(partial, "xb") as file:
@@ -77,3 +80,6 @@ def discard_partial_files() -> None:
     """Remove what is being written, for a process that ends in the middle of it."""
     for partial in list(_partial):
         partial.unlink(missing_ok=True)
+
+
+before_leaving.append(discard_partial_files)

@@ -22,6 +22,9 @@ from scheduler.timeline.simulated import simulated_trace
 from scheduler.timeline.trace import Trace, load_trace
 
 
+MOST_TOKENS = 100  # to simulate: each takes a megabyte, and about a second of a large model
+
+
 def window(text: str) -> Window:
     """ "200:300", microseconds of the step."""
     start, colon, stop = text.partition(":")
@@ -37,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_program_options(parser, model_required=False)
     parser.add_argument("--trace", type=Path, help="a measured trace, in place of --model and what goes with it")
-    parser.add_argument("--tokens", type=int, default=3, help="tokens to simulate (default %(default)s)")
+    parser.add_argument("--tokens", type=whole(0, MOST_TOKENS), default=3, help="tokens to simulate (default %(default)s)")
     parser.add_argument("--window", type=window, default=Window(), metavar="US:US", help="part of the step in the picture")
     parser.add_argument("--path", action="store_true", help="draw the critical path into the picture")
     parser.add_argument("-o", "--output", type=output_path, default=Path("timeline"), help="folder (default %(default)s)")
