@@ -27,6 +27,8 @@ from scheduler.place import POLICIES
 from scheduler.program import Program
 from scheduler.simulate import simulate
 
+SENSIBLE = {"bandwidth": (1e6, 1e18), "copies": (1, 10**6), "signal": (1e-12, 1.0)}  # beyond, a float overflows
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -107,6 +109,9 @@ def machine_of(options: argparse.Namespace) -> MachineModel:
     for name, value in changes.items():
         if not value > 0:
             raise UserError(f"--{name} {value}: use a number above 0")
+        least, most = SENSIBLE[name]
+        if not least <= value <= most:
+            raise UserError(f"--{name} {value}: use {least:g} to {most:g}")
     return replace(MACHINES[options.machine], **changes)
 
 

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from models.command import Parser, command, start
+from models.command import Parser, command, start, whole
 from models.errors import UserError, writing
 from models.output import output_path, write_file
 from scheduler.costs import MACHINES
@@ -20,7 +20,6 @@ from scheduler.timeline.compare import comparison, comparison_lines
 from scheduler.timeline.picture import Window, write_picture
 from scheduler.timeline.simulated import simulated_trace
 from scheduler.timeline.trace import Trace, load_trace
-
 
 MOST_TOKENS = 100  # to simulate: each takes a megabyte, and about a second of a large model
 
