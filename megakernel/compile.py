@@ -102,11 +102,12 @@ def main(arguments: list[str] | None = None) -> int:
         programs = BucketPrograms(find_config(options.model), options.sms, options.capacity, itemsize=2)
         if not 0 <= options.past <= options.capacity:
             raise UserError(f"position {options.past} in a KV cache of {options.capacity}: use 0 to {options.capacity}")
-        geometry = make_geometry(programs.program(programs.place(options.past)))
+        program = programs.program(programs.place(options.past))
+        geometry = make_geometry(program)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps({"model": options.model, "sms": options.sms, "slices": geometry.slices, **describe(geometry)}))
+    print(json.dumps({"model": options.model, "sms": options.sms, "slices": program.shape.slices, **describe(geometry)}))
     return 0
 
 

@@ -15,8 +15,17 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
 from megakernel.device.sync import ALL, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import look, look_again, put, put_once, vacant, values_of
+from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, vacant, values_of
 
+# Rows of V that are not yet written are weighted with 0, and 0 times what is no number is none: what is not finite becomes
+# the nearest finite number.
+FINITE = gl.constexpr("""{
+    .reg .b32 low, high;
+    mov.b32 low, 0xff7fff7f;
+    mov.b32 high, 0x7f7f7f7f;
+    max.bf16x2 low, $1, low;
+    min.bf16x2 $0, low, high;
+}""")
 FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 
 
@@ -43,10 +52,10 @@ def query_places(S: gl.constexpr, memory, step):
 
 
 @gluon.jit
-def slice_pages(S: gl.constexpr, index, position):
+def slice_pages(S: gl.constexpr, slices, index, position):
     """First page and page count of slice `index`: `Shape.slice_range`."""
     pages = (position + S.page_positions - 1) // S.page_positions
-    share = (pages + S.slices - 1) // S.slices
+    share = (pages + slices - 1) // slices
     first = gl.minimum(index * share, pages)
     return first, gl.minimum(first + share, pages) - first
 
@@ -84,8 +93,10 @@ def add_values(S: gl.constexpr, ring, use, p, acc):
     weights = gl.convert_layout(gl.expand_dims(p.to(gl.bfloat16), 0), B)
     weights, _ = gl.broadcast(weights, gl.zeros([S.head_tiles, S.page_positions, S.group_columns], gl.bfloat16, B))
     slot = wait_page(S, ring, use)
-    v = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
-    acc = mma_v2(v.permute([0, 2, 1]).load(A), weights, acc)
+    page = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
+    v = page.permute([0, 2, 1]).load(A)
+    v = gl.inline_asm_elementwise(FINITE, "=r,r", [v], dtype=gl.bfloat16, is_pure=True, pack=2)
+    acc = mma_v2(v, weights, acc)
     mbarrier.arrive(ring.empty.index(slot), count=1)
     return acc
 
@@ -99,8 +110,9 @@ def attention(S: gl.constexpr, memory, ring, step):
     DIMS: gl.constexpr = S.head_tiles * TILE
     COLUMNS: gl.constexpr = S.group_columns
 
+    first, pages = slice_pages(S, memory.bucket.slices, step.record.b, step.position)
     wait_all(S, memory, step, ALL)
-    current = step.record.b == S.slices - 1
+    current = step.record.b == memory.bucket.slices - 1
     query, known = query_places(S, memory, step)
     new_kv = current_places(S, memory, step)
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))
@@ -123,7 +135,6 @@ def attention(S: gl.constexpr, memory, ring, step):
     m = gl.full([COLUMNS], float("-inf"), gl.float32, HEADS)
     totals = gl.zeros([S.page_positions, COLUMNS], gl.float32, gl.SliceLayout(0, MMA))
     acc = gl.zeros([S.head_tiles, TILE, COLUMNS], gl.float32, MMA)
-    first, pages = slice_pages(S, step.record.b, step.position)
     for i in range(0, pages, 2):  # two pages at a time: the largest score is a barrier, and the same for both
         use, left = step.use + 2 * i, step.position - (first + i) * S.page_positions
         both = i + 1 < pages
@@ -193,15 +204,16 @@ def store_output(S: gl.constexpr, memory, step, m, total, acc):
     columns = gl.expand_dims(gl.expand_dims(heads, 0), 0)
     rows = output_dims(S)
     inside = (rows < S.head_rows) & (columns < S.group)
-    if S.slices == 1:
+    if memory.bucket.slices == 1:
         target = values_of(S, memory, step) + S.attn + step.record.layer * S.attn_stride
         target += step.record.a * (S.group * S.head_rows)
         out = acc / gl.expand_dims(gl.expand_dims(total, 0), 0)
         put(S, step, target + columns * S.head_rows + rows, out, inside)
     else:
         ROWS: gl.constexpr = S.group * (S.head_rows + 2)
-        target = values_of(S, memory, step) + S.partial + step.record.layer * S.partial_stride
-        target += (step.record.a * S.slices + step.record.b) * ROWS
-        put_once(S, step, target + heads, m, heads < S.group)
-        put_once(S, step, target + S.group + heads, total, heads < S.group)
-        put(S, step, target + 2 * S.group + columns * S.head_rows + rows, acc, inside)
+        second = memory.bucket.partial_second
+        target = partials_of(S, memory, step) + (step.record.a * memory.bucket.slices + step.record.b) * ROWS
+        once = (heads < S.group) & in_first_warp()
+        put_apart(step, second, target + heads, m, once)
+        put_apart(step, second, target + S.group + heads, total, once)
+        put_apart(step, second, target + 2 * S.group + columns * S.head_rows + rows, acc, inside)

@@ -1,0 +1,117 @@
+"""What is no number: left over in the cache it harms nobody, in the logits it ends the request with an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from gpu_models import config_of, random_tokens, weights_of
+from preparation import CASES
+
+from bench.rig import Rig
+from megakernel.engine import Engine
+from megakernel.errors import NotNumbers
+from megakernel.request import SamplingParams
+from megakernel.vm.backend import VmBackend
+from models.packed import PackedModel, pack
+from scheduler.buckets import BucketPrograms
+
+pytestmark = pytest.mark.gpu
+PROMPT = random_tokens("bundled", 6, seed=1)
+LONG = 150  # beyond the first page of the cache
+POISONED = 40  # a position
+DRAWN = SamplingParams(temperature=1.5, top_k=40, top_p=0.9, seed=4)
+LEFT_OVER = {"nan": 0x7FC0, "infinity": 0x7F80, "minus infinity": 0xFF80 - 0x10000, "signalling nan": 0x7F81}
+
+
+def generate(engine: Engine, tokens: int = LONG, sampling: SamplingParams = DRAWN) -> list[int]:
+    engine.start(PROMPT, tokens, sampling)
+    return list(engine.stream())
+
+
+def state_of(engine: Engine) -> Any:
+    backend: Any = engine._backend
+    return backend.state
+
+
+@pytest.fixture(scope="module")
+def expected(engine: Engine) -> list[int]:
+    return generate(engine)
+
+
+@pytest.mark.parametrize("name", LEFT_OVER)
+def test_what_earlier_requests_left_in_the_cache(engine: Engine, expected: list[int], name: str) -> None:
+    """Every row that the request has not written itself, of K and of V, in all pages that it loads."""
+    for _ in range(2):
+        state_of(engine).cache.view(torch.int16).fill_(LEFT_OVER[name])
+        torch.cuda.synchronize()
+        assert generate(engine) == expected
+    assert generate(engine) == expected
+
+
+def test_torn_rows(engine: Engine, expected: list[int]) -> None:
+    """Random bits: any mixture of old and new rows, numbers or none."""
+    cache = state_of(engine).cache.view(torch.int16)
+    for seed in range(5):
+        generator = torch.Generator(cache.device).manual_seed(seed)
+        cache.random_(-(2**15), 2**15, generator=generator)
+        torch.cuda.synchronize()
+        assert generate(engine) == expected
+
+
+def test_slices_of_rows_that_are_none(bundled_rig: Rig) -> None:
+    """The same below the engine, in a bucket with more slices than pages that exist."""
+    case = CASES["bundled"]
+    tokens = random_tokens("bundled", case.positions)
+    bundled_rig.state.cache.zero_()
+    clean = bundled_rig.logits_of(tokens, case.positions - 20)
+    for bits in LEFT_OVER.values():
+        bundled_rig.state.cache.view(torch.int16).fill_(bits)
+        assert torch.equal(bundled_rig.logits_of(tokens, case.positions - 20), clean)
+
+
+@pytest.fixture
+def poison(engine: Engine) -> Iterator[None]:
+    """One position at which every number of the model is none."""
+    rope = state_of(engine).rope
+    kept = rope[POISONED].clone()
+    rope[POISONED] = torch.nan
+    torch.cuda.synchronize()
+    yield
+    rope[POISONED] = kept
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), DRAWN, SamplingParams(temperature=1.0)], ids=["greedy", "cut", "drawn"])
+@pytest.mark.parametrize("prompt", [6, POISONED + 20], ids=["generated", "prompt"])
+def test_logits_that_are_no_numbers(
+    engine: Engine, expected: list[int], poison: None, sampling: SamplingParams, prompt: int
+) -> None:
+    engine.start(random_tokens("bundled", prompt, seed=2), LONG, sampling)
+    with pytest.raises(NotNumbers, match=rf"logits at position {POISONED} are no finite numbers"):
+        list(engine.stream())
+    short = POISONED - len(PROMPT)
+    assert generate(engine, short) == expected[:short], "the next request is well"
+
+
+def poisoned(value: float) -> PackedModel:
+    """The bundled model with one page of its tape filled with a value."""
+    config = config_of("bundled")
+    model = pack(weights_of("bundled"), config, torch.bfloat16, 128)
+    model.weights[model.tape.matrix("down", config.num_layers - 1).first_page] = value
+    return model
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_on_both_machines(value: float) -> None:
+    from megakernel.gpu.backend import GpuBackend
+
+    model = poisoned(value)
+    programs = BucketPrograms(model.config, 8, 128, itemsize=2)
+    for backend in (GpuBackend(model, programs, torch.device("cuda", 0)), VmBackend(model, programs)):
+        with Engine(backend) as engine:
+            engine.start(PROMPT, 4)
+            with pytest.raises(RuntimeError, match=r"no finite numbers|NaN|infinite"):
+                list(engine.stream())
