@@ -17,15 +17,6 @@ from megakernel.device.sync import ALL, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, vacant, values_of
 
-# Rows of V that are not yet written are weighted with 0, and 0 times what is no number is none: what is not finite becomes
-# the nearest finite number.
-FINITE = gl.constexpr("""{
-    .reg .b32 low, high;
-    mov.b32 low, 0xff7fff7f;
-    mov.b32 high, 0x7f7f7f7f;
-    max.bf16x2 low, $1, low;
-    min.bf16x2 $0, low, high;
-}""")
 FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 
 
@@ -93,10 +84,8 @@ def add_values(S: gl.constexpr, ring, use, p, acc):
     weights = gl.convert_layout(gl.expand_dims(p.to(gl.bfloat16), 0), B)
     weights, _ = gl.broadcast(weights, gl.zeros([S.head_tiles, S.page_positions, S.group_columns], gl.bfloat16, B))
     slot = wait_page(S, ring, use)
-    page = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
-    v = page.permute([0, 2, 1]).load(A)
-    v = gl.inline_asm_elementwise(FINITE, "=r,r", [v], dtype=gl.bfloat16, is_pure=True, pack=2)
-    acc = mma_v2(v, weights, acc)
+    v = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
+    acc = mma_v2(v.permute([0, 2, 1]).load(A), weights, acc)
     mbarrier.arrive(ring.empty.index(slot), count=1)
     return acc
 

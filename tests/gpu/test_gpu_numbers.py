@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from gpu_models import config_of, random_tokens, weights_of
-from preparation import CASES
 
-from bench.rig import Rig
 from megakernel.engine import Engine
 from megakernel.errors import NotNumbers
 from megakernel.request import SamplingParams
@@ -23,7 +22,7 @@ PROMPT = random_tokens("bundled", 6, seed=1)
 LONG = 150  # beyond the first page of the cache
 POISONED = 40  # a position
 DRAWN = SamplingParams(temperature=1.5, top_k=40, top_p=0.9, seed=4)
-LEFT_OVER = {"nan": 0x7FC0, "infinity": 0x7F80, "minus infinity": 0xFF80 - 0x10000, "signalling nan": 0x7F81}
+OVERFLOWING = (float("nan"), float("inf"), float("-inf"), 1e38)  # as norm weights
 
 
 def generate(engine: Engine, tokens: int = LONG, sampling: SamplingParams = DRAWN) -> list[int]:
@@ -41,35 +40,40 @@ def expected(engine: Engine) -> list[int]:
     return generate(engine)
 
 
-@pytest.mark.parametrize("name", LEFT_OVER)
-def test_what_earlier_requests_left_in_the_cache(engine: Engine, expected: list[int], name: str) -> None:
-    """Every row that the request has not written itself, of K and of V, in all pages that it loads."""
-    for _ in range(2):
-        state_of(engine).cache.view(torch.int16).fill_(LEFT_OVER[name])
-        torch.cuda.synchronize()
+@contextmanager
+def norms_of(engine: Engine, value: float) -> Iterator[None]:
+    """Within it, all norm weights and biases are one number: what every layer computes, K and V with it, is none."""
+    constants = state_of(engine).constants
+    kept = constants.clone()
+    constants.fill_(value)
+    torch.cuda.synchronize()
+    yield
+    constants.copy_(kept)
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("value", OVERFLOWING)
+def test_bad_requests_leave_numbers_in_the_cache(engine: Engine, expected: list[int], value: float) -> None:
+    """One position after another, K and V of all layers, whether the request comes to its error or is abandoned before."""
+    for length in (1, 5, 100, 130):
+        with norms_of(engine, value):
+            engine.start(random_tokens("bundled", length), 20, DRAWN)
+            if length % 2:
+                with pytest.raises(NotNumbers):
+                    list(engine.stream())
+        assert bool(state_of(engine).cache.isfinite().all())
         assert generate(engine) == expected
-    assert generate(engine) == expected
 
 
 def test_torn_rows(engine: Engine, expected: list[int]) -> None:
-    """Random bits: any mixture of old and new rows, numbers or none."""
-    cache = state_of(engine).cache.view(torch.int16)
+    """Any mixture of old and new bytes is a mixture of numbers, the largest ones too."""
+    cache = state_of(engine).cache
     for seed in range(5):
         generator = torch.Generator(cache.device).manual_seed(seed)
-        cache.random_(-(2**15), 2**15, generator=generator)
+        bits = cache.view(torch.int16).random_(-(2**15), 2**15, generator=generator)
+        bits[~cache.isfinite()] = 0x7F7F
         torch.cuda.synchronize()
         assert generate(engine) == expected
-
-
-def test_slices_of_rows_that_are_none(bundled_rig: Rig) -> None:
-    """The same below the engine, in a bucket with more slices than pages that exist."""
-    case = CASES["bundled"]
-    tokens = random_tokens("bundled", case.positions)
-    bundled_rig.state.cache.zero_()
-    clean = bundled_rig.logits_of(tokens, case.positions - 20)
-    for bits in LEFT_OVER.values():
-        bundled_rig.state.cache.view(torch.int16).fill_(bits)
-        assert torch.equal(bundled_rig.logits_of(tokens, case.positions - 20), clean)
 
 
 @pytest.fixture
