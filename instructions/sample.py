@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from instructions.base import Cost, Instruction, Machine, Pages, Region
 from instructions.sampling import draw
 from instructions.shape import BEST_FIELDS, Shape
@@ -41,6 +43,8 @@ class Sample(Instruction):
 
     def execute(self, machine: Machine) -> Pages:
         logits, best = (machine.read(region) for region in self.reads(machine.shape))
+        if bool(torch.isinf(logits).any()):
+            raise ValueError("some logits are infinite: the model's numbers overflow")
         sampling = machine.sampling()
         if sampling.cuts:
             token = draw(logits, sampling, machine.past)

@@ -22,17 +22,26 @@ VACANT = 0x7FC0FFEE  # bits of a place whose value has not come: a NaN that no a
 
 
 class Buffer(NamedTuple):
-    """`layers` runs of `rows` fp32 values; layer l starts at element `base + l * stride` of the activations."""
+    """`layers` runs of `rows` fp32 values; layer l starts at element `base + l * stride` of the activations.
+
+    `second` is how far behind each place its second one lies; 0 where there is one place alone.
+    """
 
     layers: int
     rows: int
     base: int
     stride: int
+    second: int = 0
 
 
 def ceil_div(a: int, b: int) -> int:
     """Smallest integer not below a / b."""
     return -(-a // b)
+
+
+def aligned(elements: int) -> int:
+    """So many fp32 elements, rounded up to whole 128-byte lines."""
+    return ceil_div(elements, ALIGN) * ALIGN
 
 
 def next_power_of_two(n: int) -> int:
@@ -152,8 +161,9 @@ class Shape:
     def buffers(self) -> dict[str, Buffer]:
         """Activation buffers by name.  "token" and "kv" hold no fp32 activations (rows of state and of the cache).
 
-        Those named in ANNOUNCED come first.  The machine keeps two copies of them, for even and for odd epochs: whoever
-        writes a row of this token's copy makes the same row of the other VACANT, and a reader takes a row once it is not.
+        The machine keeps two copies of those named in ANNOUNCED, for even and for odd epochs: whoever writes a row of this
+        token's copy makes the same row of the other VACANT, and a reader takes a row once it is not.  What depends on the
+        number of slices comes last, so that all programs of a model have everything else in the same places.
         """
         config, layers = self.config, self.config.num_layers
         query_rows = config.num_heads * self.head_rows
@@ -161,33 +171,28 @@ class Shape:
             "x": (layers + 1, config.hidden_size),
             "q": (layers, query_rows),
             "new_kv": (layers, config.num_kv_heads * 2 * self.head_rows),
-            "partial": (layers, config.num_kv_heads * self.slices * self.partial_rows if self.slices > 1 else 0),
             "attn": (layers, query_rows),
             "x_mid": (layers, config.hidden_size),
             "mlp": (layers, config.intermediate_size),
             "logits": (1, config.vocab_size),
             "best": (1, BEST_FIELDS * self.matrix("head").blocks),
+            "partial": (layers, config.num_kv_heads * self.slices * self.partial_rows if self.slices > 1 else 0),
         }
+        copy = [name for name in sizes if name in ANNOUNCED and name != "partial"]
+        both = sum(count * aligned(rows) for count, rows in (sizes[name] for name in copy))
         table, base = {}, 0
         for name, (count, rows) in sizes.items():
-            stride = ceil_div(rows, ALIGN) * ALIGN
-            table[name] = Buffer(count, rows, base, stride)
+            stride = aligned(rows)
+            second = both if name in copy else count * stride if name in ANNOUNCED else 0
+            table[name] = Buffer(count, rows, base, stride, second)
             base += count * stride
-        table["token"] = Buffer(1, 1, base, 0)
+            if name == copy[-1]:
+                base += both  # the second copy of all of them
+        table["token"] = Buffer(1, 1, base + table["partial"].second, 0)
         table["kv"] = Buffer(layers, config.num_kv_heads * 2 * self.head_rows, base, 0)
         return table
 
     @property
-    def announced_elements(self) -> int:
-        """fp32 elements of the buffers named in ANNOUNCED, once."""
-        return self.buffers["logits"].base
-
-    @property
-    def activation_elements(self) -> int:
-        """fp32 elements of all activation buffers, each once; the second copy of the announced ones begins here."""
-        return self.buffers["token"].base
-
-    @property
     def arena_elements(self) -> int:
-        """fp32 elements of all activation buffers with the second copy."""
-        return self.activation_elements + self.announced_elements
+        """fp32 elements of all activation buffers, with the second places of those that have some."""
+        return self.buffers["token"].base

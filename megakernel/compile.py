@@ -103,8 +103,9 @@ def main(arguments: list[str] | None = None) -> int:
     programs = BucketPrograms(config, options.sms, capacity, itemsize=2)
     if not 0 <= options.past <= capacity:
         raise UserError(f"position {options.past} in a KV cache of {capacity}: use 0 to {capacity}")
-    geometry = make_geometry(programs.program(programs.place(options.past)))
-    print(json.dumps({"model": options.model, "sms": options.sms, "slices": geometry.slices, **describe(geometry)}))
+    program = programs.program(programs.place(options.past))
+    geometry = make_geometry(program)
+    print(json.dumps({"model": options.model, "sms": options.sms, "slices": program.shape.slices, **describe(geometry)}))
     return 0
 
 

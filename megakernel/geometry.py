@@ -1,12 +1,14 @@
-"""What the kernel is compiled for: the sizes of a program's shape as plain integers.
+"""What the kernel is told of a program: the sizes of its shape as plain integers.
 
-The kernel takes one `Geometry` as a compile-time constant, so nothing about a model, an SM count or a context bucket is
-typed into it.  Every number comes from `instructions.shape` or `models.tape`, the same source as the CPU machine's.
+The kernel takes one `Geometry` as a compile-time constant, so nothing about a model or an SM count is typed into it.  What
+depends on the context bucket or on the length of the KV cache is a `Bucket`, run-time arguments: a model has one kernel.
+Every number comes from `instructions.shape` or `models.tape`, the same source as the CPU machine's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from instructions.codec import Word
 from instructions.embed import Embed
@@ -49,8 +51,6 @@ class Geometry:
     scale: float
     # KV cache
     page_positions: int
-    head_pages: int
-    slices: int
     # activations: from the first copy of those that announce themselves to the second, then first elements and distances
     # between layers
     second: int
@@ -62,14 +62,13 @@ class Geometry:
     q_stride: int
     new_kv: int
     new_kv_stride: int
-    partial: int
-    partial_stride: int
     attn: int
     attn_stride: int
     mlp: int
     mlp_stride: int
     logits: int
     best: int
+    partial: int  # its distances depend on the bucket
     best_slots: int  # a power of two, at least the number of LM-head instructions
     # constants
     attention_norm: int
@@ -84,10 +83,18 @@ class Geometry:
     down_bias: int
     # tape
     embedding_page: int
-    # program
-    sample_counter: int
     trace: bool  # whether the kernel writes time stamps
-    records: int  # of all SMs, with a trace
+
+
+class Bucket(NamedTuple):
+    """What the programs of a model's context buckets differ in: run-time arguments of one kernel, int32."""
+
+    slices: int  # of attention
+    head_pages: int  # pages of the KV cache that one K or V head owns
+    partial_stride: int  # between layers
+    partial_second: int  # from the first copy to the second
+    end_counter: int  # signalled by `Sample` alone: every SM waits for it between tokens
+    records: int  # of all SMs
 
 
 def _stride(first: int, second: int) -> int:
@@ -109,6 +116,7 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
     offsets = {
         name + suffix: value
         for name in ANNOUNCED
+        if name != "partial"
         for suffix, value in (("", shape.buffers[name].base), ("_stride", shape.buffers[name].stride))
     }
     return Geometry(
@@ -133,11 +141,10 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         head_tiles=shape.head_tiles,
         scale=config.head_dim**-0.5,
         page_positions=shape.page_positions,
-        head_pages=shape.head_pages,
-        slices=shape.slices,
-        second=shape.activation_elements,
+        second=shape.buffers["x"].second,
         logits=shape.buffers["logits"].base,
         best=shape.buffers["best"].base,
+        partial=shape.buffers["partial"].base,
         best_slots=next_power_of_two(program.sms),
         attention_norm=tape.norm_offset("attention", 0),
         mlp_norm=tape.norm_offset("mlp", 0),
@@ -150,10 +157,22 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         gate_up_bias=biases["gate_up"],
         down_bias=biases["down"],
         embedding_page=shape.matrix("embedding").first_page,
-        sample_counter=token_counter(program),
         trace=trace,
-        records=len(program.words) if trace else 0,
         **offsets,
+    )
+
+
+def make_bucket(program: Program) -> Bucket:
+    """What the kernel is told of a program at run time, beside its words."""
+    shape = program.shape
+    partial = shape.buffers["partial"]
+    return Bucket(
+        slices=shape.slices,
+        head_pages=shape.head_pages,
+        partial_stride=partial.stride,
+        partial_second=partial.second,
+        end_counter=token_counter(program),
+        records=len(program.words),
     )
 
 

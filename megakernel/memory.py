@@ -41,7 +41,7 @@ def vm_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]
         **packing_bytes(programs, checkpoint),
         "KV cache": shapes[0].cache_pages * PAGE_BYTES,
         # fp32, an int64 epoch, and who stored it last: int32 SM, int64 number
-        "activations": sum(shape.activation_elements * (4 + 8 + 4 + 8) for shape in shapes),
+        "activations": sum(shape.arena_elements * (4 + 8 + 4 + 8) for shape in shapes),
     }
 
 

@@ -15,7 +15,7 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
 from megakernel.device.sync import ALL, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import look, look_again, put, put_once, vacant, values_of
+from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, vacant, values_of
 
 FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 
@@ -43,10 +43,10 @@ def query_places(S: gl.constexpr, memory, step):
 
 
 @gluon.jit
-def slice_pages(S: gl.constexpr, index, position):
+def slice_pages(S: gl.constexpr, slices, index, position):
     """First page and page count of slice `index`: `Shape.slice_range`."""
     pages = (position + S.page_positions - 1) // S.page_positions
-    share = (pages + S.slices - 1) // S.slices
+    share = (pages + slices - 1) // slices
     first = gl.minimum(index * share, pages)
     return first, gl.minimum(first + share, pages) - first
 
@@ -99,8 +99,9 @@ def attention(S: gl.constexpr, memory, ring, step):
     DIMS: gl.constexpr = S.head_tiles * TILE
     COLUMNS: gl.constexpr = S.group_columns
 
+    first, pages = slice_pages(S, memory.bucket.slices, step.record.b, step.position)
     wait_all(S, memory, step, ALL)
-    current = step.record.b == S.slices - 1
+    current = step.record.b == memory.bucket.slices - 1
     query, known = query_places(S, memory, step)
     new_kv = current_places(S, memory, step)
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))
@@ -123,7 +124,6 @@ def attention(S: gl.constexpr, memory, ring, step):
     m = gl.full([COLUMNS], float("-inf"), gl.float32, HEADS)
     totals = gl.zeros([S.page_positions, COLUMNS], gl.float32, gl.SliceLayout(0, MMA))
     acc = gl.zeros([S.head_tiles, TILE, COLUMNS], gl.float32, MMA)
-    first, pages = slice_pages(S, step.record.b, step.position)
     for i in range(0, pages, 2):  # two pages at a time: the largest score is a barrier, and the same for both
         use, left = step.use + 2 * i, step.position - (first + i) * S.page_positions
         both = i + 1 < pages
@@ -193,15 +193,16 @@ def store_output(S: gl.constexpr, memory, step, m, total, acc):
     columns = gl.expand_dims(gl.expand_dims(heads, 0), 0)
     rows = output_dims(S)
     inside = (rows < S.head_rows) & (columns < S.group)
-    if S.slices == 1:
+    if memory.bucket.slices == 1:
         target = values_of(S, memory, step) + S.attn + step.record.layer * S.attn_stride
         target += step.record.a * (S.group * S.head_rows)
         out = acc / gl.expand_dims(gl.expand_dims(total, 0), 0)
         put(S, step, target + columns * S.head_rows + rows, out, inside)
     else:
         ROWS: gl.constexpr = S.group * (S.head_rows + 2)
-        target = values_of(S, memory, step) + S.partial + step.record.layer * S.partial_stride
-        target += (step.record.a * S.slices + step.record.b) * ROWS
-        put_once(S, step, target + heads, m, heads < S.group)
-        put_once(S, step, target + S.group + heads, total, heads < S.group)
-        put(S, step, target + 2 * S.group + columns * S.head_rows + rows, acc, inside)
+        second = memory.bucket.partial_second
+        target = partials_of(S, memory, step) + (step.record.a * memory.bucket.slices + step.record.b) * ROWS
+        once = (heads < S.group) & in_first_warp()
+        put_apart(step, second, target + heads, m, once)
+        put_apart(step, second, target + S.group + heads, total, once)
+        put_apart(step, second, target + 2 * S.group + columns * S.head_rows + rows, acc, inside)

@@ -6,11 +6,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.clocks import cycles
-from megakernel.device.matvec import power_of_two
-from megakernel.device.sync import ALL, wait_all
+from megakernel.device.matvec import power_of_two, vector_layout
+from megakernel.device.sync import ALL, LONG_WAIT, agree, wait_all
 from megakernel.device.trace import STAGED, stamp
-from megakernel.device.values import look, look_again, put, vacant, values_of
+from megakernel.device.values import look, look_again, partials_of, put, vacant, values_of
 
+CHUNK = gl.constexpr(16)  # slices a pass: all there are, but on machines with more than 16 SMs for each KV head
+CHECKED = gl.constexpr(512)  # values that are looked through at a time
 TOGETHER_ELEMENTS = gl.constexpr(4096)  # 32 registers of each of the consumer's threads
 
 
@@ -23,20 +25,56 @@ def head_layout():
 @gluon.constexpr_function
 def slices_together(elements):
     """How many slices of so many elements are loaded at a time."""
-    return max(1, TOGETHER_ELEMENTS // elements)
+    return max(1, min(CHUNK.value, TOGETHER_ELEMENTS.value // elements))
 
 
 @gluon.jit
-def largest_maxima(S: gl.constexpr, source, heads, known):
-    """The largest of the slices' maxima for each head, and which heads miss one."""
+def add_chunk(S: gl.constexpr, source, slices, m, total, out):
+    """Take in up to CHUNK slices from `source` on, of which there are `slices`: with them, the largest score, the sum and the
+    unnormalised output of each head.  What is vacant makes sum or output NaN.
+
+    Straight-line code, so that all is on its way before the first value is looked at.
+    """
     ROWS: gl.constexpr = S.group * (S.head_rows + 2)
-    m = gl.full(heads.shape, float("-inf"), gl.float32, heads.type.layout)
-    absent = gl.full(heads.shape, 0, gl.int32, heads.type.layout)
-    for s in gl.static_range(S.slices):
-        slice_m = look(source + s * ROWS + heads, known)
-        absent |= vacant(slice_m)
-        m = gl.maximum(m, slice_m)
-    return m, absent
+    HEAD: gl.constexpr = head_layout()
+    COLUMNS: gl.constexpr = out.shape[0]
+    DIMS: gl.constexpr = out.shape[1]
+    TOGETHER: gl.constexpr = slices_together(COLUMNS * DIMS)
+    heads = gl.arange(0, COLUMNS, gl.SliceLayout(1, HEAD))
+    dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))
+    known = heads < S.group
+    inside = known[:, None] & (dims[None, :] < S.head_rows)
+    place = heads[:, None] * S.head_rows + dims[None, :]
+    maxima = ()
+    for s in gl.static_range(CHUNK):
+        maxima += (gl.load(source + s * ROWS + heads, mask=known & (s < slices), other=float("-inf"), volatile=True),)
+    before = m
+    for s in gl.static_range(CHUNK):
+        m = gl.maximum(m, maxima[s])
+    decay = gl.exp(before - m)
+    total, out = total * decay, out * decay[:, None]
+    for first in gl.static_range(0, CHUNK, TOGETHER):
+        parts = ()
+        for j in gl.static_range(TOGETHER):
+            part = source + (first + j) * ROWS
+            here = first + j < slices
+            parts += (look(part + S.group + heads, known & here), look(part + 2 * S.group + place, inside & here))
+        for j in gl.static_range(TOGETHER):
+            weight = gl.exp(maxima[first + j] - m)
+            total += weight * parts[2 * j]
+            out += weight[:, None] * parts[2 * j + 1]
+    return m, total, out
+
+
+@gluon.jit
+def any_vacant(S: gl.constexpr, source, slices):
+    """Whether anything of the slices from `source` on is vacant, int32, the same for all threads."""
+    column = gl.arange(0, CHECKED, vector_layout())
+    absent = gl.zeros([CHECKED], gl.int32, vector_layout())
+    count = slices * (S.group * (S.head_rows + 2))
+    for first in range(0, count, CHECKED):
+        absent |= vacant(look(source + first + column, first + column < count))
+    return gl.max(absent, axis=0)
 
 
 @gluon.jit
@@ -44,38 +82,28 @@ def combine(S: gl.constexpr, memory, ring, step):
     """KV head a."""
     wait_all(S, memory, step, ALL)
     ROWS: gl.constexpr = S.group * (S.head_rows + 2)
+    COLUMNS: gl.constexpr = S.group_columns
     DIMS: gl.constexpr = power_of_two(S.head_rows)
-    values = values_of(S, memory, step)
-    source = values + S.partial + step.record.layer * S.partial_stride + step.record.a * (S.slices * ROWS)
-
     HEAD: gl.constexpr = head_layout()
-    heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, HEAD))
-    dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))
-    known = heads < S.group
-    inside = known[:, None] & (dims[None, :] < S.head_rows)
-    place = heads[:, None] * S.head_rows + dims[None, :]
-    out = gl.zeros([S.group_columns, DIMS], gl.float32, HEAD)
-    total = gl.zeros([S.group_columns], gl.float32, gl.SliceLayout(1, HEAD))
-    TOGETHER: gl.constexpr = slices_together(S.group_columns * DIMS)
-    begin, waiting = cycles(), 1
+    slices = memory.bucket.slices
+    source = partials_of(S, memory, step) + step.record.a * (slices * ROWS)
+    out = gl.zeros([COLUMNS, DIMS], gl.float32, HEAD)
+    total = gl.zeros([COLUMNS], gl.float32, gl.SliceLayout(1, HEAD))
+    begin, waiting, sure = cycles(), 1, 0
     while waiting != 0:
-        m, unknown = largest_maxima(S, source, heads, known)
-        absent = gl.zeros([S.group_columns, DIMS], gl.int32, HEAD) | unknown[:, None]
-        out = gl.zeros([S.group_columns, DIMS], gl.float32, HEAD)
-        total = gl.zeros([S.group_columns], gl.float32, gl.SliceLayout(1, HEAD))
-        for first in range(0, S.slices, TOGETHER):
-            parts = ()
-            for j in gl.static_range(TOGETHER):  # all in flight before the first is looked at
-                part = source + (first + j) * ROWS
-                here = known & (first + j < S.slices)
-                parts += (look(part + heads, here), look(part + S.group + heads, here))
-                parts += (look(part + 2 * S.group + place, inside & (first + j < S.slices)),)
-            for j in gl.static_range(TOGETHER):
-                absent |= (vacant(parts[3 * j]) | vacant(parts[3 * j + 1]))[:, None] | vacant(parts[3 * j + 2])
-                weight = gl.where(first + j < S.slices, gl.exp(parts[3 * j] - m), 0.0)
-                total += weight * parts[3 * j + 1]
-                out += weight[:, None] * parts[3 * j + 2]
-        waiting = look_again(memory, step, begin, absent)
+        m = gl.full([COLUMNS], float("-inf"), gl.float32, gl.SliceLayout(1, HEAD))
+        total = gl.zeros([COLUMNS], gl.float32, gl.SliceLayout(1, HEAD))
+        out = gl.zeros([COLUMNS, DIMS], gl.float32, HEAD)
+        for first in range(0, slices, CHUNK):
+            m, total, out = add_chunk(S, source + first * ROWS, slices - first, m, total, out)
+        found = out + total[:, None]
+        waiting = (1 - sure) * look_again(memory, step, begin, (found != found).to(gl.int32))
+        if waiting != 0:  # for long only where NaN is the very value: then all of it is there
+            if agree((cycles() - begin > LONG_WAIT).to(gl.int32)) != 0:
+                sure = 1 - any_vacant(S, source, slices)
     stamp(S, step.trace, STAGED)
-    target = values + S.attn + step.record.layer * S.attn_stride + step.record.a * (S.group * S.head_rows)
-    put(S, step, target + place, out / total[:, None], inside)
+    heads = gl.arange(0, COLUMNS, gl.SliceLayout(1, HEAD))[:, None]
+    dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))[None, :]
+    target = values_of(S, memory, step) + S.attn + step.record.layer * S.attn_stride
+    target += step.record.a * (S.group * S.head_rows)
+    put(S, step, target + heads * S.head_rows + dims, out / total[:, None], (heads < S.group) & (dims < S.head_rows))

@@ -45,8 +45,7 @@ def execute(S: gl.constexpr, memory, ring, step):
     elif opcode == ATTENTION:
         attention(S, memory, ring, step)
     elif opcode == COMBINE:
-        if S.slices > 1:
-            combine(S, memory, ring, step)
+        combine(S, memory, ring, step)
     elif opcode == O_PROJ:
         o_proj(S, memory, ring, step)
     elif opcode == GATE_UP:
@@ -102,7 +101,9 @@ def consumer(S: gl.constexpr, memory, ring, start, stop, uses_per_token, positio
         here = position + token
         mbarrier.wait(ring.begun, token & 1)
         if token > 0:
-            wait_counter(memory, S.sample_counter, epoch + token, sm, -1, here)  # the last instruction alone signals it
+            wait_counter(
+                memory, memory.bucket.end_counter, epoch + token, sm, -1, here
+            )  # the last instruction alone signals it
         stopped = (load_acquire(memory.control + STOP) <= here) | (load_acquire(memory.control + FAULT) != 0)
         last = agree(stopped.to(gl.int32))
         set_shared_word(ring.last, last)

@@ -34,7 +34,8 @@ SEED_LOW = gl.constexpr(4)
 SEED_HIGH = gl.constexpr(5)
 INVERSE_TEMPERATURE = gl.constexpr(6)  # fp32 bits; 0: greedy
 TOP_P = gl.constexpr(7)  # fp32 bits
-STOP_TOKENS = gl.constexpr(8)  # how many, then the tokens
+NO_NUMBERS = gl.constexpr(8)  # 1 once some logit was no number, or not finite: then STOP is set, too
+STOP_TOKENS = gl.constexpr(9)  # how many, then the tokens
 REPORTS = gl.constexpr(64)  # from here on, what each consumer, then each loader was stuck in: 1, record, counter,
 #                             wanted, seen, position; counter -1: a value
 LOADERS = gl.constexpr(MAX_SMS)  # place of the first loader among the reports
@@ -63,6 +64,27 @@ class Sizes:
 
 
 @aggregate
+class Bucket:
+    """What depends on the program's context bucket: see `megakernel.geometry.Bucket`."""
+
+    slices: gl.tensor
+    head_pages: gl.tensor
+    partial_stride: gl.tensor
+    partial_second: gl.tensor
+    end_counter: gl.tensor
+    records: gl.tensor
+
+    @gluon.constexpr_function
+    def __init__(self, slices, head_pages, partial_stride, partial_second, end_counter, records):
+        self.slices = slices
+        self.head_pages = head_pages
+        self.partial_stride = partial_stride
+        self.partial_second = partial_second
+        self.end_counter = end_counter
+        self.records = records
+
+
+@aggregate
 class Memory:
     """Global memory.  weights, cache: bf16; activations, constants, rope: fp32; the rest int32."""
 
@@ -77,9 +99,12 @@ class Memory:
     control: gl.tensor
     patience: gl.tensor  # clock cycles after which a wait is given up, int64
     stamps: gl.tensor  # int64, see `megakernel.stamps`; with S.trace
+    bucket: Bucket
 
     @gluon.constexpr_function
-    def __init__(self, weights, cache, activations, constants, rope, words, counters, tokens, control, patience, stamps):
+    def __init__(
+        self, weights, cache, activations, constants, rope, words, counters, tokens, control, patience, stamps, bucket
+    ):
         self.weights = weights
         self.cache = cache
         self.activations = activations
@@ -91,6 +116,7 @@ class Memory:
         self.control = control
         self.patience = patience
         self.stamps = stamps
+        self.bucket = bucket
 
 
 @aggregate

@@ -7,15 +7,16 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.consumer import consumer
-from megakernel.device.context import FAULT, STOP, Memory, Ring, make_shared_word, set_shared_word
+from megakernel.device.context import FAULT, STOP, Bucket, Memory, Ring, make_shared_word, set_shared_word
 from megakernel.device.loader import loader
 from megakernel.device.matvec import LINES, PAGE_COLUMNS, TILE
 from megakernel.device.prefetcher import prefetcher
+from megakernel.geometry import Bucket as BucketNumbers
 
 WARPS = 4  # of the consumer
 LOADER_WARPS = gl.constexpr(1)  # and of the prefetcher
 LOADER_REGISTERS = gl.constexpr(200)  # they need few, but with less than about 150 ptxas 12.9 spills what both roles share
-RUNTIME_ARGUMENTS = ["position", "epoch", "tokens", "patience"]
+RUNTIME_ARGUMENTS = ["position", "epoch", "tokens", "patience", *BucketNumbers._fields]
 
 
 @gluon.jit
@@ -63,12 +64,19 @@ def megakernel(
     epoch,
     tokens,
     patience,
+    slices,
+    head_pages,
+    partial_stride,
+    partial_second,
+    end_counter,
+    records,
     S: gl.constexpr,
 ):
     """Decode up to `tokens` tokens from `position`; `epoch` is how many this program has decoded before.
 
     tape and cache are TMA descriptors over [128-byte lines, 64] bf16 of `weights` and `cache_rows`; the other arrays are
-    those of `scheduler.program.Program` and `megakernel.device.context.Memory`.
+    those of `scheduler.program.Program` and `megakernel.device.context.Memory`, the numbers from `slices` on those of a
+    `megakernel.geometry.Bucket`.
     """
     memory = Memory(
         weights,
@@ -82,6 +90,7 @@ def megakernel(
         control,
         gl.to_tensor(patience).to(gl.int64),
         stamps,
+        Bucket(slices, head_pages, partial_stride, partial_second, end_counter, records),
     )
     sm = gl.program_id(0)
     start, stop = gl.load(starts + sm), gl.load(starts + sm + 1)

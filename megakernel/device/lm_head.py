@@ -33,9 +33,9 @@ def lm_head(S: gl.constexpr, memory, ring, step):
         inside = rows < S.vocabulary
         logits = row_block(S, ring, step, step.use + i * S.hidden_pages, S.hidden_pages)
         gl.store(memory.activations + S.logits + rows, logits, mask=inside & (column == 0))
-        scores = logits
+        scores = gl.where(gl.abs(logits) < float("inf"), logits, float("inf"))  # so that `Sample` learns of it
         if inverse_temperature > 0.0:
-            scores = score(logits, rows, step.position, inverse_temperature, seed_low, seed_high)
+            scores = score(scores, rows, step.position, inverse_temperature, seed_low, seed_high)
         better = inside & (scores > best)
         best = gl.where(better, scores, best)
         best_row = gl.where(better, rows, best_row)

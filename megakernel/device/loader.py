@@ -74,12 +74,12 @@ def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, number, epoch,
     if load.wait >= 0:
         wait_counter(memory, load.wait, load.target * epoch, LOADERS + sm, index, position)
     proxy_fence()
-    first, pages = slice_pages(S, load.slice, position)
+    first, pages = slice_pages(S, memory.bucket.slices, load.slice, position)
     page = load.tape + first
     waited = gl.to_tensor(0).to(gl.int64)
     for i in range(pages):
         waited += stream(S, ring, cache, page + i, use + 2 * i, number)
-        waited += stream(S, ring, cache, page + S.head_pages + i, use + 2 * i + 1, number)
+        waited += stream(S, ring, cache, page + memory.bucket.head_pages + i, use + 2 * i + 1, number)
     for empty in range(use + 2 * pages, use + load.pages):
         slot, free = free_slot(S, ring, empty, number)
         mbarrier.arrive(ring.full.index(slot), count=1)
@@ -125,9 +125,7 @@ def loader(S: gl.constexpr, memory, tape, cache, ring, start, stop, uses_per_tok
             trace = token_stamps(S, memory, token)
             first = token * (stop - start)
             here = position + token
-            load = stream_token(
-                S, memory, tape, cache, ring, load, start, stop, first, first_use, here, epoch + token, trace
-            )
+            load = stream_token(S, memory, tape, cache, ring, load, start, stop, first, first_use, here, epoch + token, trace)
             token += 1
         else:
             token = tokens

@@ -9,13 +9,25 @@ from megakernel.device.matvec import PAGE_ELEMENTS, ROWS, TILE, block_index, hal
 from megakernel.device.sync import proxy_fence
 from megakernel.device.values import put_once, values_of
 
+LARGEST = gl.constexpr(3.3895313892515355e38)  # of bf16
+
 
 @gluon.jit
 def cache_address(S: gl.constexpr, memory, layer, head, value, position, row):
     """Where the cache holds row `row` of a K (value 0) or V (value 1) head at one position."""
-    page = ((layer * S.kv_heads + head) * 2 + value) * S.head_pages + position // S.page_positions
+    page = ((layer * S.kv_heads + head) * 2 + value) * memory.bucket.head_pages + position // S.page_positions
     line = (row // TILE) * S.page_positions + position % S.page_positions
     return memory.cache + page.to(gl.int64) * PAGE_ELEMENTS + line * TILE + row % TILE
+
+
+@gluon.jit
+def finite(values):
+    """fp32 values within what bf16 can hold; what is no number becomes one.
+
+    The cache holds numbers alone, whatever a request computes: attention weighs rows of a page that are not yet written with
+    0, and 0 times infinity is no number.  The request itself fails by its current position, which comes from "new_kv".
+    """
+    return gl.minimum(gl.maximum(values, -LARGEST), LARGEST)
 
 
 @gluon.jit
@@ -59,6 +71,6 @@ def qkv(S: gl.constexpr, memory, ring, step):
         put_once(S, step, target + inner * ROWS + row + HALF, high, inside)
         if part >= S.group:
             cached = cache_address(S, memory, layer, head, part - S.group, step.position, inner * ROWS + row)
-            gl.store(cached, low.to(gl.bfloat16), mask=inside)
-            gl.store(cached + HALF, high.to(gl.bfloat16), mask=inside)
+            gl.store(cached, finite(low).to(gl.bfloat16), mask=inside)
+            gl.store(cached + HALF, finite(high).to(gl.bfloat16), mask=inside)
             proxy_fence()  # later tokens read these rows by TMA

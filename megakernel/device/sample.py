@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.context import PROMPT_LENGTH, STOP, STOP_TOKENS, TOP_K, TOP_P
+from megakernel.device.context import NO_NUMBERS, PROMPT_LENGTH, STOP, STOP_TOKENS, TOP_K, TOP_P
 from megakernel.device.sampling import best_of, load_sampling, ordered, score
 from megakernel.device.sync import wait_all
 
@@ -102,7 +102,8 @@ def draw(S: gl.constexpr, memory, step, inverse_temperature, seed_low, seed_high
 
 @gluon.jit
 def sample(S: gl.constexpr, memory, ring, step):
-    """Of a slots in "best", or of the rows that a cut keeps; the prompt's own tokens stand."""
+    """Of a slots in "best", or of the rows that a cut keeps; the prompt's own tokens stand.  Logits that are no finite
+    numbers end the request."""
     inverse_temperature, seed_low, seed_high = load_sampling(memory)
     top_k = gl.load(memory.control + TOP_K)
     top_p = gl.load(memory.control + TOP_P).to(gl.float32, bitcast=True)
@@ -113,11 +114,14 @@ def sample(S: gl.constexpr, memory, ring, step):
     scores = gl.load(source, mask=known, other=float("-inf"), cache_modifier=".cg")
     rows = gl.load(source + 1, mask=known, other=0.0, cache_modifier=".cg").to(gl.int32)
     best, token = best_of(scores, gl.where(known, rows, 2147483647))
-    if inverse_temperature > 0.0:
+    if (inverse_temperature > 0.0) & (best < float("inf")):
         if (top_k > 0) | (top_p < 1.0):
             token = draw(S, memory, step, inverse_temperature, seed_low, seed_high)
     next_position = step.position + 1
-    if next_position >= gl.load(memory.control + PROMPT_LENGTH):
+    if best == float("inf"):
+        gl.store(memory.control + NO_NUMBERS, 1)
+        gl.store(memory.control + STOP, next_position)
+    elif next_position >= gl.load(memory.control + PROMPT_LENGTH):
         gl.store(memory.tokens + next_position, token)
         stops = gl.load(memory.control + STOP_TOKENS)
         for j in range(stops):

@@ -132,7 +132,7 @@ def wait_one(S: gl.constexpr, memory, step, number: gl.constexpr, counter, targe
     """Wait number `number` of a record, if it has so many; the end of the token before has been waited for already."""
     waits = step.record.waits >> number
     waited, lag, hint = (waits >> WAITED) & 1, (waits >> LAGGING) & 1, (waits >> HINT) & 1
-    if (waited != 0) & (counter != S.sample_counter) & ((hint == 0) | (EARLY != ALL)):
+    if (waited != 0) & (counter != memory.bucket.end_counter) & ((hint == 0) | (EARLY != ALL)):
         wanted = target * (step.epoch + 1 - lag)
         if EARLY > 0:
             wanted -= hint * gl.minimum(target, EARLY)

@@ -34,7 +34,7 @@ TICK_LOOKS = gl.constexpr(100_000)  # far more than a tick takes
 @gluon.jit
 def token_stamps(S: gl.constexpr, memory, token):
     """Where the stamps of one of a launch's tokens go, behind the clocks of all SMs."""
-    return memory.stamps + gl.num_programs(0) * CLOCKS + token * (S.records * POINTS)
+    return memory.stamps + gl.num_programs(0) * CLOCKS + token * (memory.bucket.records * POINTS)
 
 
 @gluon.jit

@@ -34,9 +34,17 @@ def values_of(S: gl.constexpr, memory, step):
 
 
 @gluon.jit
-def put(S: gl.constexpr, step, target, values, mask):
-    """Store fp32 values at `target` in this token's copy, and vacate their places in the other."""
-    other = target + gl.where((step.epoch & 1) == 0, S.second, -S.second)
+def partials_of(S: gl.constexpr, memory, step):
+    """What the slices of the record's layer leave for `Combine`, in this token's copy."""
+    first = memory.activations + S.partial + step.record.layer * memory.bucket.partial_stride
+    return first + (step.epoch & 1) * memory.bucket.partial_second
+
+
+@gluon.jit
+def put_apart(step, second, target, values, mask):
+    """Store fp32 values at `target` in this token's copy, and vacate their places in the other; `second` elements lie between
+    the first copy and the second."""
+    other = target + gl.where((step.epoch & 1) == 0, second, -second)
     bits = values.to(gl.int32, bitcast=True)
     gl.inline_asm_elementwise(
         STORE, "=r,l,l,r,r", [target, other, bits, mask.to(gl.int32)], dtype=gl.int32, is_pure=False, pack=1
@@ -44,10 +52,21 @@ def put(S: gl.constexpr, step, target, values, mask):
 
 
 @gluon.jit
+def put(S: gl.constexpr, step, target, values, mask):
+    """`put_apart` for all buffers but the slices' own."""
+    put_apart(step, S.second, target, values, mask)
+
+
+@gluon.jit
+def in_first_warp():
+    """Whether this thread belongs to the first warp: what every warp holds whole, one stores."""
+    return gl.inline_asm_elementwise(FIRST_WARP, "=r", [], dtype=gl.int32, is_pure=False, pack=1) != 0
+
+
+@gluon.jit
 def put_once(S: gl.constexpr, step, target, values, mask):
-    """`put` for a tensor that every warp holds whole: one of them stores it."""
-    first = gl.inline_asm_elementwise(FIRST_WARP, "=r", [], dtype=gl.int32, is_pure=False, pack=1)
-    put(S, step, target, values, mask & (first != 0))
+    """`put` for a tensor that every warp holds whole."""
+    put(S, step, target, values, mask & in_first_warp())
 
 
 @gluon.jit

@@ -1,20 +1,22 @@
 """The engine's backend on a Hopper GPU: launches of a few tokens each, the next one under way while the last is read.
 
-Programs of the context buckets are scheduled and compiled by one thread in the background, in the order in which a request
-will need them.
+The model's one kernel is compiled before the backend is ready.  Programs of the context buckets are scheduled by one thread in
+the background, in the order in which a request will need them.  Whatever touches the GPU, in either thread, does so on the
+backend's device and stream.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
 from instructions.base import SamplingState
 from megakernel.gpu.control import Outcome
-from megakernel.gpu.errors import KernelFault
+from megakernel.gpu.errors import KernelFault, one_line
 from megakernel.gpu.machine import Flight, GpuProgram, GpuState
 from megakernel.request import SamplingParams
 from models.packed import PackedModel
@@ -34,8 +36,11 @@ class GpuBackend:
 
     def __init__(self, model: PackedModel, programs: BucketPrograms, device: torch.device) -> None:
         self.config, self.capacity = model.config, programs.capacity
-        self.programs = programs
-        self.state = GpuState(model, programs.shape(programs.capacity).cache_pages, device)
+        self.programs, self.device = programs, device
+        with torch.cuda.device(device):
+            self.stream = torch.cuda.Stream(device)
+        with self.on_device("moving the model to the GPU"):
+            self.state = GpuState(model, programs.shape(programs.capacity).cache_pages, device)
         step = model.tape.streamed_pages * PAGE_BYTES / SLOW_BANDWIDTH
         self.longest = max(1, int(LONGEST_LAUNCH / step))
         self.builder = ThreadPoolExecutor(1, "megakernel-build")
@@ -45,9 +50,21 @@ class GpuBackend:
         self.prompt_length = self.position = self.end = 0
         self.stopped = False
         self.last_program: GpuProgram | None = None  # of the last token landed; its logits are still there
-        self.program(0)
+        with self.on_device("compiling the kernel"):
+            self.program(0).result().compile()
+
+    @contextmanager
+    def on_device(self, doing: str) -> Iterator[None]:
+        """The backend's device and stream as the current ones; what fails within is told in one line."""
+        with one_line(doing), torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            yield
 
     def start(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
+        with self.on_device("starting a request"):
+            self.begin(prompt, limit, sampling)
+
+    def begin(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
+        """`start`, on the device."""
         self.abandon()
         state = SamplingState(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
         self.state.start(prompt, state, sampling.stop_token_ids)
@@ -58,20 +75,23 @@ class GpuBackend:
             self.program(place)
 
     def decode(self, count: int) -> list[int]:
-        while not self.ready:
-            while len(self.flights) < FLIGHTS and self.position < self.end and not self.stopped:
-                self.take_off()
-            self.land()
+        with self.on_device("decoding"):
+            while not self.ready:
+                while len(self.flights) < FLIGHTS and self.position < self.end and not self.stopped:
+                    self.take_off()
+                self.land()
         tokens, self.ready = self.ready[:count], self.ready[count:]
         return tokens
 
     def logits(self) -> torch.Tensor:
         if self.last_program is None:
             raise RuntimeError("no token has been decoded yet")
-        return self.last_program.logits()
+        with self.on_device("reading logits"):
+            return self.last_program.logits()
 
     def close(self) -> None:
-        self.abandon()
+        with self.on_device("closing"):
+            self.abandon()
         self.builder.shutdown(wait=True, cancel_futures=True)
         self.built.clear()
         self.last_program = None
@@ -79,16 +99,16 @@ class GpuBackend:
         torch.cuda.empty_cache()
 
     def program(self, place: int) -> Future[GpuProgram]:
-        """The program of one bucket, being built since it was first asked for."""
-        if place not in self.built:
+        """The program of one bucket, being built since it was first asked for; one that could not be built is tried again."""
+        known = self.built.get(place)
+        if known is None or (known.done() and known.exception() is not None):
             self.built[place] = self.builder.submit(self.build, place)
         return self.built[place]
 
     def build(self, place: int) -> GpuProgram:
-        """Schedule and compile one bucket's program."""
-        program = GpuProgram(self.programs.program(place), self.state)
-        program.compile()
-        return program
+        """Schedule one bucket's program; the kernel is there already."""
+        with self.on_device("making a program"):
+            return GpuProgram(self.programs.program(place), self.state)
 
     def take_off(self) -> None:
         """Enqueue the next launch: the prompt in long ones that end with it, then a few tokens at a time."""

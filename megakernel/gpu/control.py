@@ -12,6 +12,7 @@ import numpy as np
 from instructions.base import SamplingState
 from instructions.codec import NONE, Scheduled, disassemble
 from megakernel.device import context
+from megakernel.errors import NotNumbers
 from megakernel.gpu.errors import GpuError, KernelFault
 from scheduler.program import Program
 
@@ -68,6 +69,11 @@ class Outcome:
         return bool(self.words[context.FAULT.value])
 
     @property
+    def numberless(self) -> bool:
+        """Whether the last token's logits were no numbers."""
+        return bool(self.words[context.NO_NUMBERS.value])
+
+    @property
     def stuck(self) -> list[Stuck]:
         """What every consumer and loader was stuck in that was."""
         reports = self.words[context.REPORTS.value :].reshape(-1, context.REPORT_WORDS.value)
@@ -79,12 +85,15 @@ class Outcome:
         return found
 
     def raise_fault(self, program: Program) -> None:
-        """Raise KernelFault if some wait expired, with the instruction at which it began.
+        """Raise KernelFault if some wait expired, with the instruction at which it began; NotNumbers if the model's numbers
+        overflowed.
 
         Whatever depends on a signal that never comes is stuck as well; the first in the order of the dependencies is the one
         that waits for it.
         """
         if not self.faulty:
+            if self.numberless:
+                raise NotNumbers(self.stop_position - 1)
             return
         mend = "This is a fault of the schedule or of the machine, not of the request; try again"
         depth = wait_depths(program)
@@ -100,9 +109,7 @@ class Outcome:
             because += "told of values, and one of them never came"
         else:
             because += f"should have reached {first.wanted} but stood at {first.seen}"
-        raise KernelFault(
-            f"the kernel was stuck at position {first.position}: {role} {first.sm} {place}; {because}. {mend}"
-        )
+        raise KernelFault(f"the kernel was stuck at position {first.position}: {role} {first.sm} {place}; {because}. {mend}")
 
 
 def wait_depths(program: Program) -> dict[int, int]:

@@ -20,7 +20,7 @@ from megakernel.compile import PAGE_LAYOUT
 from megakernel.device.compat import OPTIONS
 from megakernel.device.context import Sizes
 from megakernel.device.kernel import WARPS, megakernel
-from megakernel.geometry import COUNTER_STRIDE, make_geometry
+from megakernel.geometry import COUNTER_STRIDE, make_bucket, make_geometry
 from megakernel.gpu.control import WORDS, Outcome, control_words
 from megakernel.stamps import Clock, Point, nanoseconds
 from megakernel.words import device_words
@@ -43,6 +43,7 @@ class GpuState:
         self.cache = torch.zeros(cache_pages, PAGE_BYTES // 2, dtype=torch.bfloat16, device=device)
         self.tokens = torch.zeros(model.capacity + 1, dtype=torch.int32, device=device)
         self.control = torch.zeros(WORDS, dtype=torch.int32, device=device)
+        torch.cuda.current_stream(device).synchronize()  # launches on any stream find all this
         self.tape_descriptor, self.cache_descriptor = (
             TensorDescriptor.from_tensor(pages.view(-1, 64), [128, 64], PAGE_LAYOUT) for pages in (self.weights, self.cache)
         )
@@ -68,7 +69,7 @@ class Flight:
     def land(self) -> list[int]:
         """Wait for the launch; the tokens at the positions after those decoded, fewer than asked for after a stop token.
 
-        Raises KernelFault if some wait of the kernel expired.
+        Raises KernelFault if some wait of the kernel expired, NotNumbers where a token's logits are none.
         """
         self.landed.synchronize()
         outcome = Outcome(self.control.numpy())
@@ -94,7 +95,7 @@ class GpuProgram:
     ) -> None:
         device = state.device
         self.program, self.state, self.patience = program, state, patience
-        self.sizes = Sizes(make_geometry(program, trace_tokens > 0))
+        self.sizes, self.bucket = Sizes(make_geometry(program, trace_tokens > 0)), make_bucket(program)
         self.words, self.starts, self.uses = (
             torch.from_numpy(array).to(device) for array in (device_words(program), program.starts, program.uses)
         )
@@ -104,6 +105,7 @@ class GpuProgram:
         self.activations = torch.full((program.shape.arena_elements,), VACANT, dtype=torch.int32, device=device)
         self.counters = torch.zeros(program.counters * COUNTER_STRIDE, dtype=torch.int32, device=device)
         self.epoch = self.enqueued = 0
+        torch.cuda.current_stream(device).synchronize()  # launches on any stream find all this
 
     def arguments(self, position: int, tokens: int) -> tuple[Any, ...]:
         """The kernel's arguments."""
@@ -127,6 +129,7 @@ class GpuProgram:
             self.epoch + self.enqueued,
             tokens,
             self.patience,
+            *self.bucket,
             self.sizes,
         )
 
@@ -171,8 +174,7 @@ class GpuProgram:
 
     def resume(self) -> None:
         """Take the epoch from the counters, when no launch is under way: it holds whatever became of the launches."""
-        counter = self.sizes.geometry.sample_counter
-        self.epoch = int(self.counters[counter * COUNTER_STRIDE])
+        self.epoch = int(self.counters[self.bucket.end_counter * COUNTER_STRIDE])
         self.enqueued = 0
 
     @property

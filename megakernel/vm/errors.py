@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from megakernel.errors import MachineError
+
 
 class Fault(Exception):
     """A forbidden access, found where the instruction is not known; the actor that runs it turns it into a `VmError`."""
 
 
-class VmError(Exception):
+class VmError(MachineError):
     """A program broke the machine's rules.
 
     `sm` and `index` say whose instruction it was (index within the SM's queue), `instruction` is its disassembly; the

@@ -28,8 +28,8 @@ class Activations:
 
     def __init__(self, shape: Shape) -> None:
         self.buffers = shape.buffers
-        self.values = torch.full((shape.activation_elements,), torch.nan)
-        self.epochs = np.full(shape.activation_elements, NEVER, dtype=np.int64)
+        self.values = torch.full((shape.arena_elements,), torch.nan)
+        self.epochs = np.full(shape.arena_elements, NEVER, dtype=np.int64)
 
     def poison(self) -> None:
         """Fill everything with NaN: nothing may be carried over to the next token."""

@@ -43,7 +43,7 @@ class Launch:
         self.stored = Cell("instructions ended")
         self.finished = Cell("tokens finished")
         cache, lengths = vm.state.cache, [len(records) for records in vm.queues]
-        self.sight = Sight(lengths, len(vm.counters), self.shape.activation_elements, cache.layers, cache.rows)
+        self.sight = Sight(lengths, len(vm.counters), self.shape.arena_elements, cache.layers, cache.rows)
         self.ready: list[Actor] = []
         self.poisoned = -1
         self.consumers: list[Consumer] = []

@@ -87,7 +87,7 @@ def arena_findings(shape: Shape) -> Iterator[Finding]:
             start = buffer.base + layer * buffer.stride
             spans.append((start, start + buffer.rows, f"{name}[{layer}]"))
             if name in ANNOUNCED:
-                second = start + shape.activation_elements
+                second = start + buffer.second
                 spans.append((second, second + buffer.rows, f"the second copy of {name}[{layer}]"))
     spans.sort()
     for (_, stop, name), (start, _, other) in zip(spans, spans[1:], strict=False):

@@ -8,7 +8,7 @@ vacant when it begins.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from zlib import crc32
 
@@ -23,8 +23,7 @@ from megakernel.geometry import COUNTER_STRIDE
 from megakernel.gpu import machine
 
 STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS, REPORTS = (
-    word.value
-    for word in (context.STOP, context.FAULT, context.PROMPT_LENGTH, context.STOP_TOKENS, context.REPORTS)
+    word.value for word in (context.STOP, context.FAULT, context.PROMPT_LENGTH, context.STOP_TOKENS, context.REPORTS)
 )
 
 
@@ -86,6 +85,16 @@ class PastEvent:
         """Nothing to wait for."""
 
 
+class FakeStream:
+    """A stream on which nothing is ever under way."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
 @contextmanager
 def fake_device() -> Iterator[torch.device]:
     """Within it, `megakernel.gpu` runs on the device it yields: the CPU."""
@@ -100,4 +109,8 @@ def fake_device() -> Iterator[torch.device]:
         patch.setattr(torch.cuda, "Event", PastEvent)
         for name in ("synchronize", "empty_cache"):
             patch.setattr(torch.cuda, name, lambda *_: None)
+        for name in ("device", "stream"):
+            patch.setattr(torch.cuda, name, nullcontext)
+        for name in ("Stream", "current_stream"):
+            patch.setattr(torch.cuda, name, FakeStream)
         yield torch.device("cpu")
