@@ -89,6 +89,7 @@ def combine(S: gl.constexpr, memory, ring, step):
     source = partials_of(S, memory, step) + step.record.a * (slices * ROWS)
     out = gl.zeros([COLUMNS, DIMS], gl.float32, HEAD)
     total = gl.zeros([COLUMNS], gl.float32, gl.SliceLayout(1, HEAD))
+    heads = gl.arange(0, COLUMNS, gl.SliceLayout(1, HEAD))[:, None]
     begin, waiting, sure = cycles(), 1, 0
     while waiting != 0:
         m = gl.full([COLUMNS], float("-inf"), gl.float32, gl.SliceLayout(1, HEAD))
@@ -97,12 +98,11 @@ def combine(S: gl.constexpr, memory, ring, step):
         for first in range(0, slices, CHUNK):
             m, total, out = add_chunk(S, source + first * ROWS, slices - first, m, total, out)
         found = out + total[:, None]
-        waiting = (1 - sure) * look_again(memory, step, begin, (found != found).to(gl.int32))
+        waiting = (1 - sure) * look_again(memory, step, begin, ((heads < S.group) & (found != found)).to(gl.int32))
         if waiting != 0:  # for long only where NaN is the very value: then all of it is there
             if agree((cycles() - begin > LONG_WAIT).to(gl.int32)) != 0:
                 sure = 1 - any_vacant(S, source, slices)
     stamp(S, step.trace, STAGED)
-    heads = gl.arange(0, COLUMNS, gl.SliceLayout(1, HEAD))[:, None]
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))[None, :]
     target = values_of(S, memory, step) + S.attn + step.record.layer * S.attn_stride
     target += step.record.a * (S.group * S.head_rows)
