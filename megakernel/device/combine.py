@@ -29,6 +29,12 @@ def slices_together(elements):
     return max(1, min(FEW.value, TOGETHER_ELEMENTS.value // elements))
 
 
+@gluon.constexpr_function
+def fewest(elements):
+    """How many slices of so many elements a pass takes where they are few; both passes of wide heads have no registers left."""
+    return FEW.value if elements * FEW.value <= TOGETHER_ELEMENTS.value else CHUNK.value
+
+
 @gluon.jit
 def add_chunk(S: gl.constexpr, source, slices, m, total, out, MOST: gl.constexpr):
     """Take in up to MOST slices from `source` on, of which there are `slices`: with them, the largest score, the sum and the
@@ -86,6 +92,7 @@ def combine(S: gl.constexpr, memory, ring, step):
     COLUMNS: gl.constexpr = S.group_columns
     DIMS: gl.constexpr = power_of_two(S.head_rows)
     HEAD: gl.constexpr = head_layout()
+    FEWEST: gl.constexpr = fewest(COLUMNS * DIMS)
     slices = memory.bucket.slices
     source = partials_of(S, memory, step) + step.record.a * (slices * ROWS)
     out = gl.zeros([COLUMNS, DIMS], gl.float32, HEAD)
@@ -98,8 +105,10 @@ def combine(S: gl.constexpr, memory, ring, step):
         out = gl.zeros([COLUMNS, DIMS], gl.float32, HEAD)
         for first in range(0, slices, CHUNK):
             here, left = source + first * ROWS, slices - first
-            if left <= FEW:
-                m, total, out = add_chunk(S, here, left, m, total, out, FEW)
+            if FEWEST == CHUNK:
+                m, total, out = add_chunk(S, here, left, m, total, out, CHUNK)
+            elif left <= FEWEST:
+                m, total, out = add_chunk(S, here, left, m, total, out, FEWEST)
             else:
                 m, total, out = add_chunk(S, here, left, m, total, out, CHUNK)
         found = out + total[:, None]
