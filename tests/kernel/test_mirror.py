@@ -25,7 +25,8 @@ from megakernel.stamps import Clock, Point
 from models import tape
 
 DEVICE = ROOT / "megakernel" / "device"
-HOST_ONLY = {"__init__", "base", "codec", "registry", "shape"}  # what an instruction is, and how it is written down
+# what an instruction is, what it is told, and how it is written down
+HOST_ONLY = {"__init__", "base", "codec", "dimensions", "registry", "shape"}
 ROLES = {"kernel", "consumer", "loader", "prefetcher"}
 DEVICE_ONLY = ROLES | {"__init__", "clocks", "compat", "context", "sync", "trace", "values"}  # the interpreter
 
