@@ -31,7 +31,10 @@ class Attention(Instruction):
     OPCODE = 3
     MNEMONIC = "attention"
     LAYERED, SHORT = True, True
-    BRINGS = (Activation("partial", lambda shape: shape.all_partial_rows), Activation("attn", lambda shape: shape.query_rows))
+    BRINGS = (
+        Activation("partial", lambda shape: shape.all_partial_rows),
+        Activation("attn", lambda shape: shape.query_rows),
+    )
 
     head: int
     slice: int

@@ -1,5 +1,5 @@
-"""What every instruction has: fields and their ranges, the buffers it brings, the regions it touches, the pages it streams, its
-cost, its meaning on the CPU.
+"""What every instruction has: fields and their ranges, the buffers it brings, the regions it touches, the pages it
+streams, its cost, its meaning on the CPU.
 
 An instruction is a frozen dataclass of small integers.  It knows nothing of where it runs, what it waits for, or in
 which shared-memory page its weights land: the scheduler decides that, and `instructions.codec` writes both down.
@@ -19,7 +19,7 @@ from instructions.dimensions import Dimensions
 
 @dataclass(frozen=True, order=True)
 class Region:
-    """Rows `start` (included) to `stop` (excluded) of one layer of a buffer; `Shape.buffers` holds all buffers there are."""
+    """Rows `start` (included) to `stop` (excluded) of one layer of a buffer; `Shape.buffers` has all buffers."""
 
     buffer: str
     layer: int
@@ -129,11 +129,11 @@ GREEDY = SamplingState(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 class Instruction:
     """Base of all instructions.  Subclasses are frozen dataclasses whose fields are non-negative int32 numbers.
 
-    `layer` is stored in a word of its own; every other field takes the next payload word, in the order declared.  What is left
-    unsaid here, whether it belongs to a layer and what its fields may hold, makes the checker refuse it.
+    `layer` is stored in a word of its own; every other field takes the next payload word, in the order declared.  The
+    checker refuses an instruction that does not say whether it belongs to a layer, or what a field may hold.
     """
 
-    OPCODE: ClassVar[int]
+    OPCODE: ClassVar[int]  # 1 to 30: the kernel has sets of opcodes as bits of an int32
     MNEMONIC: ClassVar[str]
     LAYERED: ClassVar[bool | None] = None  # True: it belongs to a layer; False: to the token, and `layer` is 0
     SHORT: ClassVar[bool] = False  # it is short, or waits for short ones alone: HBM would idle meanwhile

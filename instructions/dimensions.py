@@ -1,7 +1,7 @@
 """The numbers that every instruction may build on: a program's model, tiles, heads, cache pages.
 
-Nothing here depends on the number of SMs, on a schedule, or on what instructions there are: `instructions.shape` adds the
-activation buffers, which the instructions bring.
+Nothing here depends on the number of SMs, on a schedule, or on what instructions there are: `instructions.shape` adds
+the activation buffers, which the instructions bring.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Numbers within a record: payload fields, counters, page words.  After this, every region of every record exists.
 
-What fields may hold, an instruction says itself, like what it reads and writes; a field of which it says nothing is a finding:
-what nobody thought of is not proven.
+What fields may hold, an instruction says itself, like what it reads and writes; a field of which it says nothing is a
+finding: what nobody thought of is not proven.
 """
 
 from __future__ import annotations
