@@ -14,10 +14,9 @@ from hypothesis.extra import numpy as hnp
 
 import instructions.sampling as sampling
 from instructions.base import GREEDY, SamplingState
-from instructions.lm_head import LmHead
+from instructions.lm_head import BEST_FIELDS, LmHead
 from instructions.sample import Sample
 from instructions.sampling import draw, gumbel, highest_threshold, kept_rows, ordered, philox, sampling_scores
-from instructions.shape import BEST_FIELDS
 
 SEEDS = st.integers(0, 2**64 - 1)
 LOGITS = hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-30, 30, width=32))
