@@ -36,7 +36,7 @@ class GpuState:
     """The model, one sequence and its KV cache, in GPU memory; shared by the programs of all context buckets."""
 
     def __init__(self, model: PackedModel, cache_pages: int, device: torch.device) -> None:
-        self.device, self.capacity = device, model.capacity
+        self.device, self.capacity, self.config = device, model.capacity, model.config
         self.weights = model.weights.to(device)
         self.constants = model.constants.to(device)
         self.rope = model.rope.to(device)
@@ -93,6 +93,7 @@ class GpuProgram:
         trace_tokens: int = 0,
     ) -> None:
         device = state.device
+        check_fit(program, state)
         self.program, self.state, self.patience = program, state, patience
         self.sizes = Sizes(make_geometry(program, trace_tokens > 0))
         self.words, self.starts, self.uses = (
@@ -185,3 +186,11 @@ class GpuProgram:
         self.counters.zero_()
         self.activations.fill_(VACANT)
         self.epoch = self.enqueued = 0
+
+
+def check_fit(program: Program, state: GpuState) -> None:
+    """Refuse a program that was not made for a state's model and cache, with a ValueError."""
+    shape = program.shape
+    weights = (shape.tape.pages, shape.page_elements)
+    if shape.config != state.config or state.weights.shape != weights or len(state.cache) != shape.cache_pages:
+        raise ValueError("the program was made for another model, weight type or KV cache than the state's")
