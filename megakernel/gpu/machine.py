@@ -93,7 +93,6 @@ class GpuProgram:
         trace_tokens: int = 0,
     ) -> None:
         device = state.device
-        check_fit(program, state)
         self.program, self.state, self.patience = program, state, patience
         self.sizes = Sizes(make_geometry(program, trace_tokens > 0))
         self.words, self.starts, self.uses = (
@@ -101,6 +100,8 @@ class GpuProgram:
         )
         self.trace_tokens = trace_tokens
         size = program.sms * len(Clock) + trace_tokens * len(program.words) * len(Point)
+        if size > np.iinfo(np.int32).max:
+            raise ValueError(f"{size} time stamps: an int32 number cannot count them, trace fewer tokens")
         self.trace = torch.zeros(size, dtype=torch.int64, device=device)
         self.activations = torch.full((program.shape.arena_elements,), VACANT, dtype=torch.int32, device=device)
         self.counters = torch.zeros(program.counters * COUNTER_STRIDE, dtype=torch.int32, device=device)
@@ -140,8 +141,9 @@ class GpuProgram:
 
         Where an earlier launch has met a stop token, the kernel leaves at once.  The launch is cooperative: the driver
         refuses it where not all blocks can be resident together, instead of letting them wait for each other for ever.
-        Raises ValueError where the positions do not fit the program.
+        Raises ValueError where the positions do not fit the program, or the program not the state.
         """
+        check_fit(self.program, self.state)
         self.program.require_positions(position, tokens, self.state.capacity)
         if self.sizes.geometry.trace:
             if tokens > self.trace_tokens:
@@ -190,7 +192,6 @@ class GpuProgram:
 
 def check_fit(program: Program, state: GpuState) -> None:
     """Refuse a program that was not made for a state's model and cache, with a ValueError."""
-    shape = program.shape
-    weights = (shape.tape.pages, shape.page_elements)
-    if shape.config != state.config or state.weights.shape != weights or len(state.cache) != shape.cache_pages:
+    shape, pages = program.shape, len(state.cache)
+    if shape.config != state.config or shape.page_elements != state.weights.shape[1] or shape.cache_pages != pages:
         raise ValueError("the program was made for another model, weight type or KV cache than the state's")
