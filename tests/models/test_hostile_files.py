@@ -139,7 +139,12 @@ def test_a_header_is_not_read_anew_for_every_tensor(tmp_path: Path, monkeypatch:
     source = open_checkpoint(tmp_path).source
     opened: list[Path] = []
     real = models.checkpoint._open
-    monkeypatch.setattr(models.checkpoint, "_open", lambda path: opened.append(path) or real(path))
+
+    def counted(path: Path) -> Any:
+        opened.append(path)
+        return real(path)
+
+    monkeypatch.setattr(models.checkpoint, "_open", counted)
     largest = max(tensor.nbytes for _, tensor in source.tensors())
     assert len(opened) == 1
     monkeypatch.setattr(models.checkpoint, "MAPPED_BYTES", largest)
