@@ -29,7 +29,7 @@ from models.weights import EMBEDDING, HEAD, WeightSource, expected_tensors
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-COMPARED_ROWS = 4096
+COMPARED_ELEMENTS = 2**23
 MAPPED_BYTES = 2**26  # read of a file before it is mapped anew
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
@@ -167,6 +167,8 @@ def _open(path: Path) -> safe_open:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a valid safetensors file ({error}), download it anew") from None
+    except RuntimeError as error:  # torch's, which maps the file
+        raise UserError(f"{path}: cannot be opened ({error}), use a machine with more memory, or a smaller model") from None
 
 
 def _tensor(path: Path, file: safe_open, name: str) -> torch.Tensor:
@@ -245,8 +247,10 @@ def _check_tied(embedding_path: Path, head_path: Path) -> None:
     """A head saved beside the embedding it is tied to holds the same values."""
     with _open(embedding_path) as embedding_file, _open(head_path) as head_file:
         embedding, head = embedding_file.get_slice(EMBEDDING), head_file.get_slice(HEAD)
-        for start in range(0, embedding.get_shape()[0], COMPARED_ROWS):
-            rows = slice(start, start + COMPARED_ROWS)
+        count, width = embedding.get_shape()
+        step = max(1, COMPARED_ELEMENTS // width)
+        for start in range(0, count, step):
+            rows = slice(start, start + step)
             if not torch.equal(embedding[rows].float(), head[rows].float()):
                 raise UserError(
                     f"{head_path}: tensor {HEAD} differs from {EMBEDDING}, but config.json ties them: "

@@ -36,7 +36,7 @@ def quoted(value: Any) -> str:
     try:
         return repr(value)
     except ValueError:
-        return f"a {type(value).__name__} of too many digits to show"
+        return "an integer of too many digits to show"
 
 
 @contextmanager

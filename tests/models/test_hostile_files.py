@@ -28,6 +28,7 @@ from models.errors import UserError, printable, quoted
 from models.files import JSON_BYTES, read_json_object
 from models.packed import pack
 from models.safetensors_header import HEADER_LIMIT
+from models.weights import EMBEDDING, HEAD
 
 NORM, MATRIX = "model.norm.weight", "model.layers.1.mlp.down_proj.weight"
 SOON = 5.0  # seconds; each takes some milliseconds, where it once took minutes or never ended
@@ -160,6 +161,31 @@ def test_a_tensor_that_is_gone_when_it_is_read(tmp_path: Path) -> None:
     rewrite(tmp_path / SINGLE_FILE, lambda tensors: tensors.pop(NORM))
     with pytest.raises(UserError, match=f"{SINGLE_FILE}: tensor {NORM} cannot be read"):
         list(source.tensors())
+
+
+def test_a_file_that_memory_cannot_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch has it: with a RuntimeError, of some files that take no room on the disk and terabytes of addresses."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("unable to mmap 8796636185997 bytes: Cannot allocate memory (12)")
+
+    write_single(tmp_path)
+    monkeypatch.setattr(models.checkpoint, "safe_open", fail)
+    message = refused(tmp_path)
+    assert message.startswith(f"{tmp_path / SINGLE_FILE}: cannot be opened") and "unable to mmap" in message
+
+
+@pytest.mark.parametrize("elements", [1, 640, 2**23])
+def test_a_tied_head_is_compared_some_elements_at_a_time(
+    elements: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not some rows, which may be of any width."""
+    monkeypatch.setattr(models.checkpoint, "COMPARED_ELEMENTS", elements)
+    write_single(tmp_path)
+    rewrite(tmp_path / SINGLE_FILE, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING].clone()}))
+    open_checkpoint(tmp_path)
+    rewrite(tmp_path / SINGLE_FILE, lambda tensors: tensors[HEAD][-1, -1].add_(1))
+    assert f"{HEAD} differs from {EMBEDDING}" in refused(tmp_path)
 
 
 VALUES_THAT_ARE_NONE = {
@@ -324,7 +350,7 @@ def test_printable() -> None:
 
 
 def test_quoted() -> None:
-    assert quoted("a") == "'a'" and quoted(10**5000) == "a int of too many digits to show"
+    assert quoted("a") == "'a'" and quoted(10**5000) == "an integer of too many digits to show"
 
 
 JSON_VALUES = st.recursive(
