@@ -7,7 +7,9 @@ A `TextCodec` turns prompts into token ids and makes the `Detokenizer` of one re
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +28,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MOST_UNFINISHED = 7
 _LONGEST_CHARACTER = 8  # tokens, generously: byte-level tokenizers need 4 at most
 _TOKENIZER_BYTES = 10**8  # three times the largest there are
+_MOST_GROWTH = 256  # of a text by replacements, where real tokenizers have 10; some 30 that double fill any memory
+_SUBWORD_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 _TEMPLATE_BYTES = 2**20
 _TEMPLATE_SECONDS = 20.0  # until it is given up; twice its time of computing, for a machine may be busy
 _CONTROLS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
@@ -90,8 +94,13 @@ class ModelText:
         if not os.path.exists(path):
             raise UserError(f"{directory} has no tokenizer.json: save the model's fast tokenizer there")
         content = read_regular(path, _TOKENIZER_BYTES)
+        _check_merges(path, content)
         with explained(f"{path} is not a tokenizer that the tokenizers library can read"):
             self._tokenizer = Tokenizer.from_buffer(content)
+            parts = [part for part in (self._tokenizer.normalizer, self._tokenizer.decoder) if part is not None]
+            growth = max((_growth(json.loads(part.__getstate__())) for part in parts), default=1.0)
+        if growth > _MOST_GROWTH:
+            raise UserError(f"{path} may replace a text by one {growth:.2g} times as long: use a sound model's tokenizer")
         self._tokenizer.no_truncation()  # a training length saved with the tokenizer must not cut prompts
         self._tokenizer.no_padding()
         self._directory, self._path = directory, path
@@ -121,6 +130,32 @@ class ModelText:
         if not ids:
             raise UserError("the prompt is empty once it is tokenized: write at least one character that the tokenizer keeps")
         return ids
+
+
+def _check_merges(path: Path, content: bytes) -> None:
+    """Every merge continues as the tokenizer says: the library cuts the prefix off unseen, and may end the program."""
+    if not _SUBWORD_PREFIX.search(content):  # as good as always
+        return
+    try:
+        model = json.loads(content)["model"]
+        prefix, merges = model["continuing_subword_prefix"], model.get("merges") or []
+        sound = all((merge.split(" ") if isinstance(merge, str) else merge)[1].startswith(prefix) for merge in merges)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return  # the library says what is wrong
+    if not sound:
+        raise UserError(f"{path} has merges without its continuing_subword_prefix: save the model's fast tokenizer there")
+
+
+def _growth(part: Any) -> float:
+    """How many times as long a part of a tokenizer, as JSON, can make a text by all its replacements, one after another."""
+    if isinstance(part, list):
+        return math.prod(_growth(step) for step in part)
+    if not isinstance(part, dict):
+        return 1.0
+    if part.get("type") != "Replace":
+        return math.prod(_growth(inner) for inner in part.values())
+    exact = part["pattern"].get("String")  # or an expression, which may match between any two characters
+    return max(1.0, len(part["content"]) / len(exact)) if exact else 1.0 + len(part["content"])
 
 
 class WindowDetokenizer:
