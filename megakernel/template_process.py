@@ -13,7 +13,7 @@ import resource
 import sys
 from typing import Any
 
-SECONDS = 10  # of computing; a template takes some milliseconds
+SECONDS = 5  # of computing; a template takes some milliseconds
 MEMORY_BYTES = 2**29  # a template takes some megabytes beside the 25 of Python and Jinja
 TEXT_CHARACTERS = 2**24  # far more than any context holds
 

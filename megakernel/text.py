@@ -31,7 +31,7 @@ _TOKENIZER_BYTES = 10**8  # three times the largest there are
 _MOST_GROWTH = 256  # of a text by replacements, where real tokenizers have 10; some 30 that double fill any memory
 _SUBWORD_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 _TEMPLATE_BYTES = 2**20
-_TEMPLATE_SECONDS = 20.0  # until it is given up; twice its time of computing, for a machine may be busy
+_TEMPLATE_SECONDS = 10.0  # until it is given up; twice its time of computing, for a machine may be busy
 _CONTROLS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
 
 
@@ -97,10 +97,7 @@ class ModelText:
         _check_merges(path, content)
         with explained(f"{path} is not a tokenizer that the tokenizers library can read"):
             self._tokenizer = Tokenizer.from_buffer(content)
-            parts = [part for part in (self._tokenizer.normalizer, self._tokenizer.decoder) if part is not None]
-            growth = max((_growth(json.loads(part.__getstate__())) for part in parts), default=1.0)
-        if growth > _MOST_GROWTH:
-            raise UserError(f"{path} may replace a text by one {growth:.2g} times as long: use a sound model's tokenizer")
+        _check_growth(path, self._tokenizer)
         self._tokenizer.no_truncation()  # a training length saved with the tokenizer must not cut prompts
         self._tokenizer.no_padding()
         self._directory, self._path = directory, path
@@ -144,6 +141,14 @@ def _check_merges(path: Path, content: bytes) -> None:
         return  # the library says what is wrong
     if not sound:
         raise UserError(f"{path} has merges without its continuing_subword_prefix: save the model's fast tokenizer there")
+
+
+def _check_growth(path: Path, tokenizer: Any) -> None:
+    """No prompt, and no token's text, becomes so long that it fills the memory: the library ends the program then."""
+    for part in (tokenizer.normalizer, tokenizer.decoder):
+        growth = 1.0 if part is None else _growth(json.loads(part.__getstate__()))
+        if growth > _MOST_GROWTH:
+            raise UserError(f"{path} may replace a text by one {growth:.2g} times as long: use a sound model's tokenizer")
 
 
 def _growth(part: Any) -> float:

@@ -241,7 +241,7 @@ def test_a_template_that_does_not_end(template: str, tmp_path: Path, monkeypatch
 
 def test_the_process_of_a_template_ends_by_itself(tmp_path: Path) -> None:
     """Though whoever started it may be gone: by the limit on its time, here of 1 s."""
-    code = Path(template_process.__file__).read_text().replace("SECONDS = 10", "SECONDS = 1")
+    code = Path(template_process.__file__).read_text().replace("SECONDS = 5", "SECONDS = 1")
     (tmp_path / "short.py").write_text(code)
     request = {"path": sys.path, "source": ENDLESS, "variables": {}}
     command = [sys.executable, "-I", "-S", str(tmp_path / "short.py")]
