@@ -24,6 +24,8 @@ def explained(what: str) -> Iterator[None]:
     try:
         with _ONE_AT_A_TIME, _stderr_held_back():
             yield
+    except UserError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and not _is_panic(error):
             raise
