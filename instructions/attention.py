@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
-from instructions.base import Cost, Instruction, Machine, PageRequest, Pages, PageSource, Region
+from instructions.base import Activation, Cost, Instruction, Machine, PageRequest, Pages, PageSource, Region
+from instructions.dimensions import Dimensions
 from instructions.matvec import DTYPES
-from instructions.shape import Shape
 from models.tape import PAGE_BYTES
 
 
@@ -30,38 +30,46 @@ class Attention(Instruction):
 
     OPCODE = 3
     MNEMONIC = "attention"
+    LAYERED, SHORT = True, True
+    BRINGS = (
+        Activation("partial", lambda shape: shape.all_partial_rows, sliced=True),
+        Activation("attn", lambda shape: shape.query_rows),
+    )
 
     head: int
     slice: int
 
-    def reads(self, shape: Shape) -> tuple[Region, ...]:
+    def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
+        return {"head": (0, shape.config.num_kv_heads - 1), "slice": (0, shape.slices - 1)}
+
+    def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         rows, kv_rows = shape.group_rows, 2 * shape.head_rows
         query = Region("q", self.layer, self.head * rows, (self.head + 1) * rows)
         return (query, Region("new_kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows))
 
-    def loads(self, shape: Shape) -> tuple[Region, ...]:
+    def loads(self, shape: Dimensions) -> tuple[Region, ...]:
         kv_rows = 2 * shape.head_rows
         return (Region("kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows),)
 
-    def writes(self, shape: Shape) -> tuple[Region, ...]:
+    def writes(self, shape: Dimensions) -> tuple[Region, ...]:
         if shape.slices == 1:
             rows = shape.group_rows
             return (Region("attn", self.layer, self.head * rows, (self.head + 1) * rows),)
         first = (self.head * shape.slices + self.slice) * shape.partial_rows
         return (Region("partial", self.layer, first, first + shape.partial_rows),)
 
-    def page_uses(self, shape: Shape) -> int:
+    def page_uses(self, shape: Dimensions) -> int:
         return 2 * shape.slice_pages
 
-    def tape_page(self, shape: Shape) -> int:
+    def tape_page(self, shape: Dimensions) -> int:
         return shape.cache_page(self.layer, self.head, 0)
 
-    def page_source(self, shape: Shape, tape: int, use: int, past: int) -> PageSource | None:
+    def page_source(self, shape: Dimensions, tape: int, use: int, past: int) -> PageSource | None:
         first, stop = shape.slice_range(self.slice, past)
         page, value = first + use // 2, use % 2
         return PageSource("kv", tape + value * shape.head_pages + page) if page < stop else None
 
-    def cost(self, shape: Shape, past: int) -> Cost:
+    def cost(self, shape: Dimensions, past: int) -> Cost:
         first, stop = shape.slice_range(self.slice, past)
         pages = 2 * (stop - first)
         return Cost(pages * PAGE_BYTES, 2 * shape.config.group * pages * shape.page_elements)
@@ -86,7 +94,7 @@ class Attention(Instruction):
         machine.write(self.writes(shape)[0], state.normalised() if shape.slices == 1 else state.partial())
 
 
-def cache_rows(page: torch.Tensor, shape: Shape) -> torch.Tensor:
+def cache_rows(page: torch.Tensor, shape: Dimensions) -> torch.Tensor:
     """One KV page as fp32 [positions, dp]."""
     tiles = page.view(shape.head_tiles, shape.page_positions, shape.tile_columns)
     return tiles.transpose(0, 1).reshape(shape.page_positions, -1)[:, : shape.head_rows].float()

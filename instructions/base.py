@@ -1,4 +1,5 @@
-"""What every instruction has: fields, the regions it touches, the pages it streams, its cost, its meaning on the CPU.
+"""What every instruction has: fields and their ranges, the buffers it brings, the regions it touches, the pages it
+streams, its cost, its meaning on the CPU.
 
 An instruction is a frozen dataclass of small integers.  It knows nothing of where it runs, what it waits for, or in
 which shared-memory page its weights land: the scheduler decides that, and `instructions.codec` writes both down.
@@ -6,19 +7,19 @@ which shared-memory page its weights land: the scheduler decides that, and `inst
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
-from instructions.shape import Shape
+from instructions.dimensions import Dimensions
 
 
 @dataclass(frozen=True, order=True)
 class Region:
-    """Rows `start` (included) to `stop` (excluded) of one layer of a buffer; buffers are listed in `instructions.shape`."""
+    """Rows `start` (included) to `stop` (excluded) of one layer of a buffer; `Shape.buffers` has all buffers."""
 
     buffer: str
     layer: int
@@ -27,6 +28,26 @@ class Region:
 
     def __str__(self) -> str:
         return f"{self.buffer}[{self.layer}][{self.start}:{self.stop}]"
+
+
+def every_layer(shape: Dimensions) -> int:
+    """One layer of a buffer for each layer of the model."""
+    return shape.config.num_layers
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A buffer of fp32 activations that an instruction brings: `layers(shape)` runs of `rows(shape)` values.
+
+    `announced`: its values announce themselves, so its readers need not wait for a signal that releases.
+    `sliced`: how many rows it has depends on the number of attention slices.
+    """
+
+    name: str
+    rows: Callable[[Dimensions], int]
+    layers: Callable[[Dimensions], int] = every_layer
+    announced: bool = True
+    sliced: bool = False
 
 
 class Cost(NamedTuple):
@@ -58,8 +79,11 @@ Pages = Generator[PageRequest, torch.Tensor, None]
 class Machine(Protocol):
     """What an instruction may do while it executes.  All values are fp32 tensors of shape [rows] unless said otherwise."""
 
-    shape: Shape
     past: int  # positions already in the KV cache: the position of the token being decoded
+
+    @property
+    def shape(self) -> Dimensions:
+        """The sizes of the program that runs."""
 
     def read(self, region: Region) -> torch.Tensor:
         """The region's rows, of this token."""
@@ -107,11 +131,15 @@ GREEDY = SamplingState(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 class Instruction:
     """Base of all instructions.  Subclasses are frozen dataclasses whose fields are non-negative int32 numbers.
 
-    `layer` is stored in a word of its own; every other field takes the next payload word, in the order declared.
+    `layer` is stored in a word of its own; every other field takes the next payload word, in the order declared.  The
+    checker refuses an instruction that does not say whether it belongs to a layer, or what a field may hold.
     """
 
-    OPCODE: ClassVar[int]
+    OPCODE: ClassVar[int]  # 1 to 30: the kernel has sets of opcodes as bits of an int32
     MNEMONIC: ClassVar[str]
+    LAYERED: ClassVar[bool | None] = None  # True: it belongs to a layer; False: to the token, and `layer` is 0
+    SHORT: ClassVar[bool] = False  # it is short, or waits for short ones alone: HBM would idle meanwhile
+    BRINGS: ClassVar[tuple[Activation, ...]] = ()  # the buffers that exist because of it
 
     layer: int
 
@@ -121,31 +149,39 @@ class Instruction:
         """Names of the fields that travel in payload words, in order."""
         return tuple(field.name for field in fields(cls) if field.name != "layer")
 
-    def reads(self, shape: Shape) -> tuple[Region, ...]:
+    def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
+        """Smallest and largest value of every payload field, in a program for `sms` SMs; `layer` is in range."""
+        return {}
+
+    def misfit(self, shape: Dimensions) -> str | None:
+        """Why fields that are each within their range fit no part of the model together, or None."""
+        return None
+
+    def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         """Regions the consumer reads, after this instruction's waits."""
         raise NotImplementedError
 
-    def writes(self, shape: Shape) -> tuple[Region, ...]:
+    def writes(self, shape: Dimensions) -> tuple[Region, ...]:
         """Regions the consumer writes, before this instruction's signals."""
         raise NotImplementedError
 
-    def loads(self, shape: Shape) -> tuple[Region, ...]:
+    def loads(self, shape: Dimensions) -> tuple[Region, ...]:
         """Regions the loader streams ahead of the waits: rows of earlier positions of the KV cache."""
         return ()
 
-    def page_uses(self, shape: Shape) -> int:
+    def page_uses(self, shape: Dimensions) -> int:
         """Pages of shared memory this instruction passes through the ring, the same number for every token."""
         return 0
 
-    def tape_page(self, shape: Shape) -> int:
+    def tape_page(self, shape: Dimensions) -> int:
         """First page it streams, of the weight tape or (attention) of the KV cache."""
         return 0
 
-    def page_source(self, shape: Shape, tape: int, use: int, past: int) -> PageSource | None:
+    def page_source(self, shape: Dimensions, tape: int, use: int, past: int) -> PageSource | None:
         """What page use number `use` holds when `past` positions are cached; None where the use passes through empty."""
         return PageSource("tape", tape + use)
 
-    def cost(self, shape: Shape, past: int) -> Cost:
+    def cost(self, shape: Dimensions, past: int) -> Cost:
         """Bytes and operations of one execution with `past` positions cached."""
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from instructions.base import Cost, Instruction, Machine, Pages, Region
-from instructions.shape import Shape
+from instructions.dimensions import Dimensions
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,25 @@ class Combine(Instruction):
 
     OPCODE = 4
     MNEMONIC = "combine"
+    LAYERED, SHORT = True, True
 
     head: int
 
-    def reads(self, shape: Shape) -> tuple[Region, ...]:
+    def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
+        return {"head": (0, shape.config.num_kv_heads - 1)}
+
+    def misfit(self, shape: Dimensions) -> str | None:
+        return "combines slices in a program whose attention has one slice" if shape.slices == 1 else None
+
+    def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         rows = shape.slices * shape.partial_rows
         return (Region("partial", self.layer, self.head * rows, (self.head + 1) * rows),)
 
-    def writes(self, shape: Shape) -> tuple[Region, ...]:
+    def writes(self, shape: Dimensions) -> tuple[Region, ...]:
         rows = shape.group_rows
         return (Region("attn", self.layer, self.head * rows, (self.head + 1) * rows),)
 
-    def cost(self, shape: Shape, past: int) -> Cost:
+    def cost(self, shape: Dimensions, past: int) -> Cost:
         return Cost(0, 2 * shape.slices * shape.partial_rows)
 
     def execute(self, machine: Machine) -> Pages:

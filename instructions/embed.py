@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from instructions.base import Cost, Instruction, Machine, Pages, Region
-from instructions.shape import Shape
+from instructions.base import Activation, Cost, Instruction, Machine, Pages, Region
+from instructions.dimensions import Dimensions
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,16 @@ class Embed(Instruction):
 
     OPCODE = 1
     MNEMONIC = "embed"
+    LAYERED, SHORT = False, True
+    BRINGS = (Activation("x", lambda shape: shape.config.hidden_size, lambda shape: shape.config.num_layers + 1),)
 
-    def reads(self, shape: Shape) -> tuple[Region, ...]:
+    def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         return (Region("token", 0, 0, 1),)
 
-    def writes(self, shape: Shape) -> tuple[Region, ...]:
+    def writes(self, shape: Dimensions) -> tuple[Region, ...]:
         return (Region("x", 0, 0, shape.config.hidden_size),)
 
-    def cost(self, shape: Shape, past: int) -> Cost:
+    def cost(self, shape: Dimensions, past: int) -> Cost:
         return Cost(shape.config.hidden_size * shape.itemsize, 0)
 
     def execute(self, machine: Machine) -> Pages:

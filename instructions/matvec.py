@@ -1,28 +1,83 @@
-"""The piece that all projections share: row blocks of 16, streamed page by page, times one activation vector."""
+"""What all projections share: row blocks of 16, streamed page by page, times one activation vector.
+
+`RowBlocks` is the base of the instructions that multiply a matrix of the weight tape.  Each says which matrix, what it
+multiplies and what becomes of the product.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from instructions.base import Machine, PageRequest
-from instructions.shape import HELD_PAGES, Shape
-from models.tape import BLOCK_ROWS, TILES_PER_PAGE
+from instructions.base import Cost, Instruction, Machine, PageRequest
+from instructions.dimensions import HELD_PAGES, Dimensions
+from models.tape import BLOCK_ROWS, PAGE_BYTES, TILES_PER_PAGE, Matrix
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
+Product = Generator[PageRequest, torch.Tensor, torch.Tensor]
 
 
-def matrix_input(values: torch.Tensor, shape: Shape, columns: int) -> torch.Tensor:
+@dataclass(frozen=True)
+class RowBlocks(Instruction):
+    """Row blocks `block` to `block + blocks` of the matrix of kind `MATRIX`."""
+
+    MATRIX: ClassVar[str]
+
+    block: int
+    blocks: int
+
+    @classmethod
+    def parts(cls, shape: Dimensions, layer: int) -> list[int]:
+        """Row blocks of the matrix, cut where no run may cross: how many there are in each part, in order."""
+        return [shape.matrix(cls.MATRIX, layer).blocks]
+
+    def matrix(self, shape: Dimensions) -> Matrix:
+        """The matrix that it multiplies by some rows of."""
+        return shape.matrix(self.MATRIX, self.layer)
+
+    def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
+        blocks = self.matrix(shape).blocks
+        return {"block": (0, blocks - 1), "blocks": (1, blocks - self.block)}
+
+    def page_uses(self, shape: Dimensions) -> int:
+        return self.blocks * self.matrix(shape).pages_per_block
+
+    def tape_page(self, shape: Dimensions) -> int:
+        matrix = self.matrix(shape)
+        return matrix.first_page + self.block * matrix.pages_per_block
+
+    def cost(self, shape: Dimensions, past: int) -> Cost:
+        pages = self.page_uses(shape)
+        return Cost(pages * PAGE_BYTES, 2 * pages * shape.page_elements)
+
+    def normed(self, machine: Machine, norm: str) -> torch.Tensor:
+        """The hidden state that it reads, times its layer's norm of kind `norm`: fp32 [hidden]."""
+        config, (region, *_) = machine.shape.config, self.reads(machine.shape)
+        weight = machine.constants(machine.shape.tape.norm_offset(norm, self.layer), config.hidden_size)
+        return rms_norm(machine.read(region), weight, config.rms_eps)
+
+    def product(self, machine: Machine, values: torch.Tensor) -> Product:
+        """W round(values) + b for its rows, from `values` [columns] fp32; returns [blocks, 16] fp32."""
+        matrix = self.matrix(machine.shape)
+        x = matrix_input(values, machine.shape, matrix.pages_per_block * machine.shape.page_columns)
+        y = yield from row_blocks(machine, x, self.blocks, matrix.pages_per_block)
+        if matrix.bias_offset < 0:
+            return y
+        bias = machine.constants(matrix.bias_offset + self.block * BLOCK_ROWS, self.blocks * BLOCK_ROWS)
+        return y + bias.view(self.blocks, BLOCK_ROWS)
+
+
+def matrix_input(values: torch.Tensor, shape: Dimensions, columns: int) -> torch.Tensor:
     """Round an fp32 activation [n] to the weight type, once, and pad it with zeros to [columns] fp32."""
     padded = torch.zeros(columns)
     padded[: values.numel()] = values.to(DTYPES[shape.itemsize])
     return padded
 
 
-def row_blocks(
-    machine: Machine, x: torch.Tensor, blocks: int, pages_per_block: int
-) -> Generator[PageRequest, torch.Tensor, torch.Tensor]:
+def row_blocks(machine: Machine, x: torch.Tensor, blocks: int, pages_per_block: int) -> Product:
     """Multiply `blocks` row blocks by `x` [pages_per_block * page_columns]; returns [blocks, 16] fp32.
 
     Every row is summed in the same order whatever the block count, so a result never depends on the schedule: one
@@ -45,7 +100,7 @@ def row_blocks(
 class Stage:
     """One request of `row_blocks`: up to HELD_PAGES pages, from `page` along K, of `blocks` row blocks; with room in fp32."""
 
-    def __init__(self, shape: Shape, x: torch.Tensor, blocks: int, page: int, pages_per_block: int) -> None:
+    def __init__(self, shape: Dimensions, x: torch.Tensor, blocks: int, page: int, pages_per_block: int) -> None:
         pages = min(HELD_PAGES, pages_per_block - page)
         self.blocks, self.page, self.count = blocks, page, blocks * pages
         self.x = x[page * shape.page_columns : (page + pages) * shape.page_columns]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from instructions.base import Activation
 from instructions.projection import Projection
 
 
@@ -17,3 +18,5 @@ class OProj(Projection):
     OPCODE = 5
     MNEMONIC = "o_proj"
     MATRIX, SOURCE, RESIDUAL, TARGET, TARGET_LAYER = "o", "attn", "x", "x_mid", 0
+    SHORT = True
+    BRINGS = (Activation("x_mid", lambda shape: shape.config.hidden_size),)

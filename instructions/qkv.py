@@ -17,26 +17,31 @@ from dataclasses import dataclass
 
 import torch
 
-from instructions.base import Cost, Instruction, Machine, Pages, Region
-from instructions.matvec import matrix_input, rms_norm, row_blocks
-from instructions.shape import Shape
-from models.tape import BLOCK_ROWS, PAGE_BYTES
+from instructions.base import Activation, Machine, Pages, Region
+from instructions.dimensions import Dimensions
+from instructions.matvec import RowBlocks
+from models.tape import BLOCK_ROWS
 
 HALF = BLOCK_ROWS // 2
 
 
 @dataclass(frozen=True)
-class Qkv(Instruction):
+class Qkv(RowBlocks):
     """Row blocks `block` to `block + blocks` of the layer's QKV matrix, none of them across a part's edge."""
 
     OPCODE = 2
     MNEMONIC = "qkv"
+    MATRIX = "qkv"
+    LAYERED = True
+    BRINGS = (Activation("q", lambda shape: shape.query_rows), Activation("new_kv", lambda shape: shape.new_rows))
 
-    block: int
-    blocks: int
+    @classmethod
+    def parts(cls, shape: Dimensions, layer: int) -> list[int]:
+        """For each KV head its queries, then its keys and values: who reads one does not read the other."""
+        return [shape.config.group * shape.head_blocks, 2 * shape.head_blocks] * shape.config.num_kv_heads
 
     @staticmethod
-    def destination(shape: Shape, block: int) -> tuple[str, int, bool]:
+    def destination(shape: Dimensions, block: int) -> tuple[str, int, bool]:
         """Activation buffer and first row that a row block writes, and whether its rows are RoPE pairs."""
         group, dp = shape.config.group, shape.head_rows
         slot, inner = divmod(block, shape.head_blocks)
@@ -45,10 +50,14 @@ class Qkv(Instruction):
             return "q", (head * group + part) * dp + inner * BLOCK_ROWS, True
         return "new_kv", (head * 2 + part - group) * dp + inner * BLOCK_ROWS, part == group
 
-    def reads(self, shape: Shape) -> tuple[Region, ...]:
+    def misfit(self, shape: Dimensions) -> str | None:
+        one_run = [region.buffer for region in self.outputs(shape)] in (["q"], ["new_kv"])
+        return None if one_run else "its row blocks run across the edge between query and key/value rows"
+
+    def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         return (Region("x", self.layer, 0, shape.config.hidden_size),)
 
-    def outputs(self, shape: Shape) -> tuple[Region, ...]:
+    def outputs(self, shape: Dimensions) -> tuple[Region, ...]:
         """Runs of rows of "q" and "new_kv" that the blocks make, in their order."""
         regions: list[Region] = []
         for block in range(self.block, self.block + self.blocks):
@@ -60,31 +69,14 @@ class Qkv(Instruction):
                 regions.append(Region(buffer, self.layer, row, row + BLOCK_ROWS))
         return tuple(regions)
 
-    def writes(self, shape: Shape) -> tuple[Region, ...]:
+    def writes(self, shape: Dimensions) -> tuple[Region, ...]:
         outputs = self.outputs(shape)
         cached = (Region("kv", self.layer, new.start, new.stop) for new in outputs if new.buffer == "new_kv")
         return (*outputs, *cached)
 
-    def page_uses(self, shape: Shape) -> int:
-        return self.blocks * shape.matrix("qkv", self.layer).pages_per_block
-
-    def tape_page(self, shape: Shape) -> int:
-        matrix = shape.matrix("qkv", self.layer)
-        return matrix.first_page + self.block * matrix.pages_per_block
-
-    def cost(self, shape: Shape, past: int) -> Cost:
-        return Cost(self.page_uses(shape) * PAGE_BYTES, 2 * self.page_uses(shape) * shape.page_elements)
-
     def execute(self, machine: Machine) -> Pages:
-        shape, config = machine.shape, machine.shape.config
-        matrix = shape.matrix("qkv", self.layer)
-        norm = machine.constants(shape.tape.norm_offset("attention", self.layer), config.hidden_size)
-        h = rms_norm(machine.read(self.reads(shape)[0]), norm, config.rms_eps)
-        x = matrix_input(h, shape, matrix.pages_per_block * shape.page_columns)
-        y = yield from row_blocks(machine, x, self.blocks, matrix.pages_per_block)
-        if matrix.bias_offset >= 0:
-            bias = machine.constants(matrix.bias_offset + self.block * BLOCK_ROWS, self.blocks * BLOCK_ROWS)
-            y = y + bias.view(self.blocks, BLOCK_ROWS)
+        shape = machine.shape
+        y = yield from self.product(machine, self.normed(machine, "attention"))
         y = torch.where(self.pairs(shape), rotated(y, self.angles(shape, machine.rope())), y).flatten()
         regions = self.outputs(shape)
         for region, rows in zip(regions, y.split([region.stop - region.start for region in regions]), strict=True):
@@ -92,12 +84,12 @@ class Qkv(Instruction):
             if region.buffer == "new_kv":
                 machine.write(Region("kv", self.layer, region.start, region.stop), rows)
 
-    def pairs(self, shape: Shape) -> torch.Tensor:
+    def pairs(self, shape: Dimensions) -> torch.Tensor:
         """Which of the blocks hold RoPE pairs, bool [blocks, 1]."""
         flags = [self.destination(shape, block)[2] for block in range(self.block, self.block + self.blocks)]
         return torch.tensor(flags)[:, None]
 
-    def angles(self, shape: Shape, rope: torch.Tensor) -> torch.Tensor:
+    def angles(self, shape: Dimensions, rope: torch.Tensor) -> torch.Tensor:
         """The part of `rope` [dp / 2, 2] that belongs to each block, [blocks, 8, 2]."""
         inner = torch.arange(self.block, self.block + self.blocks) % shape.head_blocks
         return rope.view(shape.head_blocks, HALF, 2)[inner]

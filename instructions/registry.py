@@ -1,4 +1,4 @@
-"""The list of instructions.  Adding one means its file here, its twin in `megakernel/device`, and a line in this table."""
+"""The list of instructions.  Only lowering and the kernel's dispatch have one, too; CONTRIBUTING.md says what adding takes."""
 
 from __future__ import annotations
 

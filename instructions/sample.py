@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 
 from instructions.base import Cost, Instruction, Machine, Pages, Region
+from instructions.dimensions import Dimensions
+from instructions.lm_head import BEST_FIELDS
 from instructions.sampling import draw
-from instructions.shape import BEST_FIELDS, Shape
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,21 @@ class Sample(Instruction):
 
     OPCODE = 9
     MNEMONIC = "sample"
+    LAYERED, SHORT = False, True
 
     slots: int
 
-    def reads(self, shape: Shape) -> tuple[Region, ...]:
+    def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
+        return {"slots": (1, sms)}
+
+    def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         best = Region("best", 0, 0, self.slots * BEST_FIELDS)
         return (Region("logits", 0, 0, shape.config.vocab_size), best)
 
-    def writes(self, shape: Shape) -> tuple[Region, ...]:
+    def writes(self, shape: Dimensions) -> tuple[Region, ...]:
         return (Region("token", 0, 0, 1),)
 
-    def cost(self, shape: Shape, past: int) -> Cost:
+    def cost(self, shape: Dimensions, past: int) -> Cost:
         return Cost(0, 2 * self.slots)
 
     def execute(self, machine: Machine) -> Pages:

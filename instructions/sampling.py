@@ -49,9 +49,9 @@ def ordered(values: np.ndarray) -> np.ndarray:
     return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
-def highest_threshold(enough: Callable[[int], bool]) -> int:
-    """The largest ordered number for which `enough` still holds; it must hold for small ones and be monotonic."""
-    low, high = -(2**31), 2**31 - 1
+def highest_threshold(enough: Callable[[int], bool], high: int = 2**31 - 1) -> int:
+    """The largest ordered number up to `high` for which `enough` still holds; it must hold for small ones and be monotonic."""
+    low = -(2**31)
     while low < high:
         middle = (low + high + 1) >> 1
         low, high = (middle, high) if enough(middle) else (low, middle - 1)
@@ -68,7 +68,8 @@ def kept_rows(z: np.ndarray, sampling: SamplingState) -> np.ndarray:
     if sampling.top_p < 1.0:
         weights = np.where(kept, np.exp((z - z.max()).astype(np.float64)), 0.0)
         target = float(np.float32(sampling.top_p)) * weights.sum()
-        kept &= keys >= highest_threshold(lambda key: float(weights[keys >= key].sum()) >= target)
+        # not above the likeliest row: a top_p that is 0 in fp32 is met by no rows at all
+        kept &= keys >= highest_threshold(lambda key: float(weights[keys >= key].sum()) >= target, int(keys.max()))
     return kept
 
 

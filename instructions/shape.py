@@ -1,7 +1,6 @@
-"""The numbers that host, CPU machine and kernel share: one source for every size, stride and buffer.
+"""What a program is made for, and where its activations lie: one source of sizes for host, CPU machine and kernel.
 
-A `Shape` is what a program is made for: a model, a weight type, a KV capacity, a context bucket and a number of
-attention slices.  Nothing here depends on the number of SMs or on a schedule.
+The sizes are those of `instructions.dimensions`.  Buffers are not listed here: every instruction says which it brings.
 """
 
 from __future__ import annotations
@@ -10,15 +9,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from models.config import ModelConfig
-from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE, Matrix, TapeLayout
+from instructions.dimensions import HELD_PAGES, MMA_COLUMNS, Dimensions, ceil_div, next_power_of_two
+from instructions.registry import INSTRUCTIONS
 
-HELD_PAGES = 4  # most pages an instruction holds at once, so the shallowest ring that can run any program
+__all__ = [
+    "ALIGN",
+    "ANNOUNCED",
+    "HELD_PAGES",
+    "MMA_COLUMNS",
+    "VACANT",
+    "Buffer",
+    "Shape",
+    "ceil_div",
+    "next_power_of_two",
+]
+
 ALIGN = 32  # fp32 elements: every buffer layer starts on a 128-byte line
-MMA_COLUMNS = 8  # columns of the matrix instruction's B operand: up to 8 query heads, or 8 tokens, at the price of one
-BEST_FIELDS = 2  # per LM-head instruction: the largest logit and its row
-ANNOUNCED = ("x", "q", "new_kv", "partial", "attn", "x_mid", "mlp")  # buffers whose values announce themselves
 VACANT = 0x7FC0FFEE  # bits of a place whose value has not come: a NaN that no arithmetic gives
+BROUGHT = sorted(
+    (buffer for kind in INSTRUCTIONS for buffer in kind.BRINGS), key=lambda buffer: (buffer.sliced, not buffer.announced)
+)
+ANNOUNCED = tuple(buffer.name for buffer in BROUGHT if buffer.announced)  # buffers whose values announce themselves
 
 
 class Buffer(NamedTuple):
@@ -34,129 +45,15 @@ class Buffer(NamedTuple):
     second: int = 0
 
 
-def ceil_div(a: int, b: int) -> int:
-    """Smallest integer not below a / b."""
-    return -(-a // b)
-
-
 def aligned(elements: int) -> int:
     """So many fp32 elements, rounded up to whole 128-byte lines."""
     return ceil_div(elements, ALIGN) * ALIGN
 
 
-def next_power_of_two(n: int) -> int:
-    """Smallest power of two not below n, for n of at least 1."""
-    return 1 << (n - 1).bit_length()
-
-
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of one decode program.
+class Shape(Dimensions):
+    """The sizes of one decode program, and its activation buffers."""
 
-    `itemsize` is the weight type's size in bytes (2: bf16, 4: fp32); `capacity` the positions of the KV cache;
-    `bucket` the most past positions a token may have under this program; `slices` the parts attention splits them into.
-    """
-
-    config: ModelConfig
-    itemsize: int
-    capacity: int
-    bucket: int
-    slices: int
-
-    # -- the tape ---------------------------------------------------------------------------------------------------
-    @cached_property
-    def tape(self) -> TapeLayout:
-        """Where every matrix lies on the weight tape."""
-        return TapeLayout.from_config(self.config, self.itemsize)
-
-    def matrix(self, kind: str, layer: int = 0) -> Matrix:
-        """One matrix of the tape: its row blocks, its pages, its bias."""
-        return self.tape.matrix(kind, layer)
-
-    @property
-    def tile_columns(self) -> int:
-        """K columns in one 128-byte tile row."""
-        return TILE_BYTES // self.itemsize
-
-    @property
-    def page_columns(self) -> int:
-        """K columns in one page."""
-        return TILES_PER_PAGE * self.tile_columns
-
-    @property
-    def page_elements(self) -> int:
-        """Weights in one page."""
-        return PAGE_BYTES // self.itemsize
-
-    # -- heads ------------------------------------------------------------------------------------------------------
-    @property
-    def head_rows(self) -> int:
-        """Rows of one head, padded to whole row blocks."""
-        return self.config.padded_head_dim
-
-    @property
-    def head_blocks(self) -> int:
-        """Row blocks of one head."""
-        return self.head_rows // BLOCK_ROWS
-
-    @property
-    def group_rows(self) -> int:
-        """Query rows that share one KV head."""
-        return self.config.group * self.head_rows
-
-    @property
-    def partial_rows(self) -> int:
-        """fp32 values one slice leaves per KV head: for each query head its maximum, its sum, its unnormalised output."""
-        return self.config.group * (self.head_rows + 2)
-
-    @property
-    def group_columns(self) -> int:
-        """Columns of the matrix instruction that the queries of one KV head take: a power of two, at least 8."""
-        return max(MMA_COLUMNS, next_power_of_two(self.config.group))
-
-    @property
-    def staged_queries(self) -> int:
-        """Elements of one group's queries as attention stages them, padded to whole tiles and columns."""
-        return self.group_columns * self.head_tiles * self.tile_columns
-
-    # -- the KV cache -----------------------------------------------------------------------------------------------
-    @property
-    def head_tiles(self) -> int:
-        """128-byte tiles side by side that hold one position of one K or V head (a power of two)."""
-        return next_power_of_two(ceil_div(self.head_rows * self.itemsize, TILE_BYTES))
-
-    @property
-    def page_positions(self) -> int:
-        """Positions in one KV page."""
-        return TILES_PER_PAGE * BLOCK_ROWS // self.head_tiles
-
-    @property
-    def head_pages(self) -> int:
-        """KV pages that one K or V head of one layer owns."""
-        return ceil_div(self.capacity, self.page_positions)
-
-    @property
-    def cache_pages(self) -> int:
-        """KV pages of the whole cache."""
-        return self.config.num_layers * self.config.num_kv_heads * 2 * self.head_pages
-
-    @property
-    def slice_pages(self) -> int:
-        """Most K pages (and as many V pages) that one attention slice streams under this program."""
-        return ceil_div(ceil_div(self.bucket, self.page_positions), self.slices)
-
-    def cache_page(self, layer: int, head: int, value: int) -> int:
-        """First page of a layer's K (value 0) or V (value 1) head."""
-        return ((layer * self.config.num_kv_heads + head) * 2 + value) * self.head_pages
-
-    def slice_range(self, index: int, past: int) -> tuple[int, int]:
-        """Pages [first, stop) of a head that slice `index` attends to when `past` positions are cached."""
-        pages = ceil_div(past, self.page_positions)
-        share = ceil_div(pages, self.slices)
-        first = min(index * share, pages)
-        return first, min(first + share, pages)
-
-    # -- buffers ----------------------------------------------------------------------------------------------------
     @cached_property
     def buffers(self) -> dict[str, Buffer]:
         """Activation buffers by name.  "token" and "kv" hold no fp32 activations (rows of state and of the cache).
@@ -165,31 +62,21 @@ class Shape:
         token's copy makes the same row of the other VACANT, and a reader takes a row once it is not.  What depends on the
         number of slices comes last, so that all programs of a model have everything else in the same places.
         """
-        config, layers = self.config, self.config.num_layers
-        query_rows = config.num_heads * self.head_rows
-        sizes = {
-            "x": (layers + 1, config.hidden_size),
-            "q": (layers, query_rows),
-            "new_kv": (layers, config.num_kv_heads * 2 * self.head_rows),
-            "attn": (layers, query_rows),
-            "x_mid": (layers, config.hidden_size),
-            "mlp": (layers, config.intermediate_size),
-            "logits": (1, config.vocab_size),
-            "best": (1, BEST_FIELDS * self.matrix("head").blocks),
-            "partial": (layers, config.num_kv_heads * self.slices * self.partial_rows if self.slices > 1 else 0),
-        }
-        copy = [name for name in sizes if name in ANNOUNCED and name != "partial"]
-        both = sum(count * aligned(rows) for count, rows in (sizes[name] for name in copy))
+        sizes = {brought: (brought.layers(self), brought.rows(self)) for brought in BROUGHT}
+        copied = [brought for brought in BROUGHT if brought.announced and not brought.sliced]
+        both = sum(layers * aligned(rows) for layers, rows in (sizes[brought] for brought in copied))
         table, base = {}, 0
-        for name, (count, rows) in sizes.items():
-            stride = aligned(rows)
-            second = both if name in copy else count * stride if name in ANNOUNCED else 0
-            table[name] = Buffer(count, rows, base, stride, second)
-            base += count * stride
-            if name == copy[-1]:
+        for brought, (layers, rows) in sizes.items():
+            own = layers * aligned(rows)
+            second = both if brought in copied else own if brought.announced else 0
+            table[brought.name] = Buffer(layers, rows, base, aligned(rows), second)
+            base += own
+            if brought == copied[-1]:
                 base += both  # the second copy of all of them
-        table["token"] = Buffer(1, 1, base + table["partial"].second, 0)
-        table["kv"] = Buffer(layers, config.num_kv_heads * 2 * self.head_rows, base, 0)
+            elif brought not in copied:
+                base += second
+        table["token"] = Buffer(1, 1, base, 0)
+        table["kv"] = Buffer(self.config.num_layers, self.new_rows, base, 0)
         return table
 
     @property

@@ -16,7 +16,7 @@ import torch
 from megakernel.backend import Backend
 from megakernel.request import SamplingParams
 from models.config import ModelConfig
-from models.errors import UserError
+from models.errors import UserError, quoted
 
 __all__ = ["Engine", "SamplingParams"]
 
@@ -128,16 +128,16 @@ def checked_prompt(prompt: Sequence[int], vocab_size: int) -> list[int]:
         try:
             ids.append(operator.index(token))
         except TypeError:
-            raise UserError(f"prompt token {place} is {token!r}: token ids are integers") from None
+            raise UserError(f"prompt token {place} is {quoted(token)}: token ids are integers") from None
         if not 0 <= ids[-1] < vocab_size:
-            raise UserError(f"prompt token {place} is {token}: this model's token ids go from 0 to {vocab_size - 1}")
+            raise UserError(f"prompt token {place} is {quoted(token)}: this model's token ids go from 0 to {vocab_size - 1}")
     return ids
 
 
 def check_length(prompt: int, max_tokens: int, capacity: int) -> None:
     """Refuse a request that the KV cache cannot hold; raises UserError with the numbers."""
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise UserError(f"max_tokens is {max_tokens!r}: ask for at least 1 token")
+        raise UserError(f"max_tokens is {quoted(max_tokens)}: ask for at least 1 token")
     if prompt >= capacity:
         raise UserError(
             f"the prompt has {prompt} tokens and the context holds {capacity}: "
@@ -145,6 +145,6 @@ def check_length(prompt: int, max_tokens: int, capacity: int) -> None:
         )
     if prompt + max_tokens > capacity:
         raise UserError(
-            f"a prompt of {prompt} tokens and {max_tokens} more do not fit the context of {capacity}: "
+            f"a prompt of {prompt} tokens and {quoted(max_tokens)} more do not fit the context of {capacity}: "
             f"ask for at most {capacity - prompt} tokens, or load the model with a larger capacity"
         )

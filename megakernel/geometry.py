@@ -10,15 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from instructions.codec import Word
-from instructions.embed import Embed
+from instructions.codec import NONE
 from instructions.shape import ANNOUNCED, Shape, next_power_of_two
 from models.tape import PAGE_BYTES
+from scheduler.limits import COUNTER_STRIDE as COUNTER_STRIDE
 from scheduler.pages import staging_bytes
 from scheduler.program import Program
 
 ITEM_BYTES = 2  # of a weight: the kernel runs bf16
-COUNTER_STRIDE = 32  # int32 elements between counters: each has a 128-byte line of its own
 GEMM_PAGES = 4  # most pages whose loads are unrolled together
 COPIES = (4, 2)  # TMA copies in flight per SM: for the record that runs, for those ahead of it (docs/performance.md)
 
@@ -102,14 +101,17 @@ def _stride(first: int, second: int) -> int:
 
 
 def token_counter(program: Program) -> int:
-    """The counter that `Embed` waits for, signalled by `Sample`: every SM waits for it between tokens."""
-    opcode, wait = int(Word.OPCODE), int(Word.WAIT)
-    return int(program.words[program.words[:, opcode] == Embed.OPCODE][0, wait])
+    """The counter that every SM waits for between tokens; raises ValueError where a program has none."""
+    if program.end_counter == NONE:
+        raise ValueError("the program signals no counter at a token's end")
+    return program.end_counter
 
 
 def make_geometry(program: Program, trace: bool = False) -> Geometry:
-    """The geometry of a program with bf16 weights."""
+    """The geometry of a program with bf16 weights; raises ValueError for another."""
     shape: Shape = program.shape
+    if shape.itemsize != ITEM_BYTES:
+        raise ValueError(f"a program for weights of {shape.itemsize} bytes: the kernel runs bf16, of {ITEM_BYTES}")
     config, tape = shape.config, shape.tape
     last = min(1, config.num_layers - 1)  # a second layer, where there is one, tells the strides
     biases = {kind: shape.matrix(kind).bias_offset for kind in ("qkv", "o", "gate_up", "down")}

@@ -7,17 +7,37 @@ A `TextCodec` turns prompts into token ids and makes the `Detokenizer` of one re
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from megakernel import template_process
+from megakernel.panics import explained
 from models.errors import UserError
+from models.files import read_json_object, read_regular
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # What a byte-fallback decoder can show for text that is not lost: it decodes a run of byte tokens as a whole or not at all,
 # so one finished character of 4 bytes and 3 bytes of the next read as 7 replacement characters until the last byte comes.
 _MOST_UNFINISHED = 7
 _LONGEST_CHARACTER = 8  # tokens, generously: byte-level tokenizers need 4 at most
+_TOKENIZER_BYTES = 10**8  # three times the largest there are
+_MOST_GROWTH = 256  # of a text by replacements, where real tokenizers have 10; some 30 that double fill any memory
+_SUBWORD_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
+_TEMPLATE_BYTES = 2**20
+_TEMPLATE_SECONDS = 10.0  # until it is given up; twice its time of computing, for a machine may be busy
+_CONTROLS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
+
+
+def terminal_safe(text: str) -> str:
+    """A model's text without what a terminal obeys: control characters other than line breaks and tabs."""
+    return text.translate(_CONTROLS)
 
 
 class Detokenizer(Protocol):
@@ -71,15 +91,16 @@ class ModelText:
         from tokenizers import Tokenizer
 
         path = directory / "tokenizer.json"
-        if not path.is_file():
+        if not os.path.exists(path):
             raise UserError(f"{directory} has no tokenizer.json: save the model's fast tokenizer there")
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} is not a tokenizer that the tokenizers library can read: {error}") from error
+        content = read_regular(path, _TOKENIZER_BYTES)
+        _check_merges(path, content)
+        with explained(f"{path} is not a tokenizer that the tokenizers library can read"):
+            self._tokenizer = Tokenizer.from_buffer(content)
+        _check_growth(path, self._tokenizer)
         self._tokenizer.no_truncation()  # a training length saved with the tokenizer must not cut prompts
         self._tokenizer.no_padding()
-        self._directory = directory
+        self._directory, self._path = directory, path
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of plain text, with the tokens that the tokenizer's own post-processor adds (BOS)."""
@@ -95,15 +116,51 @@ class ModelText:
 
     def detokenizer(self, prompt_ids: Sequence[int]) -> Detokenizer:
         def decode(ids: list[int]) -> str:
-            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+            with explained(f"the tokenizer in {self._path} cannot make text of the model's tokens"):
+                return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
         return WindowDetokenizer(decode, prompt_ids)
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids = list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        with explained(f"the tokenizer in {self._path} cannot take this prompt, use other words or another tokenizer"):
+            ids = list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
         if not ids:
             raise UserError("the prompt is empty once it is tokenized: write at least one character that the tokenizer keeps")
         return ids
+
+
+def _check_merges(path: Path, content: bytes) -> None:
+    """Every merge continues as the tokenizer says: the library cuts the prefix off unseen, and may end the program."""
+    if not _SUBWORD_PREFIX.search(content):  # as good as always
+        return
+    try:
+        model = json.loads(content)["model"]
+        prefix, merges = model["continuing_subword_prefix"], model.get("merges") or []
+        sound = all((merge.split(" ") if isinstance(merge, str) else merge)[1].startswith(prefix) for merge in merges)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return  # the library says what is wrong
+    if not sound:
+        raise UserError(f"{path} has merges without its continuing_subword_prefix: save the model's fast tokenizer there")
+
+
+def _check_growth(path: Path, tokenizer: Any) -> None:
+    """No prompt, and no token's text, becomes so long that it fills the memory: the library ends the program then."""
+    for part in (tokenizer.normalizer, tokenizer.decoder):
+        growth = 1.0 if part is None else _growth(json.loads(part.__getstate__()))
+        if growth > _MOST_GROWTH:
+            raise UserError(f"{path} may replace a text by one {growth:.2g} times as long: use a sound model's tokenizer")
+
+
+def _growth(part: Any) -> float:
+    """How many times as long a part of a tokenizer, as JSON, can make a text by all its replacements, one after another."""
+    if isinstance(part, list):
+        return math.prod(_growth(step) for step in part)
+    if not isinstance(part, dict):
+        return 1.0
+    if part.get("type") != "Replace":
+        return math.prod(_growth(inner) for inner in part.values())
+    exact = part["pattern"].get("String")  # or an expression, which may match between any two characters
+    return max(1.0, len(part["content"]) / len(exact)) if exact else 1.0 + len(part["content"])
 
 
 class WindowDetokenizer:
@@ -148,7 +205,7 @@ class WindowDetokenizer:
 
 
 class ChatTemplate:
-    """A model's Jinja template, rendered in a sandbox: it came with the weights, from whoever made them."""
+    """A model's Jinja template, rendered in a sandbox and a process: it came with the weights, from whoever made them."""
 
     def __init__(self, source: str, variables: dict[str, str], origin: Path) -> None:
         self._source, self._variables, self._origin = source, variables, origin
@@ -158,13 +215,13 @@ class ChatTemplate:
         """From `chat_template.jinja`, else from `tokenizer_config.json`; UserError where there is neither."""
         config_path, template_path = directory / "tokenizer_config.json", directory / "chat_template.jinja"
         config = _read_json(config_path)
-        if template_path.is_file():
+        if os.path.exists(template_path):
             source: Any = _read(template_path)
         else:
             template_path, source = config_path, config.get("chat_template")
         if isinstance(source, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-            source = named.get("default")
+            named = (entry for entry in source if isinstance(entry, dict))
+            source = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
         if not isinstance(source, str):
             raise UserError(f"{directory} has no chat template: leave out --chat, or name a model tuned for chat")
         special = _read_json(directory / "special_tokens_map.json") | config
@@ -172,38 +229,44 @@ class ChatTemplate:
         return cls(source, {name: text for name, text in spelled.items() if text is not None}, template_path)
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """The conversation as text, with the assistant's turn opened.  UserError where the template refuses or fails."""
-        from jinja2 import TemplateError
-
+        """The conversation as text, with the assistant's turn opened.  UserError where the template refuses or fails,
+        does not end, takes too much memory, or writes what is no text."""
+        variables = {"tools": None, "documents": None, **self._variables}
+        request = {"messages": messages, "add_generation_prompt": True, **variables}
+        answer = self._ask({"path": sys.path, "source": self._source, "variables": request})
+        if "refused" in answer:
+            raise UserError(f"the chat template in {self._origin} refuses this prompt: {answer['refused']}")
+        if "failed" in answer:
+            raise self._failure(answer["failed"])
         try:
-            variables = {"tools": None, "documents": None, **self._variables}
-            template = _sandbox().from_string(self._source)
-            return str(template.render(messages=messages, add_generation_prompt=True, **variables))
-        except TemplateError as error:
-            raise UserError(f"the chat template in {self._origin} refuses this prompt: {error.message}") from error
-        except Exception as error:  # a template is a program: it can fail in any way Python can
-            raise UserError(f"the chat template in {self._origin} failed: {type(error).__name__}: {error}") from error
+            answer["text"].encode()
+        except UnicodeEncodeError:
+            raise self._failure("it writes half a surrogate pair") from None
+        return answer["text"]
 
+    def _ask(self, request: dict[str, Any]) -> dict[str, str]:
+        """What the process answers, which is stopped when it takes too long, and when this one is interrupted."""
+        command = [sys.executable, "-I", "-S", template_process.__file__]
+        try:
+            process = subprocess.run(
+                command,
+                input=json.dumps(request).encode(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=_TEMPLATE_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise self._failure(f"it takes more than {_TEMPLATE_SECONDS:g} s") from None
+        except OSError as error:
+            raise self._failure(f"{sys.executable} cannot be started ({error.strerror})") from None
+        if -process.returncode in (signal.SIGXCPU, signal.SIGKILL):  # of the limit on its time, soft or hard
+            raise self._failure(f"it takes more than {template_process.SECONDS} s")
+        if process.returncode:
+            raise self._failure(f"it ended the process that renders it, with status {process.returncode}")
+        return json.loads(process.stdout)
 
-def _sandbox() -> Any:
-    """The environment that transformers gives chat templates, without its training-time extensions."""
-    from datetime import datetime
-
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)  # Jinja's own escapes for HTML
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    return environment
+    def _failure(self, reason: str) -> UserError:
+        return UserError(f"the chat template in {self._origin} failed: {reason}")
 
 
 def checked(prompt: str) -> str:
@@ -225,19 +288,11 @@ def _spelling(token: Any) -> str | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_regular(path, _TEMPLATE_BYTES).decode()
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, {} where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return content
+    return read_json_object(path) if os.path.exists(path) else {}

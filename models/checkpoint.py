@@ -19,16 +19,18 @@ from safetensors import SafetensorError, safe_open
 
 from models.config import ModelConfig
 from models.errors import UserError
-from models.hf_config import read_json_object
+from models.files import read_json_object
 from models.random_weights import PREFIX as RANDOM_PREFIX
 from models.random_weights import RandomWeights, random_config
+from models.rope import inverse_frequencies
 from models.safetensors_header import Entry, read_header
 from models.weights import EMBEDDING, HEAD, WeightSource, expected_tensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-COMPARED_ROWS = 4096
+COMPARED_ELEMENTS = 2**23
+MAPPED_BYTES = 2**26  # read of a file before it is mapped anew
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
@@ -49,11 +51,16 @@ class SafetensorsSource:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `WeightSource`. Raises `UserError` when a file changed since it was checked."""
         for path, names in self.files:
+            file, read = _open(path), 0
             for name in names:
-                with _open(path) as file:  # anew each time: what was read of the file leaves memory with its mapping
-                    tensor = file.get_tensor(name)
+                if read > MAPPED_BYTES:  # what was read of the file leaves memory with its mapping
+                    del file
+                    file, read = _open(path), 0
+                tensor = _tensor(path, file, name)
+                read += tensor.nbytes
                 yield name, tensor
                 del tensor
+            del file
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         weights = RandomWeights(random_config(str(model)))
         return Checkpoint(weights.config, weights, None, weights.dtype)
     directory = _find_directory(model)
-    config = ModelConfig.from_hf(directory)
+    config = _read_config(directory)
     listing, headers = _read_headers(directory)
     owners = {name: path for path, entries in headers.items() for name in entries}
     _check_tensors(config, listing, headers, owners)
@@ -87,6 +94,15 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     return Checkpoint(config, SafetensorsSource(files), directory, DTYPES[headers[owners[EMBEDDING]][EMBEDDING].dtype])
 
 
+def _read_config(directory: Path) -> ModelConfig:
+    config = ModelConfig.from_hf(directory)
+    try:
+        inverse_frequencies(config)
+    except UserError as error:
+        raise UserError(f"{directory / 'config.json'}: {error}") from None
+    return config
+
+
 def _find_directory(model: str | Path) -> Path:
     path = Path(model)
     if os.path.isdir(path):  # pathlib's own raises when the name is too long
@@ -94,9 +110,7 @@ def _find_directory(model: str | Path) -> Path:
     if os.path.exists(path):
         raise UserError(f"{path}: is a file, give the directory that holds config.json and the safetensors files")
     if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
-        raise UserError(
-            f"{model}: no such directory, give a checkpoint directory, a hub id (owner/name) or random:<preset>"
-        )
+        raise UserError(f"{model}: no such directory, give a checkpoint directory, a hub id (owner/name) or random:<preset>")
     return _download(model)
 
 
@@ -116,9 +130,9 @@ def _download(hub_id: str) -> Path:
 def _read_headers(directory: Path) -> tuple[Path, Headers]:
     """The file that says what is in the checkpoint, and the checked header of every safetensors file."""
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
-    if single.exists():
+    if os.path.exists(single):
         return single, {single: _checked_header(single)}
-    if not index.exists():
+    if not os.path.exists(index):
         raise UserError(_no_weights(directory))
     weight_map = _read_index(index)
     headers: Headers = {}
@@ -133,9 +147,11 @@ def _read_headers(directory: Path) -> tuple[Path, Headers]:
 
 
 def _no_weights(directory: Path) -> str:
-    others = sorted(
-        path.name for path in directory.iterdir() if path.suffix in (".bin", ".pth", ".gguf", ".safetensors")
-    )
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be read: {error.strerror}") from None
+    others = sorted(name for name in names if Path(name).suffix in (".bin", ".pth", ".gguf", ".safetensors"))
     found = f" (found {others[0]})" if others else ""
     return f"{directory}: neither {SINGLE_FILE} nor {INDEX_FILE}{found}, save the model with save_pretrained"
 
@@ -151,6 +167,15 @@ def _open(path: Path) -> safe_open:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a valid safetensors file ({error}), download it anew") from None
+    except RuntimeError as error:  # torch's, which maps the file
+        raise UserError(f"{path}: cannot be opened ({error}), use a machine with more memory, or a smaller model") from None
+
+
+def _tensor(path: Path, file: safe_open, name: str) -> torch.Tensor:
+    try:
+        return file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: tensor {name} cannot be read ({error}), download it anew") from None
 
 
 def _read_index(index: Path) -> dict[str, str]:
@@ -175,9 +200,7 @@ def _check_index(index: Path, weight_map: dict[str, str], headers: Headers) -> N
                 first, second, *_ = (path.name for path, entries in headers.items() if name in entries)
                 raise UserError(f"{path}: tensor {name} is in both {first} and {second}, remove one")
             if weight_map.get(name) != path.name:
-                raise UserError(
-                    f"{path}: tensor {name} is left over: {index.name} does not list it here, mend the index"
-                )
+                raise UserError(f"{path}: tensor {name} is left over: {index.name} does not list it here, mend the index")
     for name, shard in weight_map.items():
         if name not in counts:
             raise UserError(
@@ -205,9 +228,7 @@ def _check_tensors(config: ModelConfig, listing: Path, headers: Headers, owners:
                 f"{list(expected[name])}: take both from the same model"
             )
         if entry.dtype not in DTYPES:
-            raise UserError(
-                f"{path}: tensor {name} is {entry.dtype}, which is not supported: save it as BF16, F16 or F32"
-            )
+            raise UserError(f"{path}: tensor {name} is {entry.dtype}, which is not supported: save it as BF16, F16 or F32")
 
 
 def _missing_mend(name: str) -> str:
@@ -218,9 +239,7 @@ def _missing_mend(name: str) -> str:
 
 def _leftover_mend(name: str) -> str:
     if name.endswith("_proj.bias"):
-        return (
-            f"set {'attention' if '.self_attn.' in name else 'mlp'}_bias to true in config.json if the model has biases"
-        )
+        return f"set {'attention' if '.self_attn.' in name else 'mlp'}_bias to true in config.json if the model has biases"
     return "config.json describes no such tensor: take both from the same model"
 
 
@@ -228,8 +247,10 @@ def _check_tied(embedding_path: Path, head_path: Path) -> None:
     """A head saved beside the embedding it is tied to holds the same values."""
     with _open(embedding_path) as embedding_file, _open(head_path) as head_file:
         embedding, head = embedding_file.get_slice(EMBEDDING), head_file.get_slice(HEAD)
-        for start in range(0, embedding.get_shape()[0], COMPARED_ROWS):
-            rows = slice(start, start + COMPARED_ROWS)
+        count, width = embedding.get_shape()
+        step = max(1, COMPARED_ELEMENTS // width)
+        for start in range(0, count, step):
+            rows = slice(start, start + step)
             if not torch.equal(embedding[rows].float(), head[rows].float()):
                 raise UserError(
                     f"{head_path}: tensor {HEAD} differs from {EMBEDDING}, but config.json ties them: "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.errors import UserError
+from models.errors import UserError, quoted
 
 ROPE_KINDS = ("default", "linear", "llama3")
 _SIZES = (
@@ -27,6 +27,8 @@ _SIZES = (
     "max_position",
 )
 SIZE_LIMIT = 2**24  # token indices and positions travel as fp32, which counts exactly up to here
+LEAST_FLOAT, MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of the normal fp32 numbers
+TOKEN_LIMIT = 2**31  # token ids are int32
 LAYER_LIMIT = 4096  # far above any model; keeps a damaged file from asking for millions of tensors
 
 
@@ -43,12 +45,15 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
-            raise UserError(
-                f"rope type {self.kind!r} is not supported: use a model with one of {', '.join(ROPE_KINDS)}"
-            )
+            raise UserError(f"rope type {self.kind!r} is not supported: use a model with one of {', '.join(ROPE_KINDS)}")
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
             _check_positive_float(f"rope {name}", getattr(self, name))
         _check_int("rope original_max_position", self.original_max_position, 1)
+        if self.original_max_position >= SIZE_LIMIT:
+            raise UserError(
+                f"rope original_max_position is {quoted(self.original_max_position)}: "
+                f"{SIZE_LIMIT} or more is not supported, use another model"
+            )
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise UserError(
                 f"rope high_freq_factor is {self.high_freq_factor}, not above low_freq_factor {self.low_freq_factor}: "
@@ -87,7 +92,8 @@ class ModelConfig:
             _check_int(name, getattr(self, name), 1)
             limit = LAYER_LIMIT if name == "num_layers" else SIZE_LIMIT
             if getattr(self, name) >= limit:
-                raise UserError(f"{name} is {getattr(self, name)}: {limit} or more is not supported, use another model")
+                shown = quoted(getattr(self, name))
+                raise UserError(f"{name} is {shown}: {limit} or more is not supported, use another model")
         _check_positive_float("rms_eps", self.rms_eps)
         _check_positive_float("rope_theta", self.rope_theta)
         for name in ("tied_embeddings", "attention_bias", "mlp_bias"):
@@ -95,6 +101,8 @@ class ModelConfig:
                 raise UserError(f"{name} is {getattr(self, name)!r}: it must be true or false")
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
             _check_int("a bos or eos token id", token, 0)
+            if token >= TOKEN_LIMIT:
+                raise UserError(f"a bos or eos token id is {quoted(token)}: it must be below {TOKEN_LIMIT}")
         if self.head_dim % 2:
             raise UserError(f"head_dim is {self.head_dim}: RoPE turns pairs of dimensions, so it must be even")
         if self.num_heads % self.num_kv_heads:
@@ -160,12 +168,15 @@ class ModelConfig:
 
 def _check_int(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{name} is {value!r}: it must be an integer of at least {least}")
+        raise UserError(f"{name} is {quoted(value)}: it must be an integer of at least {least}")
 
 
 def _check_positive_float(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise UserError(f"{name} is {value!r}: it must be a finite number above 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST_FLOAT <= value <= MOST_FLOAT:
+        raise UserError(
+            f"{name} is {quoted(value)}: it must be a finite number above 0 that fp32 holds, "
+            f"from {LEAST_FLOAT:.2g} to {MOST_FLOAT:.2g}"
+        )
 
 
 def _check_keys(what: str, values: Any, kind: type[ModelConfig | RopeScaling]) -> None:
@@ -173,14 +184,10 @@ def _check_keys(what: str, values: Any, kind: type[ModelConfig | RopeScaling]) -
         raise UserError(f"{what} is {type(values).__name__}: it must be an object")
     names = {entry.name for entry in dataclasses.fields(kind)}
     if wrong := sorted(names ^ set(values)):
-        raise UserError(
-            f"{what}: {'missing' if wrong[0] in names else 'unknown'} key {wrong[0]!r}, write the file anew"
-        )
+        raise UserError(f"{what}: {'missing' if wrong[0] in names else 'unknown'} key {wrong[0]!r}, write the file anew")
 
 
-_LLAMA_32_ROPE = RopeScaling(
-    kind="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
-)
+_LLAMA_32_ROPE = RopeScaling(kind="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
 _LLAMA_3 = ModelConfig(
     hidden_size=4096,
     intermediate_size=14336,

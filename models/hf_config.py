@@ -1,18 +1,19 @@
 """Hugging Face's spelling of a Llama configuration, of transformers 4 and 5 alike, read into a `ModelConfig`.
 
-The only place that knows these names. What `LlamaForCausalLM` computes differently, or what another architecture adds,
-is refused by name here; whether the sizes make a network is checked by `ModelConfig` itself.
+The only place that reads these names; others only write them. What `LlamaForCausalLM` computes differently, or what another
+architecture adds, is refused by name here; whether the sizes make a network is checked by `ModelConfig` itself.
 """
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.config import ROPE_KINDS, ModelConfig, RopeScaling
-from models.errors import UserError
+from models.config import ROPE_KINDS, TOKEN_LIMIT, ModelConfig, RopeScaling
+from models.errors import UserError, quoted
+from models.files import json_kind, read_json_object
 
 ARCHITECTURE = "LlamaForCausalLM"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -46,28 +47,13 @@ _NEUTRAL_ROPE: dict[str, tuple[Any, ...]] = {"partial_rotary_factor": (1, 1.0), 
 def read_config(path: Path) -> ModelConfig:
     """The configuration in a `config.json`, or in the directory that holds it. Raises `UserError` that names the
     file."""
-    path = path / "config.json" if path.is_dir() else path
+    path = path / "config.json" if os.path.isdir(path) else path
     values = read_json_object(path)
     end_tokens = _generation_end_tokens(path.with_name("generation_config.json"))
     try:
         return parse_config(values, end_tokens)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file whose value is an object. Raises `UserError` that names the file."""
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, give the directory of a complete Hugging Face checkpoint") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}), download it anew") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds {_json_kind(values)}, not a JSON object, download it anew")
-    return values
 
 
 def parse_config(values: Mapping[str, Any], end_tokens: tuple[int, ...] | None = None) -> ModelConfig:
@@ -109,9 +95,7 @@ def _check_architecture(values: Mapping[str, Any]) -> None:
         return
     if architectures != [ARCHITECTURE]:
         name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures
-        raise UserError(
-            f"architecture {name!r} is not supported: use a model whose architectures are [{ARCHITECTURE!r}]"
-        )
+        raise UserError(f"architecture {name!r} is not supported: use a model whose architectures are [{ARCHITECTURE!r}]")
     if values.get("model_type", "llama") != "llama":
         raise UserError(f"model_type {values['model_type']!r} is not supported: use a model of type 'llama'")
 
@@ -121,7 +105,7 @@ def _check_neutral(where: str, values: Mapping[str, Any], neutral: Mapping[str, 
         value = values.get(key)
         if value is not None and value not in allowed:
             mend = f"use a model with {allowed[0]!r}" if allowed else "use a model without it"
-            shown = "" if isinstance(value, (dict, list)) else f" = {value!r}"
+            shown = "" if isinstance(value, (dict, list)) else f" = {quoted(value)}"
             raise UserError(f"{where}{key}{shown} is not supported: {mend}")
 
 
@@ -145,7 +129,7 @@ def _rope(values: Mapping[str, Any], max_position: int) -> tuple[float, RopeScal
     old, new = values.get("rope_scaling"), values.get("rope_parameters")
     for key, parameters in (("rope_scaling", old), ("rope_parameters", new)):
         if parameters is not None and not isinstance(parameters, Mapping):
-            raise UserError(f"{key} is {_json_kind(parameters)}: it must be an object or null")
+            raise UserError(f"{key} is {json_kind(parameters)}: it must be an object or null")
     if old and new and old != new:
         raise UserError("rope_scaling and rope_parameters contradict each other: keep only one of them")
     key = "rope_scaling" if old else "rope_parameters"
@@ -187,7 +171,7 @@ def _derived(hidden: int, heads: int) -> int:
 
 def _generation_end_tokens(path: Path) -> tuple[int, ...] | None:
     """The end tokens of a `generation_config.json`, None when there is no such file or it names none."""
-    tokens = read_json_object(path).get("eos_token_id") if path.exists() else None
+    tokens = read_json_object(path).get("eos_token_id") if os.path.exists(path) else None
     try:
         return None if tokens is None else _token_ids(tokens)
     except UserError as error:
@@ -195,9 +179,13 @@ def _generation_end_tokens(path: Path) -> tuple[int, ...] | None:
 
 
 def _token_ids(value: Any, key: str = "eos_token_id") -> tuple[int, ...]:
-    """One id, a list of ids, or null for none."""
+    """One id, a list of ids, or null for none; each once."""
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    return tuple(_integer({key: token}, key, least=0) for token in ids)
+    tokens = dict.fromkeys(_integer({key: token}, key, least=0) for token in ids)
+    for token in tokens:
+        if token >= TOKEN_LIMIT:
+            raise UserError(f"{key} is {quoted(token)}: it must be an integer from 0 to {TOKEN_LIMIT - 1}")
+    return tuple(tokens)
 
 
 def _integer(values: Mapping[str, Any], key: str, default: int | None = None, where: str = "", least: int = 1) -> int:
@@ -206,7 +194,7 @@ def _integer(values: Mapping[str, Any], key: str, default: int | None = None, wh
     if value is None:
         raise UserError(f"{name} is missing: add it, an integer")
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{name} is {value!r}: it must be an integer of at least {least}")
+        raise UserError(f"{name} is {quoted(value)}: it must be an integer of at least {least}")
     return value
 
 
@@ -229,9 +217,3 @@ def _boolean(values: Mapping[str, Any], key: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise UserError(f"{key} is {value!r}: it must be true or false")
     return bool(value)
-
-
-def _json_kind(value: Any) -> str:
-    return {list: "a list", str: "a string", bool: "a boolean", type(None): "null", dict: "an object"}.get(
-        type(value), "a number"
-    )

@@ -11,7 +11,7 @@ import torch
 
 from models.config import ModelConfig
 from models.errors import UserError
-from models.packing import clear_padding_rows, pack_bias, pack_weight
+from models.packing import check_finite, clear_padding_rows, pack_bias, pack_weight
 from models.rope import rope_table
 from models.tape import Matrix, TapeLayout
 from models.weights import WeightSource, expected_tensors
@@ -46,8 +46,8 @@ def pack(
     """Pack a model for contexts of up to `capacity` tokens (the model's own limit when None), tensor by tensor.
 
     Holds the packed model and one source tensor at a time. Weights wider than `dtype` are rounded to nearest even (fp16
-    to bf16 loses 3 bits of mantissa). Raises `UserError` for a dtype or capacity that cannot be, and for a tensor
-    missing, left over or misshapen.
+    to bf16 loses 3 bits of mantissa). Raises `UserError` for a dtype or capacity that cannot be, for a tensor missing,
+    left over or misshapen, and for a value that is not finite as packed.
     """
     if dtype not in PACKED_DTYPES:
         raise UserError(f"weights cannot be packed as {dtype}: choose bfloat16 or float32")
@@ -65,9 +65,7 @@ def pack(
 def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -> None:
     clear_padding_rows(tape, weights)
     pending = expected_tensors(tape.config)
-    matrices: dict[str, Matrix] = {
-        name: matrix for matrix in tape.matrices for name in (*matrix.sources, *matrix.bias_sources)
-    }
+    matrices: dict[str, Matrix] = {name: matrix for matrix in tape.matrices for name in (*matrix.sources, *matrix.bias_sources)}
     norms = {tape.norm_source(kind, layer): tape.norm_offset(kind, layer) for kind, layer in tape.norms()}
     for name, tensor in source.tensors():
         shape = pending.pop(name, None)
@@ -76,6 +74,7 @@ def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constan
         if tuple(tensor.shape) != shape:
             raise UserError(f"tensor {name} has shape {list(tensor.shape)}: this model needs {list(shape)}")
         if name in norms:
+            check_finite(name, tensor, tensor)
             constants[norms[name] : norms[name] + len(tensor)] = tensor.float()
         elif name in matrices[name].sources:
             pack_weight(tape, matrices[name], name, tensor, weights)

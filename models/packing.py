@@ -5,9 +5,12 @@ The map is `models.tape`; which tensors come, and whether all came, is `models.p
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
+from models.errors import UserError
 from models.tape import BLOCK_ROWS, TILE_BYTES, TILES_PER_PAGE, Matrix, TapeLayout
 
 _LINE = np.dtype((np.void, TILE_BYTES))  # one row of one tile, moved as a whole
@@ -18,15 +21,40 @@ def pack_weight(layout: TapeLayout, matrix: Matrix, source: str, tensor: torch.T
     """Write one source [rows, K] of a matrix into `weights` [pages, page elements], rounding to its dtype.
 
     fp32 and fp16 are rounded to nearest even when the tape is bf16; bf16 and fp16 are exact in fp32. Columns of padding
-    are written as zeros; rows of padding belong to no source (`clear_padding_rows`).
+    are written as zeros; rows of padding belong to no source (`clear_padding_rows`). Raises `UserError` for a value
+    that is not finite, or no longer is once it is rounded.
     """
     lines = _lines(_region(layout, matrix, weights))
     packed_rows = _packed_rows(matrix, source)
     step = max(1, CHUNK_ELEMENTS // (matrix.pages_per_block * layout.page_columns))
     for start in range(0, len(packed_rows), step):
         target = packed_rows[start : start + step]
-        chunk = _pad_columns(layout, matrix, tensor[start : start + step].to(weights.dtype))
+        rows = tensor[start : start + step].to(weights.dtype)
+        check_finite(source, tensor, rows, start)
+        chunk = _pad_columns(layout, matrix, rows)
         lines[target // BLOCK_ROWS, target % BLOCK_ROWS] = _bytes(chunk).view(_LINE)
+
+
+def check_finite(name: str, tensor: torch.Tensor, stored: torch.Tensor, first_row: int = 0) -> None:
+    """Raise `UserError` where `stored`, rows of `tensor` from `first_row` on as they are to be kept, is not finite."""
+    if _all_finite(stored):
+        return
+    row, *column = (int(index) for index in (~stored.isfinite()).nonzero()[0])
+    place = [first_row + row, *column]
+    value = float(tensor[tuple(place)])
+    if math.isfinite(value):
+        kind = str(stored.dtype).removeprefix("torch.")
+        raise UserError(f"tensor {name} holds {value:g} at {place}, too large for {kind}: use a model with smaller weights")
+    raise UserError(f"tensor {name} holds {value} at {place}: weights must be finite numbers, download the model anew")
+
+
+def _all_finite(tensor: torch.Tensor) -> bool:
+    """By the bits: read as integers, those of infinity and NaN are above all others', on either side of zero. NumPy
+    passes twice over them, which is quicker than torch once, and takes no memory."""
+    signed, unsigned = (torch.int16, np.uint16) if tensor.itemsize == 2 else (torch.int32, np.uint32)
+    bits = tensor.view(signed).numpy()
+    limits = torch.tensor([torch.inf, -torch.inf], dtype=tensor.dtype).view(signed).numpy()
+    return bool(bits.max() < limits[0] and bits.view(unsigned).max() < limits[1].view(unsigned))
 
 
 def clear_padding_rows(layout: TapeLayout, weights: torch.Tensor) -> None:
@@ -39,7 +67,8 @@ def clear_padding_rows(layout: TapeLayout, weights: torch.Tensor) -> None:
 
 
 def pack_bias(matrix: Matrix, source: str, tensor: torch.Tensor, constants: torch.Tensor) -> None:
-    """Write one bias [rows] of a matrix into the fp32 constants, in packed row order."""
+    """Write one bias [rows] of a matrix into the fp32 constants, in packed row order. Raises as `pack_weight` does."""
+    check_finite(source, tensor, tensor)
     constants[matrix.bias_offset + torch.from_numpy(_packed_rows(matrix, source))] = tensor.float()
 
 

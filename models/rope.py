@@ -11,6 +11,7 @@ import math
 import torch
 
 from models.config import ModelConfig, RopeScaling
+from models.errors import UserError
 
 
 def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
@@ -18,7 +19,18 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
 
     "default": theta^(-2i / head_dim), RoFormer (arXiv:2104.09864), section 3.2.2; "linear": that divided by the factor,
     which is position interpolation (arXiv:2306.15595). Operation by operation as in `transformers.modeling_rope_utils`.
+    Raises `UserError` where fp32 does not hold the angles of every position that the model allows.
     """
+    frequencies = _scaled_frequencies(config)
+    if not torch.isfinite(frequencies * config.max_position).all():
+        raise UserError(
+            f"rope_theta {config.rope_theta:g} with {config.rope_scaling.kind} scaling by {config.rope_scaling.factor:g} "
+            f"turns position {config.max_position} by more than fp32 holds: take config.json from the same model"
+        )
+    return frequencies
+
+
+def _scaled_frequencies(config: ModelConfig) -> torch.Tensor:
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
     if config.rope_scaling.kind == "linear":

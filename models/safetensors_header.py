@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from models.errors import UserError
+from models.files import open_regular
 
 LENGTH_BYTES = 8
-HEADER_LIMIT = 100_000_000  # bytes, the format's own limit
+HEADER_LIMIT = 2**24  # bytes; the format allows six times as many, but a Llama of 4,096 layers takes half
+MOST_DIMENSIONS = 64  # torch's own limit; with the next it keeps products small enough to be printed
+SIZE_LIMIT = 2**63
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # other types are legal here, and refused by those who need the tensor
 
 
@@ -33,33 +37,35 @@ class Entry:
 def read_header(path: Path) -> dict[str, Entry]:
     """Every tensor of a file in the order of its bytes. Raises `UserError` that names the file, and the tensor if one
     is at fault."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(LENGTH_BYTES)
-            length = int.from_bytes(prefix, "little")
+    raw, size = _read(path)
+    entries = {name: _entry(path, name, fields) for name, fields in _parse(path, raw).items() if name != "__metadata__"}
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
+    _check_coverage(path, ordered, size - LENGTH_BYTES - len(raw))
+    return ordered
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """The header's bytes, and how many the file has in all."""
+    with open_regular(path) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if size <= LENGTH_BYTES:
                 raise UserError(f"{path}: only {size} bytes long, too short for a safetensors file, download it anew")
             if length > min(size - LENGTH_BYTES, HEADER_LIMIT):
-                raise UserError(
-                    f"{path}: header of {length} bytes in a file of {size}: damaged or cut off, download it anew"
-                )
-            raw = file.read(length)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}, download it anew") from None
-    entries = {name: _entry(path, name, fields) for name, fields in _parse(path, raw).items() if name != "__metadata__"}
-    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
-    _check_coverage(path, ordered, size - LENGTH_BYTES - length)
-    return ordered
+                raise UserError(f"{path}: header of {length} bytes in a file of {size}: damaged or cut off, download it anew")
+            return file.read(length), size
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}, download it anew") from None
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{path}: {twice} stands twice in the header, save the file anew")
+        values: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in values:
+                raise UserError(f"{path}: {name} stands twice in the header, save the file anew")
+            values[name] = value
         return values
 
     try:
@@ -74,10 +80,14 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 def _entry(path: Path, name: str, fields: Any) -> Entry:
     values = fields if isinstance(fields, dict) else {}
     dtype, shape, offsets = values.get("dtype"), values.get("shape"), values.get("data_offsets")
-    if not isinstance(dtype, str) or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise UserError(
-            f"{path}: tensor {name} has a bad header entry (dtype, shape, data_offsets), download the file anew"
-        )
+    if (
+        not isinstance(dtype, str)
+        or not _are_sizes(shape)
+        or len(shape) > MOST_DIMENSIONS
+        or not _are_sizes(offsets)
+        or len(offsets) != 2
+    ):
+        raise UserError(f"{path}: tensor {name} has a bad header entry (dtype, shape, data_offsets), download the file anew")
     start, stop = offsets
     bytes_needed = math.prod(shape) * ITEM_BYTES.get(dtype, 0)
     if start > stop or (dtype in ITEM_BYTES and stop - start != bytes_needed):
@@ -89,7 +99,7 @@ def _entry(path: Path, name: str, fields: Any) -> Entry:
 
 
 def _are_sizes(values: Any) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < SIZE_LIMIT for value in values)
 
 
 def _check_coverage(path: Path, entries: dict[str, Entry], data_bytes: int) -> None:

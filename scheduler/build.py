@@ -25,7 +25,7 @@ SLICE_PAGES = 4  # K pages of an attention slice, at least, where the context ha
 def attention_slices(config: ModelConfig, sms: int, bucket_pages: int) -> int:
     """How many slices the context is split into: a few pages each at the bucket's end, one slice a SM at most.
 
-    Fewer pages a slice would spread the work wider, but every slice costs its readers time (docs/performance.md).
+    Fewer pages a slice would spread the work wider, but every slice costs its readers time (docs/notebook/attention.md).
     """
     return max(1, min(sms // config.num_kv_heads, ceil_div(bucket_pages, SLICE_PAGES)))
 

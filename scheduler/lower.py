@@ -16,6 +16,7 @@ from instructions.down import Down
 from instructions.embed import Embed
 from instructions.gate_up import GateUp
 from instructions.lm_head import LmHead
+from instructions.matvec import RowBlocks
 from instructions.o_proj import OProj
 from instructions.qkv import Qkv
 from instructions.sample import Sample
@@ -43,20 +44,21 @@ def split_blocks(parts: Sequence[int], sms: int) -> Iterator[tuple[int, int]]:
         base += part
 
 
+def runs(kind: type[RowBlocks], shape: Shape, layer: int, sms: int) -> Iterator[tuple[int, int]]:
+    """The matrix of `kind` in runs (first block, blocks) for `sms` SMs."""
+    return split_blocks(kind.parts(shape, layer), sms)
+
+
 def lower_layer(shape: Shape, layer: int, sms: int) -> Iterator[Instruction]:
     """One transformer layer."""
-    config = shape.config
-    heads = range(config.num_kv_heads)
-    parts = [config.group * shape.head_blocks, 2 * shape.head_blocks] * config.num_kv_heads
-    for block, blocks in split_blocks(parts, sms):
-        yield Qkv(layer, block, blocks)
+    heads = range(shape.config.num_kv_heads)
+    yield from (Qkv(layer, *run) for run in runs(Qkv, shape, layer, sms))
     for index in range(shape.slices):
         yield from (Attention(layer, head, index) for head in heads)
     if shape.slices > 1:
         yield from (Combine(layer, head) for head in heads)
-    for kind, name in ((OProj, "o"), (GateUp, "gate_up"), (Down, "down")):
-        for block, blocks in split_blocks([shape.matrix(name, layer).blocks], sms):
-            yield kind(layer, block, blocks)
+    for kind in (OProj, GateUp, Down):
+        yield from (kind(layer, *run) for run in runs(kind, shape, layer, sms))
 
 
 def lower(shape: Shape, sms: int) -> list[Instruction]:
@@ -64,5 +66,5 @@ def lower(shape: Shape, sms: int) -> list[Instruction]:
     program: list[Instruction] = [Embed(0)]
     for layer in range(shape.config.num_layers):
         program.extend(lower_layer(shape, layer, sms))
-    heads = [LmHead(0, *run, slot) for slot, run in enumerate(split_blocks([shape.matrix("head").blocks], sms))]
+    heads = [LmHead(0, *run, slot) for slot, run in enumerate(runs(LmHead, shape, 0, sms))]
     return [*program, *heads, Sample(0, len(heads))]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from instructions.base import Instruction
 from instructions.codec import Wait
+from instructions.matvec import RowBlocks
+from instructions.registry import INSTRUCTIONS
 from instructions.shape import HELD_PAGES, Shape, ceil_div, next_power_of_two
 from models.tape import PAGE_BYTES
 from scheduler.dependencies import Dependencies
@@ -33,8 +35,8 @@ class PagePlan:
 def staging_bytes(shape: Shape) -> int:
     """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest vector that a
     matrix multiplies, the normalised hidden state at a power of two of pages, or the queries of one attention group."""
-    kinds = ("qkv", "o", "gate_up", "down", "head")
-    widest = max(shape.matrix(kind).pages_per_block for kind in kinds)
+    kinds = (kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks))
+    widest = max(shape.matrix(kind.MATRIX).pages_per_block for kind in kinds)
     hidden = next_power_of_two(shape.matrix("qkv").pages_per_block)
     queries = ceil_div(shape.staged_queries, shape.page_columns)
     return max(widest, hidden, queries) * shape.page_columns * shape.itemsize

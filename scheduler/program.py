@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from instructions.codec import INT32_MAX, MAX_SIGNALS, MAX_WAITS, NONE, WORDS, Scheduled, Word, decode, disassemble
+from instructions.sample import Sample
 from instructions.shape import Shape
 from models.config import ModelConfig
 from models.errors import UserError
@@ -41,6 +42,9 @@ class Program:
     targets  int32 [counters]: signals each counter gets in one token
     uses     int32 [sms]: page uses of each SM in one token
     ring     pages of the shared-memory ring
+
+    The arrays lie in memory in the order of their indices, so that what is read by index (and proven) is what the kernel
+    reads; those given in another order are copied.
     """
 
     shape: Shape
@@ -50,6 +54,10 @@ class Program:
     starts: np.ndarray
     targets: np.ndarray
     uses: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ARRAYS:
+            object.__setattr__(self, name, np.asarray(getattr(self, name), order="C"))
 
     @property
     def sms(self) -> int:
@@ -91,10 +99,16 @@ class Program:
         hints: np.ndarray = known & ~releases[np.where(known, counters, 0)]
         return hints
 
+    @cached_property
+    def end_counter(self) -> int:
+        """The counter of the token's end, by which every SM opens the next: what `Sample` signals; NONE where nothing does."""
+        samples = self.words[self.words[:, Word.OPCODE] == Sample.OPCODE]
+        return int(samples[0, Word.SIGNAL]) if len(samples) else NONE
+
     def require_positions(self, position: int, tokens: int, capacity: int) -> None:
         """Raises ValueError where a launch does not fit: the page plan has no uses for more KV pages than the bucket's."""
-        limit = min(self.shape.bucket, capacity - 1)
-        if tokens < 1 or position + tokens - 1 > limit:
+        limit = min(self.shape.bucket, self.shape.capacity - 1, capacity - 1)
+        if tokens < 1 or position < 0 or position + tokens - 1 > limit:
             raise ValueError(f"{tokens} tokens from position {position}: this program decodes positions up to {limit}")
 
     def disassembly(self) -> Iterator[str]:

@@ -5,9 +5,9 @@
 
 Every kind of fault is planted at random places in random small programs, and in one for 132 SMs.  A mutant that the
 checker accepts goes on trial: it must give the same bits as the true program on the virtual machine, under the named
-adversaries, with SMs starved, and in random orders.  Of the rejected ones some are put on trial as well, to show that the
-checker does not reject what is sound: most misbehave within a few runs.  Exit 1 if an accepted one misbehaves.  The last
-line is JSON.
+adversaries, with SMs starved, and in random orders, where consumers wait for hints and where they pass them as the kernel's
+do.  Of the rejected ones some are put on trial as well, to show that the checker does not reject what is sound: most
+misbehave within a few runs.  Exit 1 if an accepted one misbehaves.  The last line is JSON.
 """
 
 from __future__ import annotations

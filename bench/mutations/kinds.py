@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from bench.mutations import order, sync, work  # noqa: F401  each enters its kinds into MUTATIONS
+from bench.mutations import end, order, sync, work  # noqa: F401  each enters its kinds into MUTATIONS
 from bench.mutations.draft import MUTATIONS, Draft, same
 from scheduler.program import Program
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from random import Random
 
 import torch
@@ -46,10 +47,10 @@ class Outcome:
         return None if torch.equal(self.cache, other.cache) else "another KV cache"
 
 
-def run(program: Program, base: Base, state: DecodeState, interleaving: Interleaving) -> Outcome:
-    """All launches from a copy of a state; raises VmError for a fault."""
+def run(program: Program, base: Base, state: DecodeState, interleaving: Interleaving, early: bool = False) -> Outcome:
+    """All launches from a copy of a state; raises VmError for a fault.  `early` as of the machine."""
     state = deepcopy(state)
-    vm = Vm(program, base.model, state, interleaving=interleaving)
+    vm = Vm(program, base.model, state, interleaving=interleaving, early=early)
     for tokens in LAUNCHES:
         vm.launch(tokens)
     return Outcome(state, vm.logits())
@@ -78,10 +79,10 @@ class Trial:
         return self.run_all(mutant, runs)
 
     def run_all(self, mutant: Program, runs: int) -> str | None:
-        """`fault`, from this trial's own state."""
-        for interleaving in orders(mutant.sms, self.random, runs):
+        """`fault`, from this trial's own state; in every order hints are waited for, and are passed."""
+        for interleaving, early in product(orders(mutant.sms, self.random, runs), (False, True)):
             try:
-                difference = run(mutant, self.base, self.state, interleaving).difference(self.expected)
+                difference = run(mutant, self.base, self.state, interleaving, early).difference(self.expected)
             except (VmError, ValueError) as error:
                 return str(error)
             if difference:

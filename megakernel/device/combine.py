@@ -12,6 +12,7 @@ from megakernel.device.trace import STAGED, stamp
 from megakernel.device.values import look, look_again, partials_of, put, vacant, values_of
 
 CHUNK = gl.constexpr(16)  # slices a pass: all there are, but on machines with more than 16 SMs for each KV head
+FEW = gl.constexpr(8)  # slices for which a shorter pass pays
 CHECKED = gl.constexpr(512)  # values that are looked through at a time
 TOGETHER_ELEMENTS = gl.constexpr(4096)  # 32 registers of each of the consumer's threads
 
@@ -25,12 +26,18 @@ def head_layout():
 @gluon.constexpr_function
 def slices_together(elements):
     """How many slices of so many elements are loaded at a time."""
-    return max(1, min(CHUNK.value, TOGETHER_ELEMENTS.value // elements))
+    return max(1, min(FEW.value, TOGETHER_ELEMENTS.value // elements))
+
+
+@gluon.constexpr_function
+def fewest(elements):
+    """How many slices of so many elements a pass takes where they are few; both passes of wide heads have no registers left."""
+    return FEW.value if elements * FEW.value <= TOGETHER_ELEMENTS.value else CHUNK.value
 
 
 @gluon.jit
-def add_chunk(S: gl.constexpr, source, slices, m, total, out):
-    """Take in up to CHUNK slices from `source` on, of which there are `slices`: with them, the largest score, the sum and the
+def add_chunk(S: gl.constexpr, source, slices, m, total, out, MOST: gl.constexpr):
+    """Take in up to MOST slices from `source` on, of which there are `slices`: with them, the largest score, the sum and the
     unnormalised output of each head.  What is vacant makes sum or output NaN.
 
     Straight-line code, so that all is on its way before the first value is looked at.
@@ -46,14 +53,14 @@ def add_chunk(S: gl.constexpr, source, slices, m, total, out):
     inside = known[:, None] & (dims[None, :] < S.head_rows)
     place = heads[:, None] * S.head_rows + dims[None, :]
     maxima = ()
-    for s in gl.static_range(CHUNK):
+    for s in gl.static_range(MOST):
         maxima += (gl.load(source + s * ROWS + heads, mask=known & (s < slices), other=float("-inf"), volatile=True),)
     before = m
-    for s in gl.static_range(CHUNK):
+    for s in gl.static_range(MOST):
         m = gl.maximum(m, maxima[s])
     decay = gl.exp(before - m)
     total, out = total * decay, out * decay[:, None]
-    for first in gl.static_range(0, CHUNK, TOGETHER):
+    for first in gl.static_range(0, MOST, TOGETHER):
         parts = ()
         for j in gl.static_range(TOGETHER):
             part = source + (first + j) * ROWS
@@ -85,6 +92,7 @@ def combine(S: gl.constexpr, memory, ring, step):
     COLUMNS: gl.constexpr = S.group_columns
     DIMS: gl.constexpr = power_of_two(S.head_rows)
     HEAD: gl.constexpr = head_layout()
+    FEWEST: gl.constexpr = fewest(COLUMNS * DIMS)
     slices = memory.bucket.slices
     source = partials_of(S, memory, step) + step.record.a * (slices * ROWS)
     out = gl.zeros([COLUMNS, DIMS], gl.float32, HEAD)
@@ -96,7 +104,13 @@ def combine(S: gl.constexpr, memory, ring, step):
         total = gl.zeros([COLUMNS], gl.float32, gl.SliceLayout(1, HEAD))
         out = gl.zeros([COLUMNS, DIMS], gl.float32, HEAD)
         for first in range(0, slices, CHUNK):
-            m, total, out = add_chunk(S, source + first * ROWS, slices - first, m, total, out)
+            here, left = source + first * ROWS, slices - first
+            if FEWEST == CHUNK:
+                m, total, out = add_chunk(S, here, left, m, total, out, CHUNK)
+            elif left <= FEWEST:
+                m, total, out = add_chunk(S, here, left, m, total, out, FEWEST)
+            else:
+                m, total, out = add_chunk(S, here, left, m, total, out, CHUNK)
         found = out + total[:, None]
         waiting = (1 - sure) * look_again(memory, step, begin, ((heads < S.group) & (found != found)).to(gl.int32))
         if waiting != 0:  # for long only where NaN is the very value: then all of it is there

@@ -12,11 +12,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from instructions.attention import Attention
-from instructions.combine import Combine
-from instructions.embed import Embed
-from instructions.gate_up import GateUp
-from instructions.o_proj import OProj
-from instructions.sample import Sample
+from instructions.registry import INSTRUCTIONS
 from megakernel.device.clocks import cycles
 from megakernel.device.context import DONE, fetch_load, shared_word
 from megakernel.device.matvec import PAGE_ELEMENTS
@@ -24,7 +20,7 @@ from models.tape import PAGE_BYTES
 
 ATTENTION = gl.constexpr(Attention.OPCODE)
 # Bit n: opcode n is short, or waits for short ones alone.
-SHORT = gl.constexpr(sum(1 << kind.OPCODE for kind in (Embed, Attention, Combine, OProj, GateUp, Sample)))
+SHORT = gl.constexpr(sum(1 << kind.OPCODE for kind in INSTRUCTIONS if kind.SHORT))
 AHEAD = gl.constexpr(12)  # most pages beyond the one that the loader is at
 DELAY = gl.constexpr(2000)  # clock cycles that the loader has waited for a page before the first is asked for
 PACE = gl.constexpr(600)  # and from one to the next; HBM delivers one to every SM in about 1,300 (H100) or 900 (H200)

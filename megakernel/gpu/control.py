@@ -105,7 +105,9 @@ class Outcome:
         role = "the loader of SM" if first.loader else "SM"
         counter = counter_of(first, program, depth)
         because = f"counter {counter}, which {signallers(program, counter)} signal, "
-        if first.counter == NONE:
+        if counter == NONE:
+            because = "one of the values that it reads never came"
+        elif first.counter == NONE:
             because += "told of values, and one of them never came"
         else:
             because += f"should have reached {first.wanted} but stood at {first.seen}"
@@ -128,10 +130,10 @@ def wait_depths(program: Program) -> dict[int, int]:
 
 
 def counter_of(stuck: Stuck, program: Program, depth: dict[int, int]) -> int:
-    """The counter that an SM was stuck waiting for; where it looked for a value, the last one that told of its values."""
-    if stuck.counter != NONE:
-        return stuck.counter
-    return max((wait.counter for wait in program.decoded[stuck.sm][stuck.record].waits), key=lambda counter: depth[counter])
+    """The counter that an SM was stuck waiting for; where it looked for a value, the last one that told of its values,
+    or NONE."""
+    waits = program.decoded[stuck.sm][stuck.record].waits if stuck.counter == NONE else ()
+    return max((wait.counter for wait in waits), key=lambda counter: depth[counter], default=stuck.counter)
 
 
 def place_in_time(stuck: Stuck, program: Program, depth: dict[int, int]) -> tuple[int, int]:
@@ -142,7 +144,7 @@ def place_in_time(stuck: Stuck, program: Program, depth: dict[int, int]) -> tupl
         or stuck.record < 0
         or any(wait.lag and wait.counter == counter for wait in program.decoded[stuck.sm][stuck.record].waits)
     )
-    return stuck.position - lagging, depth[counter]
+    return stuck.position - lagging, depth.get(counter, 0)
 
 
 def signallers(program: Program, counter: int) -> str:

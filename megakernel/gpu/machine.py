@@ -36,7 +36,7 @@ class GpuState:
     """The model, one sequence and its KV cache, in GPU memory; shared by the programs of all context buckets."""
 
     def __init__(self, model: PackedModel, cache_pages: int, device: torch.device) -> None:
-        self.device, self.capacity = device, model.capacity
+        self.device, self.capacity, self.config = device, model.capacity, model.config
         self.weights = model.weights.to(device)
         self.constants = model.constants.to(device)
         self.rope = model.rope.to(device)
@@ -101,6 +101,8 @@ class GpuProgram:
         )
         self.trace_tokens = trace_tokens
         size = program.sms * len(Clock) + trace_tokens * len(program.words) * len(Point)
+        if size > np.iinfo(np.int32).max:
+            raise ValueError(f"{size} time stamps: an int32 number cannot count them, trace fewer tokens")
         self.trace = torch.zeros(size, dtype=torch.int64, device=device)
         self.activations = torch.full((program.shape.arena_elements,), VACANT, dtype=torch.int32, device=device)
         self.counters = torch.zeros(program.counters * COUNTER_STRIDE, dtype=torch.int32, device=device)
@@ -142,8 +144,9 @@ class GpuProgram:
 
         Where an earlier launch has met a stop token, the kernel leaves at once.  The launch is cooperative: the driver
         refuses it where not all blocks can be resident together, instead of letting them wait for each other for ever.
-        Raises ValueError where the positions do not fit the program.
+        Raises ValueError where the positions do not fit the program, or the program not the state.
         """
+        check_fit(self.program, self.state)
         self.program.require_positions(position, tokens, self.state.capacity)
         if self.sizes.geometry.trace:
             if tokens > self.trace_tokens:
@@ -187,3 +190,10 @@ class GpuProgram:
         self.counters.zero_()
         self.activations.fill_(VACANT)
         self.epoch = self.enqueued = 0
+
+
+def check_fit(program: Program, state: GpuState) -> None:
+    """Refuse a program that was not made for a state's model and cache, with a ValueError."""
+    shape, pages = program.shape, len(state.cache)
+    if shape.config != state.config or shape.page_elements != state.weights.shape[1] or shape.cache_pages != pages:
+        raise ValueError("the program was made for another model, weight type or KV cache than the state's")

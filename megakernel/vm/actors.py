@@ -30,9 +30,10 @@ class Grid(Protocol):
     start: int  # position of the first token
     epoch: int  # epoch of the first token
     counters: list[Cell]
+    end: int  # number of the counter of the token's end,
+    finished: Cell  # and that counter
     memory: Activations
     stored: Cell  # instructions that have ended
-    finished: Cell  # tokens whose sample has finished
     sight: Sight
     ready: list[Actor]
 
@@ -131,7 +132,7 @@ class Loader(Actor):
 
 
 class Consumer(Actor):
-    """Waits for the previous token, then per instruction: waits, executes, signals."""
+    """Opens a token by the counter of the last one's end; then per instruction: waits, executes, signals."""
 
     def __init__(self, sm: Sm, grid: Grid, machine: ExecutingMachine) -> None:
         self.unit, self.grid, self.machine, self.clock = sm, grid, machine, grid.sight.nothing
@@ -141,9 +142,10 @@ class Consumer(Actor):
         grid, counters, sight = self.grid, self.grid.counters, self.grid.sight
         for token in range(grid.tokens):
             self.token, self.index = token, 0
-            if grid.finished.value < token:
-                yield Need(grid.finished, token)
-            self.clock = merged(self.clock, sight.end)
+            if token:  # the first of a launch is open at once
+                if grid.finished.value < grid.epoch + token:
+                    yield Need(grid.finished, grid.epoch + token, opens=True)
+                self.clock = merged(self.clock, sight.counters[grid.end])
             if grid.state.stopped:
                 return
             self.check_begin()
@@ -153,7 +155,7 @@ class Consumer(Actor):
             for record in self.unit.records:
                 self.index = record.index
                 for wait, passed in zip(record.item.waits, self.unit.passed[record.index], strict=False):
-                    if passed:
+                    if passed or wait.counter == grid.end:  # as in the kernel: that one has been waited for already
                         continue
                     want = wait.threshold(grid.epoch + token)
                     if counters[wait.counter].value < want:
@@ -167,10 +169,6 @@ class Consumer(Actor):
                     if record.item.release:
                         sight.release(self.clock, counter)
                     counters[counter].add(1, grid.ready)
-                if self.machine.emitted:
-                    if record.item.release:
-                        sight.end = self.clock
-                    grid.finished.add(1, grid.ready)
                 yield None
 
     def check_begin(self) -> None:

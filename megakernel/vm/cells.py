@@ -32,10 +32,11 @@ class Cell:
 
 
 class Need(NamedTuple):
-    """What a blocked actor yields: go on when `cell` has reached `want`."""
+    """What a blocked actor yields: go on when `cell` has reached `want`; whether a token is opened then."""
 
     cell: Cell
     want: int
+    opens: bool = False
 
 
 Steps = Generator[Need | None, None, None]

@@ -34,14 +34,13 @@ class ExecutingMachine:
         self.clock, self.moment = sight.nothing, Moment(0, 0)
         self.past = 0
         self.epoch = 0
-        self.emitted = False
         self.rows_left = 0
         self.declared_reads: tuple[Region, ...] = ()
         self.declared_writes: tuple[Region, ...] = ()
 
     def begin(self, record: Record, epoch: int, past: int, clock: Clock, moment: Moment) -> None:
         """The next instruction, for the token at position `past`, with what its SM can see."""
-        self.past, self.epoch, self.emitted = past, epoch, False
+        self.past, self.epoch = past, epoch
         self.clock, self.moment = clock, moment
         self.declared_reads, self.declared_writes = record.reads, record.writes
         self.rows_left = sum(region.stop - region.start for region in record.writes)
@@ -98,5 +97,4 @@ class ExecutingMachine:
         if not covered(Region("token", 0, 0, 1), self.declared_writes):
             raise Fault("chooses a token, which it does not declare")
         self.state.emit(self.past, token)
-        self.emitted = True
         self.rows_left -= 1

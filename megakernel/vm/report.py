@@ -26,9 +26,10 @@ def signallers(queues: Sequence[Sequence[Record]], cell: Cell) -> str:
 def describe(actor: Actor, queues: Sequence[Sequence[Record]]) -> str:
     """What one stuck actor waits for."""
     assert actor.need is not None
-    cell, want = actor.need
+    cell, want, opens = actor.need
     who = "loader" if actor.loads else "consumer"
-    return f"{who}, token {actor.token}, waits for {cell.name} >= {want}, seen {cell.value}{signallers(queues, cell)}"
+    opening = ", to open the token" if opens else ""
+    return f"{who}, token {actor.token}, waits for {cell.name} >= {want}, seen {cell.value}{opening}{signallers(queues, cell)}"
 
 
 def stuck_error(queues: Sequence[Sequence[Record]], consumers: Sequence[Actor], loaders: Sequence[Actor]) -> VmError:
@@ -39,8 +40,9 @@ def stuck_error(queues: Sequence[Sequence[Record]], consumers: Sequence[Actor], 
     """
 
     def telling(actor: Actor) -> tuple[bool, bool, bool, int, int, int]:
-        name = actor.need.cell.name if actor.need is not None else ""
-        return (not name.startswith("counter"), name.startswith("tokens"), actor.loads, actor.token, actor.index, actor.sm)
+        name, opens = (actor.need.cell.name, actor.need.opens) if actor.need is not None else ("", False)
+        between = opens or name.startswith("tokens")
+        return (between or not name.startswith("counter"), between, actor.loads, actor.token, actor.index, actor.sm)
 
     stuck = sorted((actor for actor in [*consumers, *loaders] if is_stuck(actor)), key=telling)
     first = stuck[0]

@@ -68,13 +68,12 @@ def check_begin(clock: Clock, lengths: np.ndarray, token: int) -> None:
 
 
 class Sight:
-    """What the SMs of one launch share: the clock of each counter, that of the last token's end, and who stored what."""
+    """What the SMs of one launch share: the clock of each counter, and who stored what."""
 
     def __init__(self, lengths: Sequence[int], counters: int, activations: int, layers: int, rows: int) -> None:
         self.lengths = np.array(lengths, dtype=np.int64)
         self.nothing: Clock = np.zeros(len(lengths), dtype=np.int64)
         self.counters: list[Clock] = [self.nothing] * counters
-        self.end = self.nothing
         self.activations = Stores(activations)
         self.cache = Stores(2, layers, rows)  # of even and of odd positions: the next is stored while this one is read
 

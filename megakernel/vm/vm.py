@@ -41,7 +41,9 @@ class Launch:
         self.tokens, self.start, self.epoch = tokens, vm.state.position, vm.epoch
         self.counters = vm.counters
         self.stored = Cell("instructions ended")
-        self.finished = Cell("tokens finished")
+        self.end = vm.program.end_counter
+        known = 0 <= self.end < len(self.counters)  # if not, nothing can raise it
+        self.finished = self.counters[self.end] if known else Cell("tokens finished")
         cache, lengths = vm.state.cache, [len(records) for records in vm.queues]
         self.sight = Sight(lengths, len(vm.counters), self.shape.arena_elements, cache.layers, cache.rows)
         self.ready: list[Actor] = []
@@ -119,16 +121,20 @@ class Vm:
         try:
             with one_thread():
                 run_actors(launch.ready, len(launch.consumers), self.interleaving)
-            if launch.finished.value < tokens and not state.stopped:
+            done = state.position - launch.start
+            if done < tokens and not state.stopped:
                 raise VmError(0, 0, "end of the launch", f"no instruction chose the last of {tokens} tokens")
+            if launch.finished.value != self.epoch + done:
+                problem = f"the counter of the token's end stands at {launch.finished.value} after {self.epoch + done} tokens"
+                raise VmError(0, 0, "end of the launch", problem)
         except Stuck:
             self.reset()
             raise stuck_error(self.queues, launch.consumers, launch.loaders) from None
         except BaseException:
             self.reset()
             raise
-        self.epoch += launch.finished.value
-        return launch.finished.value
+        self.epoch = launch.finished.value
+        return done
 
     def logits(self) -> torch.Tensor:
         """The logits of the last token decoded under this program, fp32 [vocab], a copy; ValueError before the first."""

@@ -1,6 +1,7 @@
 """Numbers within a record: payload fields, counters, page words.  After this, every region of every record exists.
 
-A field or an instruction that this module has no rule for is a finding: what nobody thought of is not proven.
+What fields may hold, an instruction says itself, like what it reads and writes; a field of which it says nothing is a
+finding: what nobody thought of is not proven.
 """
 
 from __future__ import annotations
@@ -13,49 +14,31 @@ from instructions.shape import Shape
 from scheduler.check.findings import Finding
 from scheduler.check.listing import Listing
 
-MATRICES = {"qkv": "qkv", "o_proj": "o", "gate_up": "gate_up", "down": "down", "lm_head": "head"}  # by mnemonic
-LAYERED = {"qkv", "attention", "combine", "o_proj", "gate_up", "down"}
-ONCE = {"embed", "lm_head", "sample"}  # these belong to no layer and carry 0
-
-
-def field_range(instruction: Instruction, name: str, shape: Shape, sms: int) -> tuple[int, int]:
-    """Smallest and largest value of a payload field; (0, -1) for a field without a rule."""
-    blocks = shape.matrix(MATRICES.get(instruction.MNEMONIC, "head")).blocks
-    first = getattr(instruction, "block", 0)
-    ranges = {
-        "block": (0, blocks - 1),
-        "blocks": (1, blocks - first),
-        "head": (0, shape.config.num_kv_heads - 1),
-        "slice": (0, shape.slices - 1),
-        "slot": (0, sms - 1),  # the kernel's `Sample` looks at one slot for each SM
-        "slots": (1, sms),
-    }
-    return ranges.get(name, (0, -1))
-
 
 def payload_problem(instruction: Instruction, shape: Shape, sms: int) -> str | None:
     """Why an instruction's own fields fit no part of the model, or None."""
-    kind = instruction.MNEMONIC
-    if kind not in LAYERED | ONCE:
-        return f"the checker has no rule for the instruction {kind}"
-    layers = shape.config.num_layers if kind in LAYERED else 1
+    if instruction.LAYERED is None:
+        return f"{instruction.MNEMONIC} does not say whether it belongs to a layer"
+    layers = shape.config.num_layers if instruction.LAYERED else 1
     if not 0 <= instruction.layer < layers:
         return f"layer {instruction.layer}, it must be 0 to {layers - 1}"
+    ranges = instruction.field_ranges(shape, sms)
     for name in instruction.payload_names():
-        low, high = field_range(instruction, name, shape, sms)
+        if name not in ranges:
+            return f"{instruction.MNEMONIC} states no range for {name}"
+        low, high = ranges[name]
         value = getattr(instruction, name)
         if not low <= value <= high:
             return f"{name}={value}, it must be {low} to {high}"
-    if kind == "combine" and shape.slices == 1:
-        return "combines slices in a program whose attention has one slice"
-    if kind == "qkv" and not one_run(instruction.writes(shape)):
-        return "its row blocks run across the edge between query and key/value rows"
-    return None
+    return instruction.misfit(shape) or stray_pages(instruction, shape)
 
 
-def one_run(writes: tuple[Region, ...]) -> bool:
-    """Whether what a `Qkv` writes is one run of queries, or one run of keys and values with the cache rows to them."""
-    return [region.buffer for region in writes] in (["q"], ["new_kv", "kv"])
+def stray_pages(instruction: Instruction, shape: Shape) -> str | None:
+    """Why the pages that it streams are none of the tape, or of the cache, or None."""
+    first = instruction.tape_page(shape)
+    stop = first + instruction.page_uses(shape)
+    what, pages = ("KV cache", shape.cache_pages) if instruction.loads(shape) else ("weight tape", shape.tape.pages)
+    return None if 0 <= first <= stop <= pages else f"streams pages {first} to {stop - 1} of a {what} of {pages}"
 
 
 def region_problem(region: Region, shape: Shape) -> str | None:

@@ -86,11 +86,16 @@ def array_findings(program: Program) -> list[Finding]:
         return [Finding("record", "words, starts, targets and uses must be int32 arrays")]
     if [array.ndim for array in arrays] != [2, 1, 1, 1] or program.words.shape[1] != WORDS:
         return [Finding("record", f"words must be [instructions, {WORDS}]; starts, targets and uses have one dimension")]
+    if not all(array.flags.c_contiguous for array in arrays):
+        return [Finding("record", "arrays must lie in memory in the order of their indices: the kernel reads memory")]
     sms = len(program.starts) - 1
     if not 1 <= sms <= MAX_SMS:
         return [Finding("limits", f"a grid of {sms} thread blocks; a program has 1 to {MAX_SMS}, one for each SM")]
     if len(program.uses) != sms:
         return [Finding("record", f"page uses of {len(program.uses)} SMs for {sms} queues")]
+    most = MAX_SIGNALS * len(program.words)
+    if len(program.targets) > most:
+        return [Finding("counter", f"{len(program.targets)} counters; {len(program.words)} records can signal {most} at most")]
     if program.starts[0] != 0 or program.starts[-1] != len(program.words) or np.any(np.diff(program.starts) < 0):
         return [Finding("record", f"starts must rise from 0 to the {len(program.words)} records")]
     return []

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from instructions.codec import WORDS
 from instructions.shape import ANNOUNCED, HELD_PAGES, Shape
-from models.tape import PAGE_BYTES
+from models.tape import LAYER_KINDS, PAGE_BYTES, TILE_BYTES
 from scheduler.check.findings import Finding
 from scheduler.check.listing import Listing
-from scheduler.limits import INT32_MAX, RESERVED, SHARED_MEMORY
+from scheduler.limits import COUNTER_STRIDE, INT32_MAX, RESERVED, SHARED_MEMORY
 
 if TYPE_CHECKING:
     from scheduler.program import Program
@@ -59,22 +62,30 @@ def machine_findings(listing: Listing) -> Iterator[Finding]:
     needed = shared_bytes(shape, ring)
     if needed > SHARED_MEMORY:
         yield Finding("limits", f"{needed} bytes of shared memory for a ring of {ring} pages; a block has {SHARED_MEMORY}")
+    longest = int(np.diff(listing.starts).max())
     bounds = {
         "counters overflow int32": lifetime_tokens(listing),
         "page use numbers overflow int32": launch_tokens(listing),
+        "record numbers overflow int32": INT32_MAX // max(longest, 1),
     }
     for what, tokens in bounds.items():
         if tokens < shape.capacity:
             yield Finding("limits", f"{what} after {tokens} tokens; the KV cache holds {shape.capacity}")
+    lines = PAGE_BYTES // TILE_BYTES  # what the TMA counts
     numbers = {
-        "pages of the weight tape": shape.tape.pages,
-        "pages of the KV cache": shape.cache_pages,
+        "lines of the weight tape": shape.tape.pages * lines,
+        "lines of the KV cache": shape.cache_pages * lines,
         "activation values": shape.arena_elements,
+        "constants": shape.tape.constant_count,
+        "numbers of the RoPE table": shape.capacity * shape.head_rows,
+        "words of the records": (len(listing.items) + 1) * WORDS,
+        "words of the counters": len(listing.targets) * COUNTER_STRIDE,
     }
     for what, count in numbers.items():
         if count > INT32_MAX:
             yield Finding("limits", f"{count} {what}; an int32 number cannot count them")
     yield from arena_findings(shape)
+    yield from layer_findings(shape)
 
 
 def arena_findings(shape: Shape) -> Iterator[Finding]:
@@ -96,3 +107,27 @@ def arena_findings(shape: Shape) -> Iterator[Finding]:
     for start, stop, name in (spans[0], spans[-1]) if spans else ():
         if start < 0 or stop > shape.arena_elements:
             yield Finding("rows", f"{name} lies outside the {shape.arena_elements} activation values")
+
+
+def layer_findings(shape: Shape) -> Iterator[Finding]:
+    """Sizes and distances that the kernel takes from the first layers for all of them."""
+    tape = shape.tape
+    layers = range(shape.config.num_layers)
+    for kind in LAYER_KINDS:
+        matrices = [tape.matrix(kind, i) for i in layers]
+        if len({(matrix.blocks, matrix.pages_per_block, matrix.bias_offset >= 0) for matrix in matrices}) > 1:
+            yield Finding("limits", f"the matrices {kind} of the layers differ in size or bias; the kernel knows one")
+    widths = {tape.matrix(kind).pages_per_block for kind in ("qkv", "gate_up", "head", "embedding")}
+    if len(widths) > 1:
+        yield Finding("limits", f"rows of the hidden state take {sorted(widths)} pages; the kernel knows one number")
+    norms = {step for kind in ("attention", "mlp") for step in steps([tape.norm_offset(kind, i) for i in layers])}
+    offsets = [[tape.matrix(kind, i).bias_offset for i in layers] for kind in LAYER_KINDS]
+    biases = {step for places in offsets if max(places) >= 0 for step in steps(places)}
+    for name, distances in (("norms", norms), ("biases", biases)):
+        if len(distances) > 1:
+            yield Finding("limits", f"{name} lie {sorted(distances)} constants apart, layer by layer; the kernel knows one")
+
+
+def steps(places: list[int]) -> set[int]:
+    """The distances from each place to the next."""
+    return {b - a for a, b in zip(places, places[1:], strict=False)}

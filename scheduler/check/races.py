@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from instructions.base import Region
+from instructions.codec import Wait
 from instructions.shape import ANNOUNCED
 from scheduler.check.findings import Finding
 from scheduler.check.listing import Listing
@@ -112,17 +113,29 @@ def end_findings(listing: Listing, order: Order, writers: Writers) -> Iterator[F
 
 
 def end_counter_findings(listing: Listing, writers: Writers) -> Iterator[Finding]:
-    """Every SM begins a token when the counter of the token's end is full: it must have one, and be its only signal."""
+    """Every SM opens a token by the counter of the last one's end: the only signal of the record that ends it, and of no
+    other; whoever takes the last token's value waits for that counter and no other.
+
+    No question here about waits for it within the token: whatever precedes the end (see `end_findings`) deadlocks by one.
+    """
     end = token_end(writers)
     signals = listing.items[end].signals
     if not signals:
         yield listing.finding("counter", end, "ends the token but signals no counter: no SM would begin the next one")
-    elif not listing.items[end].release:
+        return
+    if len(signals) > 1:
+        told = " and ".join(f"c{counter}" for counter in signals)
+        yield listing.finding("counter", end, f"ends the token and signals {told}: one alone may tell that it has ended")
+    if not listing.items[end].release:
         message = f"ends the token, but its signal c{signals[0]} releases nothing: the next token may not see what it stored"
         yield listing.finding("race", end, message)
-    elif len(listing.producers[signals[0]]) > 1:
+    if len(listing.producers[signals[0]]) > 1:
         others = [listing.place(i) for i in listing.producers[signals[0]] if i != end]
         yield listing.finding("counter", end, f"c{signals[0]} tells that the token has ended, but {others[0]} signals it too")
+    for i, regions in enumerate(listing.reads):
+        if CARRIED & {region.buffer for region in regions} and listing.items[i].waits != (Wait(signals[0], 1, 1),):
+            message = f"takes the last token's value: it must wait for c{signals[0]} of the token before and for nothing else"
+            yield listing.finding("counter", i, message)
 
 
 def load_findings(listing: Listing, order: Order, writers: Writers) -> Iterator[Finding]:

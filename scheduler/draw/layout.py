@@ -15,8 +15,6 @@ import networkx as nx
 
 from instructions.base import Instruction
 from instructions.embed import Embed
-from instructions.lm_head import LmHead
-from instructions.sample import Sample
 from scheduler.check.listing import Listing
 from scheduler.graph import program_graph, token_graph
 from scheduler.program import Program
@@ -72,9 +70,9 @@ class Layout:
 
 def group_key(instruction: Instruction) -> GroupKey:
     """Which group an instruction belongs to."""
-    if isinstance(instruction, Embed):
-        return 0, 0
-    return (2, 0) if isinstance(instruction, LmHead | Sample) else (1, instruction.layer)
+    if instruction.LAYERED:
+        return 1, instruction.layer
+    return (0, 0) if isinstance(instruction, Embed) else (2, 0)
 
 
 def group_name(key: GroupKey) -> str:

@@ -8,6 +8,7 @@ which one writes, a cache page loaded before its rows are stored, or a state whe
 That an instruction has ended does not mean that others see what it stored: each SM knows, of every other, how many of its
 instructions' stores it can see, and only signals that release pass that on.  A fault is, too, a read of rows that do not
 announce themselves, or a cache page loaded, before they can be seen, and a token begun without seeing all of the one before.
+A token begins by the counter that `Sample` signals.
 
 Everything else a machine does (a loader's copy, the release of a page, a signal, the look at the token's end) only ever
 enables others, so it is done as soon as it can be: delaying it reaches no state that is not reached anyway.
@@ -56,7 +57,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class State:
-    """All SMs, and what each counter, and the end of the last token, lets those see who wait for it."""
+    """All SMs, and what each counter lets those see who wait for it."""
 
     sms: tuple[Moments, ...]
     told: tuple[Known, ...]
@@ -86,10 +87,9 @@ class Explorer:
                 for counter in item.signals:
                     self.producers.setdefault(counter, []).append((sm, place))
         self.counters = program.counters
+        [sample] = [item for queue in self.queues for item in queue if type(item.instruction) is Sample]
+        self.end = next(iter(sample.signals), -1)  # the counter by which tokens are opened
         self.nothing: Known = (0,) * program.sms
-        self.end = next(
-            (sm, i) for sm, queue in enumerate(self.queues) for i, item in enumerate(queue) if type(item.instruction) is Sample
-        )
 
     def times_ended(self, state: State, sm: int, place: int) -> int:
         """How many tokens' worth of an instruction have ended."""
@@ -105,7 +105,7 @@ class Explorer:
         if now.begun > now.ended or now.begun == len(queue) * self.tokens:
             return False
         token, place = divmod(now.begun, len(queue))
-        if self.times_ended(state, *self.end) < token:
+        if self.value(state, self.end) < token:
             return False
         return all(self.value(state, w.counter) >= w.threshold(token) for w in queue[place].waits)
 
@@ -138,7 +138,7 @@ class Explorer:
         item, number, j = pages[place]
         if token * self.uses[sm] + number != now.loaded:
             raise Fault("a page use is numbered wrongly")
-        if token > 0 and (self.times_ended(state, *self.end) < token - 1 or now.begun < (token - 1) * len(self.queues[sm])):
+        if token > 0 and (self.value(state, self.end) < token - 1 or now.begun < (token - 1) * len(self.queues[sm])):
             return now
         if now.loaded - self.ring >= now.released:
             return now
@@ -186,7 +186,7 @@ class Explorer:
         now, queue = state[sm], self.queues[sm]
         token, place = divmod(now.begun, len(queue))
         waits = [state.told[wait.counter] for wait in queue[place].waits]
-        opened = [state.told[-1]] if place == 0 and token else []
+        opened = [state.told[self.end]] if place == 0 and token else []
         known = joined(self.nothing, *now.history[-1:], *waits, *opened)
         known = (*known[:sm], now.ended, *known[sm + 1 :])
         for other, seen in enumerate(known):
@@ -203,7 +203,7 @@ class Explorer:
         if item.release:
             known = now.history[-1]
             known = (*known[:sm], now.ended + 1, *known[sm + 1 :])
-            for counter in (*item.signals, *([self.counters] if (sm, place) == self.end else [])):
+            for counter in item.signals:
                 told[counter] = joined(told[counter], known)
         return replace(state.at(sm, replace(now, ended=now.ended + 1)), told=tuple(told))
 
@@ -256,7 +256,7 @@ class Explorer:
         """The first fault found, or None; raises TooManyStates."""
         try:
             sms = tuple(Moments(sees=self.nothing) for _ in self.queues)
-            first = self.settle(State(sms, (self.nothing,) * (self.counters + 1)))
+            first = self.settle(State(sms, (self.nothing,) * self.counters))
             seen, todo = {first}, [first]
             while todo:
                 state = todo.pop()

@@ -36,7 +36,7 @@ PROGRAMS = [
     make(3, "balanced", 1, 4),
     make(4, "round_robin", 3, None),
 ]
-KINDS = [kind for kind, plant in MUTATIONS.items() if plant.__module__.endswith((".sync", ".order"))]
+KINDS = [kind for kind, plant in MUTATIONS.items() if plant.__module__.endswith((".sync", ".order", ".end"))]
 KINDS += ["ring_less_one", "deeper_ring", "exchanged_rows", "exchanged_work"]
 
 

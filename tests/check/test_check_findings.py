@@ -13,14 +13,17 @@ import pytest
 from bench.mutations.draft import Draft
 from instructions.attention import Attention
 from instructions.codec import CodecError, Scheduled, Wait, Word, decode, disassemble, encode
+from instructions.embed import Embed
 from instructions.lm_head import LmHead
 from instructions.o_proj import OProj
 from instructions.qkv import Qkv
 from instructions.sample import Sample
 from models.config import ModelConfig
+from models.tape import Matrix, TapeLayout
 from scheduler.build import build_program, make_shape
 from scheduler.check import KINDS, Finding, check, launch_tokens, lifetime_tokens, require_valid
-from scheduler.check.listing import neutral
+from scheduler.check.listing import neutral, read_listing
+from scheduler.check.machine import machine_findings
 from scheduler.errors import ScheduleError
 from scheduler.limits import INT32_MAX, MAX_SMS
 from scheduler.program import Program
@@ -105,6 +108,25 @@ def silence_the_end(draft: Draft) -> None:
     draft.targets[0] = 0
 
 
+def embed_waits_for(*places: int) -> Callable[[Draft], None]:
+    """Waits of `Embed`, of the token before: for the token's end (0) and for the counter of the LM heads (1)."""
+
+    def edit(draft: Draft) -> None:
+        [sample] = draft.sites(lambda item: isinstance(item.instruction, Sample))
+        counters = (draft.at(sample).signals[0], draft.at(sample).waits[0].counter)
+        waits = tuple(Wait(counters[place], draft.targets[counters[place]], 1) for place in places)
+        draft.change(draft.sites(lambda item: isinstance(item.instruction, Embed))[0], waits=waits)
+
+    return edit
+
+
+def second_end(draft: Draft) -> None:
+    """A second counter that `Sample` signals, and nobody waits for."""
+    site = site_of(Sample, draft)
+    draft.change(site, signals=(*draft.at(site).signals, len(draft.targets)))
+    draft.targets.append(1)
+
+
 def keep_back(draft: Draft) -> None:
     """The LM head of an SM other than Sample's signals, but releases nothing."""
     draft.change(site_of(LmHead, draft, 1), release=False)
@@ -112,8 +134,8 @@ def keep_back(draft: Draft) -> None:
 
 def no_work(draft: Draft) -> None:
     draft.queues = [[] for _ in draft.queues]
+    draft.targets = []
     draft.renumber()
-    draft.retarget()
 
 
 EDITS: list[tuple[Callable[[Draft], None], str, str]] = [
@@ -138,6 +160,11 @@ EDITS: list[tuple[Callable[[Draft], None], str, str]] = [
     (change_waits(OProj, lambda w: Wait(w.counter, w.target - 1)), "counter", "met too early"),
     (set_target, "counter", "c1 is stated to get 2 signals a token, it gets 1"),
     (silence_the_end, "counter", "no SM would begin the next one"),
+    (second_end, "counter", "ends the token and signals c0 and c"),
+    (embed_waits_for(), "counter", "it must wait for c0 of the token before and for nothing else"),
+    (embed_waits_for(1), "counter", "it must wait for c0 of the token before and for nothing else"),
+    (embed_waits_for(1, 0), "counter", "it must wait for c0 of the token before and for nothing else"),
+    (embed_waits_for(0, 1), "counter", "it must wait for c0 of the token before and for nothing else"),
     (poke(Sample, Word.PAYLOAD, SMS - 1), "rows", "which nobody reads"),
     (no_work, "rows", "token[0][0:1] is read, but nobody writes it"),
     (poke(OProj, Word.PAGES, 2), "pages", "takes 2 pages through the ring, it needs 1"),
@@ -245,6 +272,16 @@ def test_two_signals_on_the_end_counter_are_refused() -> None:
     assert any("tells that the token has ended" in finding.message for finding in findings_of(edit))
 
 
+def test_nobody_may_wait_for_the_end_of_its_own_token() -> None:
+    """The kernel passes every wait for that counter, and so would never know."""
+    for site in Draft.of(PROGRAM).sites():
+        draft = Draft.of(PROGRAM)
+        draft.change(site, waits=(*draft.at(site).waits[:1], Wait(draft.at(site_of(Sample, draft)).signals[0], 1)))
+        mutant = draft.program()
+        assert mutant is not None
+        assert not check(mutant).valid, draft.at(site)
+
+
 def test_a_loader_that_outruns_the_cache() -> None:
     """A whole token passes through the ring at once, so nothing but its wait keeps a loader behind the token before."""
     shape = make_shape(replace(CONFIG, num_layers=1), sms=13, capacity=512, bucket=512, slices=1)
@@ -293,11 +330,90 @@ def test_a_grid_that_cannot_be_resident(sms: int, words: str) -> None:
         {"starts": PROGRAM.starts + 1},
         {"uses": PROGRAM.uses[:-1]},
         {"targets": PROGRAM.targets[None]},
+        {"targets": PROGRAM.targets[0]},
     ],
 )
 def test_arrays_that_do_not_belong_together(arrays: dict[str, Any]) -> None:
     findings = check(replace(PROGRAM, **arrays)).findings
     assert [finding.kind for finding in findings] == ["record"]
+
+
+def test_memory_in_another_order_than_the_indices() -> None:
+    """What the checker reads by index is not what the kernel would read."""
+    for name, array in (("words", np.asfortranarray(PROGRAM.words)), ("uses", np.repeat(PROGRAM.uses, 2)[::2])):
+        program = replace(PROGRAM)
+        object.__setattr__(program, name, array)
+        [finding] = check(program).findings
+        assert finding.kind == "record" and "in memory in the order of their indices" in finding.message
+
+
+def test_more_counters_than_can_be_signalled() -> None:
+    most = 2 * len(PROGRAM.words)
+    for count, kinds in ((most, []), (most + 1, ["counter"])):
+        targets = np.zeros(count, np.int32)
+        targets[: PROGRAM.counters] = PROGRAM.targets
+        assert [finding.kind for finding in check(replace(PROGRAM, targets=targets)).findings] == kinds
+
+
+def with_tape(change: Callable[[Matrix], Matrix] = lambda matrix: matrix, **sizes: Any) -> Program:
+    """The program of a model with biases, its matrices laid otherwise on the tape."""
+    config = replace(CONFIG, num_layers=3, attention_bias=True, mlp_bias=True)
+    program = build_program(make_shape(config, sms=SMS, capacity=512, bucket=512), SMS)
+    assert check(program).valid
+    shape, tape = replace(program.shape), program.shape.tape
+    shape.__dict__["tape"] = replace(tape, matrices=tuple(map(change, tape.matrices)), **sizes)
+    return replace(program, shape=shape)
+
+
+def change_one(kind: str, layer: int, **changes: int) -> Callable[[Matrix], Matrix]:
+    return lambda matrix: replace(matrix, **changes) if (matrix.kind, matrix.layer) == (kind, layer) else matrix  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (change_one("o", 1, bias_offset=4096), "biases lie"),
+        (change_one("gate_up", 2, bias_offset=-1), "the matrices gate_up of the layers differ in size or bias"),
+        (change_one("down", 1, pages_per_block=2), "the matrices down of the layers differ in size or bias"),
+        (change_one("embedding", 0, pages_per_block=2), "rows of the hidden state take [1, 2] pages"),
+    ],
+)
+def test_layers_that_differ(change: Callable[[Matrix], Matrix], words: str) -> None:
+    """The kernel takes from the first what it uses for all."""
+    assert any(words in str(finding) for finding in check(with_tape(change)).findings)
+
+
+def test_norms_that_do_not_lie_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = with_tape()
+    offset = TapeLayout.norm_offset
+    monkeypatch.setattr(TapeLayout, "norm_offset", lambda tape, kind, layer=0: offset(tape, kind, layer) + layer**2)
+    assert any("norms lie" in str(finding) for finding in check(program).findings)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"), [({"pages": 2**24}, "lines of the weight tape"), ({"constant_count": 2**31}, "constants")]
+)
+def test_a_model_whose_parts_int32_cannot_count(sizes: dict[str, Any], words: str) -> None:
+    least = {name: number - 1 for name, number in sizes.items()}
+    for changed, found in ((sizes, True), (least, False)):
+        assert any(f"{words}; an int32" in str(finding) for finding in check(with_tape(**changed)).findings) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"items": range(2**26)}, "words of the records"),
+        ({"targets": np.broadcast_to(np.int32(1), 2**26)}, "words of the counters"),
+        ({"starts": np.array([0, 2**23], np.int32), "uses": PROGRAM.uses[:1]}, "record numbers overflow int32 after 255"),
+        ({"shape": replace(PROGRAM.shape, capacity=2**28)}, "lines of the KV cache"),
+        ({"shape": replace(PROGRAM.shape, capacity=2**28)}, "numbers of the RoPE table"),
+    ],
+)
+def test_a_program_whose_parts_int32_cannot_count(changes: dict[str, Any], words: str) -> None:
+    listing, _ = read_listing(PROGRAM)
+    assert listing is not None
+    assert not list(machine_findings(listing))
+    assert any(words in str(finding) for finding in machine_findings(replace(listing, **changes)))
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,16 @@ MUTANTS = 12  # of each kind
 TRIALS = 1  # of these, how many accepted ones go on trial
 RUNS = 8
 
-# Kinds that no program survives, wherever they are planted, and one that is no fault at all.
+# Kinds that no program survives, wherever they are planted, and those that are no fault at all.
 FATAL = {
     "dropped_signal", "extra_signal", "wrong_signal", "target_high", "target_low", "stated_target", "load_target",
     "early_epoch", "crossed_waits", "unknown_counter", "swapped_records", "reversed_queue", "shifted_start",
     "lost_instruction", "owned_twice", "overlapping_rows", "missing_row", "shifted_rows", "wrong_head", "wrong_slots",
     "wrong_layer", "wrong_page_count", "wrong_generation", "wrong_tape", "wrong_uses", "shallow_ring", "shared_layers",
-    "shared_buffers",
+    "shared_buffers", "end_not_awaited", "end_awaited_first", "end_awaited_second", "other_end_awaited", "own_end_awaited",
+    "two_ends", "end_signalled_twice", "end_handed_over", "other_end",
 }  # fmt: skip
-HARMLESS = {"exchanged_queues"}
+HARMLESS = {"exchanged_queues", "last_end_awaited", "renamed_end"}
 
 
 @cache

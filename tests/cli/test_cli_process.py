@@ -54,6 +54,7 @@ def refused(*argv: str | bytes) -> str:
         (["--temperature", "-0.1"], "temperature"),
         (["--temperature", "nan"], "temperature"),
         (["--temperature", "inf"], "temperature"),
+        (["--temperature", "3.5e38"], "temperature"),
         (["--temperature", "warm"], "--temperature"),
         (["--top-k", "-1"], "top_k"),
         (["--top-k", "2.0"], "--top-k"),

@@ -89,6 +89,11 @@ def test_top_k_of_one_is_greedy(greedy: dict[str, Any]) -> None:
     assert run_json(*argv)["token_ids"] == greedy["token_ids"]
 
 
+def test_a_top_p_that_fp32_does_not_hold_is_greedy(greedy: dict[str, Any]) -> None:
+    argv = ["--prompt", PROMPT, "--max-tokens", "12", "--temperature", "1", "--top-p", "1e-300"]
+    assert run_json(*argv)["token_ids"] == greedy["token_ids"]
+
+
 def test_chat_ends_its_turn() -> None:
     found = run_json("--chat", "--prompt", "What does str.upper do?", "--max-tokens", "60")
     assert found["prompt_token_ids"][:2] == [0, 3]

@@ -168,6 +168,14 @@ def test_a_request_that_does_not_fit_is_refused_with_the_numbers(prompt: list, m
     assert engine.step() == 11, "the request before goes on"
 
 
+def test_numbers_too_long_to_print_are_refused_like_others() -> None:
+    engine = Engine(CountingBackend())
+    with pytest.raises(UserError, match="prompt token 0 is an integer of too many digits to show: this model"):
+        engine.start([10**5000], 1)
+    with pytest.raises(UserError, match="an integer of too many digits to show more do not fit"):
+        engine.start([1], 10**5000)
+
+
 def test_a_prompt_that_just_fits() -> None:
     engine = Engine(CountingBackend())
     engine.start([1] * 15, 5)

@@ -14,10 +14,9 @@ from hypothesis.extra import numpy as hnp
 
 import instructions.sampling as sampling
 from instructions.base import GREEDY, SamplingState
-from instructions.lm_head import LmHead
+from instructions.lm_head import BEST_FIELDS, LmHead
 from instructions.sample import Sample
 from instructions.sampling import draw, gumbel, highest_threshold, kept_rows, ordered, philox, sampling_scores
-from instructions.shape import BEST_FIELDS
 
 SEEDS = st.integers(0, 2**64 - 1)
 LOGITS = hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-30, 30, width=32))
@@ -92,6 +91,19 @@ def test_ordered_numbers_order_as_the_values(pair: np.ndarray) -> None:
 @given(st.integers(-(2**31), 2**31 - 1))
 def test_the_bisection_finds_the_last_that_is_enough(threshold: int) -> None:
     assert highest_threshold(lambda key: key <= threshold) == threshold
+
+
+@given(st.integers(-(2**31), 2**31 - 1), st.integers(-(2**31), 2**31 - 1))
+def test_the_bisection_goes_no_higher_than_asked(threshold: int, high: int) -> None:
+    assert highest_threshold(lambda key: key <= threshold, high) == min(threshold, high)
+
+
+@pytest.mark.parametrize("top_p", [5e-324, 1e-300, 1e-46, 1e-45, 1.2e-38, 1e-9])
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_a_top_p_that_fp32_does_not_hold_keeps_the_likeliest(top_p: float, top_k: int) -> None:
+    z = np.array([-1.0, 0.5, 3.0, -40.0], np.float32)
+    assert kept_rows(z, SamplingState(1.0, top_k, top_p, 0)).tolist() == [False, False, True, False]
+    assert draw(torch.from_numpy(z), SamplingState(1.0, top_k, top_p, 7), 3) == 2
 
 
 def top_k_ref(z: np.ndarray, k: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -152,10 +153,39 @@ def test_counters_begin_anew_before_they_overflow(engine: Engine) -> None:
 def test_positions_beyond_the_bucket_are_refused_before_the_launch(engine: Engine) -> None:
     program = backend_of(engine).program(0).result()
     last = program.program.shape.bucket
-    for position, tokens in ((last, 2), (0, last + 2), (0, 0)):
+    for position, tokens in ((last, 2), (0, last + 2), (0, 0), (-1, 1)):
         with pytest.raises(ValueError, match=f"^{tokens} tokens from position {position}: .* decodes positions up to {last}$"):
             program.launch(position, tokens)
     assert generate(engine) == expected()
+
+
+def test_a_program_for_another_model_or_cache_is_refused_before_the_launch(engine: Engine) -> None:
+    program = backend_of(engine).program(0).result()
+    shape = program.program.shape
+    config = dataclasses.replace(shape.config, rms_eps=1e-3)
+    for changes in ({"capacity": 2 * CAPACITY}, {"config": config}, {"itemsize": 4}):
+        other = dataclasses.replace(program.program, shape=dataclasses.replace(shape, **changes))
+        with pytest.raises(ValueError, match="another model, weight type or KV cache"):
+            machine.check_fit(other, program.state)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(ValueError, match="another model, weight type or KV cache"),
+        ):
+            patch.setattr(program, "program", other)
+            program.launch(0, 1)
+    assert generate(engine) == expected()
+
+
+def test_the_epoch_is_what_the_counter_of_the_token_s_end_says(engine: Engine) -> None:
+    """Whatever number that counter has, and whoever else waits for what."""
+    program = backend_of(engine).program(0).result()
+    generate(engine, 5)
+    end = program.program.end_counter
+    counters = program.counters.view(-1, machine.COUNTER_STRIDE)[:, 0]
+    assert program.program.targets[end] == 1 and int(counters[end]) == program.epoch
+    program.epoch = 0
+    program.resume()
+    assert program.epoch == int(counters[end]) > 0
 
 
 def test_a_value_that_never_comes_is_reported_with_its_reader(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -10,11 +11,12 @@ import pytest
 from compile_cases import MODELS
 
 from instructions.base import GREEDY, SamplingState
-from instructions.codec import NONE, disassemble
+from instructions.codec import NONE, decode, disassemble, encode
 from megakernel.device import context
 from megakernel.gpu.control import MOST_STOP_TOKENS, NEVER, WORDS, Outcome, Stuck, control_words
 from megakernel.gpu.errors import GpuError, KernelFault
 from scheduler.build import build_program, make_shape
+from scheduler.check import check
 from scheduler.program import Program
 
 POSITION = 77
@@ -115,6 +117,21 @@ def test_the_message_of_a_value_that_never_came() -> None:
     assert text.startswith(f"the kernel was stuck at position {POSITION}: SM ")
     assert ": qkv       layer=0 " in text
     assert f"; counter {item.signals[0]}, which 1 embed (layer 0) signal, told of values, and one of them never came. " in text
+
+
+def test_a_value_that_no_counter_told_of() -> None:
+    """On one SM the queue alone may order a reader; a value that is missing all the same is no other error."""
+    alone = build_program(make_shape(MODELS["bundled"], sms=1, capacity=512, bucket=512), 1)
+    words = alone.words.copy()
+    assert decode(words[1]).instruction.MNEMONIC == "qkv"
+    words[1] = encode(dataclasses.replace(decode(words[1]), waits=()))
+    alone = dataclasses.replace(alone, words=words)
+    assert check(alone).valid
+    control = control_words(1, GREEDY, ())
+    control[context.FAULT.value] = 1
+    control[context.REPORTS.value :][:6] = (1, 1, NONE, 0, 0, POSITION)
+    with pytest.raises(KernelFault, match=r"SM 0 at #1: qkv .*; one of the values that it reads never came\. "):
+        Outcome(control).raise_fault(alone)
 
 
 def test_the_message_has_the_figures() -> None:

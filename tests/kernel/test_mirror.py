@@ -19,13 +19,14 @@ from triton.experimental.gluon._runtime import GluonJITFunction
 from instructions.base import Instruction
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, WORDS, Word
 from instructions.registry import INSTRUCTIONS
-from megakernel.device import consumer, context, matvec, sampling, trace
+from megakernel.device import consumer, context, matvec, prefetcher, sampling, trace
 from megakernel.geometry import ITEM_BYTES
 from megakernel.stamps import Clock, Point
 from models import tape
 
 DEVICE = ROOT / "megakernel" / "device"
-HOST_ONLY = {"__init__", "base", "codec", "registry", "shape"}  # what an instruction is, and how it is written down
+# what an instruction is, what it is told, and how it is written down
+HOST_ONLY = {"__init__", "base", "codec", "dimensions", "registry", "shape"}
 ROLES = {"kernel", "consumer", "loader", "prefetcher"}
 DEVICE_ONLY = ROLES | {"__init__", "clocks", "compat", "context", "sync", "trace", "values"}  # the interpreter
 
@@ -72,6 +73,13 @@ def test_the_dispatch_has_every_opcode_once_and_calls_its_twin() -> None:
                 assert known[name] not in called, f"two branches for opcode {known[name]}"
                 [called[known[name]]] = [call.id for call in calls if isinstance(call, ast.Name)]
     assert called == {kind.OPCODE: kind.MNEMONIC for kind in INSTRUCTIONS}
+
+
+def test_the_prefetcher_knows_who_is_short() -> None:
+    """By the bits of an int32 that it shifts right, so opcodes go up to 30."""
+    assert all(0 < kind.OPCODE <= 30 for kind in INSTRUCTIONS)
+    short = {kind.MNEMONIC for kind in INSTRUCTIONS if constants(prefetcher)["SHORT"] >> kind.OPCODE & 1}
+    assert short == {"embed", "attention", "combine", "o_proj", "gate_up", "sample"}
 
 
 @pytest.mark.parametrize("name", sorted(set(Word.__members__) - {"LAGS"}))  # which the GPU gets in WAITS

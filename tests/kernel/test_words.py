@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -37,6 +38,13 @@ def test_the_waits_of_every_record() -> None:
     strict = {name for name, hint in kinds if not hint}
     assert strict == {"embed", "sample"}, "all that read what does not announce itself, or wait for the token before"
     assert {name for name, hint in kinds if hint} == {item.instruction.MNEMONIC for item in items} - strict
+
+
+def test_the_kernel_reads_the_words_in_the_order_of_their_indices() -> None:
+    """Also of a program whose columns lie one after another, and which has kept them so."""
+    columns = dataclasses.replace(program())
+    object.__setattr__(columns, "words", np.asfortranarray(program().words))
+    assert device_words(columns).tobytes("A") == device_words(program()).tobytes()
 
 
 def test_all_else_is_as_it_was() -> None:

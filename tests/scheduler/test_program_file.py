@@ -8,6 +8,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from program_cases import preset_program, programs, small_program
 
 from models.errors import UserError
+from scheduler.check import check
 from scheduler.program import ARRAYS, MAGIC, VERSION, Program, load_program, read_program
 
 
@@ -114,6 +116,37 @@ def write(path: Path, header: Any, **arrays: Any) -> Path:
     text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     np.savez(path, header=text, **{name: array for name, array in members.items() if array is not None})
     return path
+
+
+def test_words_in_another_order_of_memory(tmp_path: Path) -> None:
+    """A file may hold its columns one after another: what is proven by index is then also what lies in memory."""
+    good = small_program("gqa2", 3)
+    loaded = load_program(write(tmp_path / "columns.npz", good.header(), words=np.asfortranarray(good.words)))
+    assert same(loaded, good)
+    assert loaded.words.tobytes("A") == good.words.tobytes()
+
+
+def test_arrays_of_any_layout_become_what_the_kernel_reads() -> None:
+    good = small_program("gqa2", 3)
+    arrays: dict[str, Any] = {name: np.repeat(getattr(good, name), 2, axis=0)[::2] for name in ARRAYS}
+    assert not any(array.flags.c_contiguous for array in arrays.values())
+    made = replace(good, **arrays)
+    assert same(made, good) and all(getattr(made, name).flags.c_contiguous for name in ARRAYS)
+    assert check(made).valid
+
+
+def test_positions_that_a_program_decodes() -> None:
+    """None before the first, none beyond its bucket, its cache or the model's tables."""
+    short = small_program("gqa2", 3)
+    program = replace(short, shape=replace(short.shape, bucket=short.shape.capacity))
+    last = program.shape.capacity - 1
+    program.require_positions(last, 1, 10**6)
+    for position, tokens, capacity in ((last + 1, 1, 10**6), (-1, 1, 10**6), (last, 2, 10**6), (0, 0, 10**6), (9, 1, 9)):
+        with pytest.raises(ValueError, match=f"{tokens} tokens from position {position}: this program decodes positions up to"):
+            program.require_positions(position, tokens, capacity)
+    short.require_positions(short.shape.bucket, 1, 10**6)
+    with pytest.raises(ValueError, match=f"decodes positions up to {short.shape.bucket}"):
+        short.require_positions(short.shape.bucket + 1, 1, 10**6)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_faster_memory_helps_and_longer_contexts_cost(llama_1b: Simulation) ->
 
 @pytest.mark.parametrize(
     ("policy", "bucket", "past", "slices", "measured"),
-    [  # docs/performance.md, milliseconds
+    [  # docs/notebook: placement.md, copies.md, attention.md; milliseconds
         ("balanced", 256, 96, 1, 0.870),
         ("zigzag", 256, 96, 1, 0.902),
         ("round_robin", 256, 96, 1, 0.923),
@@ -140,7 +140,7 @@ def test_the_model_foretells_the_first_kernel(policy: str, bucket: int, past: in
 
 @pytest.mark.parametrize(
     ("machine", "name", "bucket", "past", "measured"),
-    [  # docs/performance.md, milliseconds
+    [  # docs/performance.md, milliseconds; at 4,000 docs/notebook/signals.md
         ("h100", "llama-3.2-1b", 256, 96, 0.804),
         ("h100", "llama-3.2-1b", 4096, 1024, 0.821),
         ("h100", "llama-3.2-1b", 4096, 4000, 0.854),

@@ -1,0 +1,149 @@
+"""The numbers that every instruction may build on: a program's model, tiles, heads, cache pages.
+
+Nothing here depends on the number of SMs, on a schedule, or on what instructions there are: `instructions.shape` adds
+the activation buffers, which the instructions bring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from models.config import ModelConfig
+from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE, Matrix, TapeLayout
+
+HELD_PAGES = 4  # most pages an instruction holds at once, so the shallowest ring that can run any program
+MMA_COLUMNS = 8  # columns of the matrix instruction's B operand: up to 8 query heads, or 8 tokens, at the price of one
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Smallest integer not below a / b."""
+    return -(-a // b)
+
+
+def next_power_of_two(n: int) -> int:
+    """Smallest power of two not below n, for n of at least 1."""
+    return 1 << (n - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Sizes of one decode program.
+
+    `itemsize` is the weight type's size in bytes (2: bf16, 4: fp32); `capacity` the positions of the KV cache;
+    `bucket` the most past positions a token may have under this program; `slices` the parts attention splits them into.
+    """
+
+    config: ModelConfig
+    itemsize: int
+    capacity: int
+    bucket: int
+    slices: int
+
+    # -- the tape ---------------------------------------------------------------------------------------------------
+    @cached_property
+    def tape(self) -> TapeLayout:
+        """Where every matrix lies on the weight tape."""
+        return TapeLayout.from_config(self.config, self.itemsize)
+
+    def matrix(self, kind: str, layer: int = 0) -> Matrix:
+        """One matrix of the tape: its row blocks, its pages, its bias."""
+        return self.tape.matrix(kind, layer)
+
+    @property
+    def tile_columns(self) -> int:
+        """K columns in one 128-byte tile row."""
+        return TILE_BYTES // self.itemsize
+
+    @property
+    def page_columns(self) -> int:
+        """K columns in one page."""
+        return TILES_PER_PAGE * self.tile_columns
+
+    @property
+    def page_elements(self) -> int:
+        """Weights in one page."""
+        return PAGE_BYTES // self.itemsize
+
+    # -- heads ------------------------------------------------------------------------------------------------------
+    @property
+    def head_rows(self) -> int:
+        """Rows of one head, padded to whole row blocks."""
+        return self.config.padded_head_dim
+
+    @property
+    def head_blocks(self) -> int:
+        """Row blocks of one head."""
+        return self.head_rows // BLOCK_ROWS
+
+    @property
+    def group_rows(self) -> int:
+        """Query rows that share one KV head."""
+        return self.config.group * self.head_rows
+
+    @property
+    def partial_rows(self) -> int:
+        """fp32 values one slice leaves per KV head: for each query head its maximum, its sum, its unnormalised output."""
+        return self.config.group * (self.head_rows + 2)
+
+    @property
+    def all_partial_rows(self) -> int:
+        """fp32 values that all slices of one layer leave; none where there is but one slice."""
+        return self.config.num_kv_heads * self.slices * self.partial_rows if self.slices > 1 else 0
+
+    @property
+    def group_columns(self) -> int:
+        """Columns of the matrix instruction that the queries of one KV head take: a power of two, at least 8."""
+        return max(MMA_COLUMNS, next_power_of_two(self.config.group))
+
+    @property
+    def staged_queries(self) -> int:
+        """Elements of one group's queries as attention stages them, padded to whole tiles and columns."""
+        return self.group_columns * self.head_tiles * self.tile_columns
+
+    @property
+    def query_rows(self) -> int:
+        """Query rows of one layer."""
+        return self.config.num_heads * self.head_rows
+
+    @property
+    def new_rows(self) -> int:
+        """Key and value rows of one position in one layer."""
+        return self.config.num_kv_heads * 2 * self.head_rows
+
+    # -- the KV cache -----------------------------------------------------------------------------------------------
+    @property
+    def head_tiles(self) -> int:
+        """128-byte tiles side by side that hold one position of one K or V head (a power of two)."""
+        return next_power_of_two(ceil_div(self.head_rows * self.itemsize, TILE_BYTES))
+
+    @property
+    def page_positions(self) -> int:
+        """Positions in one KV page."""
+        return TILES_PER_PAGE * BLOCK_ROWS // self.head_tiles
+
+    @property
+    def head_pages(self) -> int:
+        """KV pages that one K or V head of one layer owns."""
+        return ceil_div(self.capacity, self.page_positions)
+
+    @property
+    def cache_pages(self) -> int:
+        """KV pages of the whole cache."""
+        return self.config.num_layers * self.config.num_kv_heads * 2 * self.head_pages
+
+    @property
+    def slice_pages(self) -> int:
+        """Most K pages (and as many V pages) that one attention slice streams under this program."""
+        return ceil_div(ceil_div(self.bucket, self.page_positions), self.slices)
+
+    def cache_page(self, layer: int, head: int, value: int) -> int:
+        """First page of a layer's K (value 0) or V (value 1) head."""
+        return ((layer * self.config.num_kv_heads + head) * 2 + value) * self.head_pages
+
+    def slice_range(self, index: int, past: int) -> tuple[int, int]:
+        """Pages [first, stop) of a head that slice `index` attends to when `past` positions are cached."""
+        pages = ceil_div(past, self.page_positions)
+        share = ceil_div(pages, self.slices)
+        first = min(index * share, pages)
+        return first, min(first + share, pages)

@@ -1,0 +1,98 @@
+"""What instruction classes say of themselves: the buffers they bring, what their fields may hold, which matrix is theirs."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from itertools import chain
+
+import pytest
+from fake_machine import small_shape
+
+from instructions.base import Instruction, Region
+from instructions.matvec import RowBlocks
+from instructions.registry import INSTRUCTIONS
+from instructions.shape import ANNOUNCED, BROUGHT, Shape
+from scheduler.lower import lower
+
+SMS = 5
+SHAPES = [small_shape(name, slices=slices) for name in ("mha", "all_biases_linear_head24") for slices in (1, 3)]
+MULTIPLYING = [kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks)]
+ANY_KIND = pytest.mark.parametrize("kind", INSTRUCTIONS, ids=lambda kind: kind.MNEMONIC)
+
+
+def exists(region: Region, shape: Shape) -> bool:
+    """Whether a region is rows of its buffer."""
+    buffer = shape.buffers[region.buffer]
+    return 0 <= region.layer < buffer.layers and 0 <= region.start < region.stop <= buffer.rows
+
+
+def sound(instruction: Instruction, shape: Shape) -> bool:
+    """Whether an instruction writes rows, all rows that it touches exist, and its pages are of the cache or its own matrix."""
+    regions = chain(instruction.reads(shape), instruction.writes(shape), instruction.loads(shape))
+    first, start, pages = instruction.tape_page(shape), 0, shape.cache_pages
+    if isinstance(instruction, RowBlocks):
+        start, pages = instruction.matrix(shape).first_page, instruction.matrix(shape).pages
+    if not instruction.writes(shape) or not all(exists(region, shape) for region in regions):
+        return False
+    return start <= first <= first + instruction.page_uses(shape) <= start + pages
+
+
+def test_every_buffer_is_brought_once_and_written_by_who_brings_it() -> None:
+    names = [buffer.name for buffer in BROUGHT]
+    assert len(set(names)) == len(names) and not {"token", "kv"} & set(names)
+    for kind in INSTRUCTIONS:
+        for shape in SHAPES[:2]:  # with one slice and with several: each has its own writer of "attn"
+            own = [item for item in lower(shape, SMS) if isinstance(item, kind)]
+            written = {region.buffer for item in own for region in item.writes(shape)}
+            brought = {buffer.name for buffer in kind.BRINGS if shape.buffers[buffer.name].rows}
+            assert brought <= written | ({"attn"} if shape.slices > 1 else set())
+
+
+def test_those_that_announce_themselves_lie_together_at_the_beginning() -> None:
+    for shape in SHAPES:
+        ends = [buffer.base + buffer.layers * buffer.stride for name, buffer in shape.buffers.items() if name in ANNOUNCED]
+        assert list(shape.buffers)[: len(ANNOUNCED)] == list(ANNOUNCED)
+        assert shape.announced_elements == ends[-1] == max(ends)
+
+
+@ANY_KIND
+def test_it_says_where_it_belongs_and_what_every_field_may_hold(kind: type[Instruction]) -> None:
+    assert isinstance(kind.LAYERED, bool)
+    for shape in SHAPES:
+        for item in (item for item in lower(shape, SMS) if isinstance(item, kind)):
+            ranges = item.field_ranges(shape, SMS)
+            assert list(ranges) == list(kind.payload_names())
+            assert all(low <= getattr(item, name) <= high for name, (low, high) in ranges.items())
+            assert item.misfit(shape) is None
+            assert 0 <= item.layer < (shape.config.num_layers if kind.LAYERED else 1)
+
+
+@ANY_KIND
+def test_the_ends_of_a_range_exist_and_what_lies_beyond_does_not(kind: type[Instruction]) -> None:
+    """Two are narrower than the rows that exist: a slot is one for each SM, and the slices of a head lie before the next's."""
+    for shape in SHAPES:
+        for item in [item for item in lower(shape, SMS) if isinstance(item, kind)][:1]:
+            for name, (low, high) in item.field_ranges(shape, SMS).items():
+                least = {"blocks": 1} if name == "block" else {}
+                inside, outside = (
+                    [sound(replace(item, **{**least, name: value}), shape) for value in values]
+                    for values in ((low, high), (low - 1, high + 1))
+                )
+                assert all(inside), name
+                assert name in ("slot", "slots", "slice") or not any(outside), name
+
+
+def test_row_blocks_are_all_that_streams_the_tape() -> None:
+    """Each has a matrix of its own, and together they multiply every matrix that is streamed."""
+    shape = SHAPES[0]
+    streaming = {type(item) for item in lower(shape, SMS) if item.page_uses(shape) and not item.loads(shape)}
+    assert streaming == set(MULTIPLYING)
+    streamed = {matrix.kind for matrix in shape.tape.matrices if matrix.first_page < shape.tape.streamed_pages}
+    assert sorted(kind.MATRIX for kind in MULTIPLYING) == sorted(streamed)
+
+
+@pytest.mark.parametrize("kind", MULTIPLYING, ids=lambda kind: kind.MNEMONIC)
+def test_parts_are_the_whole_matrix(kind: type[RowBlocks]) -> None:
+    for shape in SHAPES:
+        assert sum(kind.parts(shape, 0)) == shape.matrix(kind.MATRIX).blocks
+    assert [field.name for field in fields(kind)][:3] == ["layer", "block", "blocks"]
