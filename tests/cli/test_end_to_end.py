@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_fakes import BUNDLED, EOS, bundled_tokenizer
+
+from tests.support.cli_fakes import BUNDLED, EOS, bundled_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Return the"

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_machine import small_shape
 
 from instructions.base import Instruction
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, WORDS, Word
 from instructions.registry import INSTRUCTIONS
+from tests.support.fake_machine import small_shape
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "instructions.md").read_text(encoding="utf-8")
 

@@ -13,7 +13,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from damage import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
+from models.errors import UserError
+from models.weights import EMBEDDING, HEAD
+from tests.support.damage import (
     FIRST,
     SECOND,
     VALUES,
@@ -28,12 +34,6 @@ from damage import (
     write_shards,
     write_single,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from models.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
-from models.errors import UserError
-from models.weights import EMBEDDING, HEAD
 
 NORM = "model.norm.weight"
 Damage = Callable[[Path], object]

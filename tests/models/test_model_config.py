@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configs import SMALL_CONFIGS, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import PRESETS, ModelConfig, RopeScaling
 from models.errors import UserError
 from models.weights import expected_tensors
+from tests.support.configs import SMALL_CONFIGS, make_model
 
 # config.json and generation_config.json as published for Llama-3.2-1B-Instruct, in the spelling of transformers 4
 PUBLISHED_CONFIG: dict[str, Any] = {

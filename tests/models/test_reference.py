@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from configs import MAX_POSITION, SMALL_CONFIGS, make_model, save_checkpoint
 
 from models.checkpoint import open_checkpoint
 from models.reference import Reference
 from models.weights import Weights
+from tests.support.configs import MAX_POSITION, SMALL_CONFIGS, make_model, save_checkpoint
 
 TOKENS = 48
 # On one machine both give the same bits; other sizes of matrix product may be summed in other orders. A chain of a few

@@ -10,12 +10,12 @@ import re
 from pathlib import Path
 
 import pytest
-from program_cases import preset_program
 
 from scheduler.costs import MACHINES, MachineModel
 from scheduler.graph import critical_path, program_graph
 from scheduler.place import POLICIES
 from scheduler.simulate import simulate
+from tests.support.program_cases import preset_program
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "scheduler.md").read_text(encoding="utf-8")
 

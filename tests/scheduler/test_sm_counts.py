@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from program_cases import small_config
 
 import models
 from instructions.shape import ceil_div
@@ -13,6 +12,7 @@ from models.config import PRESETS, ModelConfig
 from scheduler.build import build_program, make_shape
 from scheduler.place import POLICIES
 from scheduler.program import Program
+from tests.support.program_cases import small_config
 
 BUNDLED = Path(models.__file__).parent / "bundled"
 
