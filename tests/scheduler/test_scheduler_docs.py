@@ -1,7 +1,7 @@
 """docs/scheduler.md shows real lines of a real program and real predictions: a change of the scheduler must change them too.
 
 The lines come from `python -m scheduler --model llama-3.2-1b --bucket 256 --disassemble`, the figures from
-`python -m bench.simulate`.
+`python -m scheduler.simulate`.
 """
 
 from __future__ import annotations

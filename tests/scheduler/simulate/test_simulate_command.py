@@ -1,4 +1,4 @@
-"""The two benchmarks of the scheduler: a table for people, one line of JSON, and one clear line for a wrong request."""
+"""`python -m scheduler.simulate`: a table for people, one line of JSON, and one clear line for a wrong request."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import models
-from bench import schedule as bench_schedule
-from bench import simulate as bench_simulate
+from scheduler.simulate import __main__ as command
 
 BUNDLED = str(Path(models.__file__).parent / "bundled")
 
@@ -18,25 +17,9 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_schedule_measures_within_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
-    """The real thing for one preset; generous only in that processor time is what counts."""
-    status = bench_schedule.main(["--models", "llama-3.2-1b", "--repeats", "1"])
-    result = last_line(capsys)
-    (record,) = result["records"]
-    assert (status, result["within_bound"]) == (0, True)
-    assert record["sms"] == 132 and record["instructions"] > 8000
-    assert 0 < record["cpu_seconds"] <= 5.0 and 0 < record["peak_bytes"] <= 10**9
-
-
-def test_schedule_fails_beyond_the_bound(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(bench_schedule, "BOUND_BYTES", 1)
-    assert bench_schedule.main(["--models", "llama-3.2-1b", "--repeats", "1", "--sms", "1"]) == 1
-    assert last_line(capsys)["within_bound"] is False
-
-
 def test_simulate_compares_policies(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", BUNDLED, "--sms", "24", "--policies", "zigzag", "balanced", "--machine", "h200"]
-    assert bench_simulate.main(arguments) == 0
+    assert command.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
     assert [line.split()[0] for line in lines[2:4]] == ["zigzag", "balanced"]
@@ -51,7 +34,7 @@ def test_simulate_compares_policies(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_slower_machine_is_slower(capsys: pytest.CaptureFixture[str]) -> None:
     steps = []
     for extra in ([], ["--bandwidth", "1e11"], ["--signal", "1e-4"]):
-        assert bench_simulate.main(["--model", BUNDLED, "--sms", "8", "--policies", "balanced", *extra]) == 0
+        assert command.main(["--model", BUNDLED, "--sms", "8", "--policies", "balanced", *extra]) == 0
         steps.append(last_line(capsys)["predictions"][0]["step_us"])
     assert min(steps[1:]) > steps[0]
 
@@ -66,6 +49,6 @@ def test_a_slower_machine_is_slower(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_a_wrong_request_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench_simulate.main(arguments) == 2
+    assert command.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1

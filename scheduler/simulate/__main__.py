@@ -1,7 +1,7 @@
 """Compare placement policies by simulation, with no GPU: predicted step time, idle time and balance of a program.
 
-    python -m bench.simulate --model llama-3.2-1b --sms 132 --position 96
-    python -m bench.simulate --model llama-3-8b --machine h200 --policies balanced zigzag --bandwidth 4.0e12
+    python -m scheduler.simulate --model llama-3.2-1b --sms 132 --position 96
+    python -m scheduler.simulate --model llama-3-8b --machine h200 --policies balanced zigzag --bandwidth 4.0e12
 
 The cost model is stated in docs/scheduler.md; `--bandwidth`, `--copies` and `--signal` change it.  Idle times are means over
 the SMs, a step, by cause: waiting for a counter, waiting for a page, done with the queue.  What is printed are predictions;
@@ -86,7 +86,7 @@ def row(prediction: Prediction) -> str:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; the cost model's own numbers are the defaults."""
     model = MachineModel()
-    parser = argparse.ArgumentParser(prog="python -m bench.simulate", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m scheduler.simulate", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="llama-3.2-1b", help="preset, or directory with config.json (default %(default)s)")
     parser.add_argument("--sms", type=int, default=132, help="streaming multiprocessors (default %(default)s)")
     parser.add_argument("--position", type=int, default=96, help="cached positions (default %(default)s)")
