@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from bench.decode import CONTEXTS, TOKENS, fitting_contexts, parser, record_name
-from bench.decode_runs import Spread, data_sheet_bandwidth, kv_bytes
+from bench.decode_runs import data_sheet_bandwidth, kv_bytes
 from bench.read_floor import Floor
+from bench.record import Spread
 from models.config import PRESETS
 from models.errors import UserError
 from scheduler.build import make_shape

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from bench.load import MEGABYTE, main, write_synthetic
+from bench.load import MEGABYTE, main
 from models.config import ModelConfig
+from models.synthetic import write_synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
 # 201 MB in shards of 40: what the process takes beside the promise (chunks, the allocator: about 20 MB) fits into one

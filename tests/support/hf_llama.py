@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from bench.load import hf_values
 from models.config import ModelConfig
+from models.hf_config import hf_values
 
 
 def hf_llama(config: ModelConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: str) -> Any:

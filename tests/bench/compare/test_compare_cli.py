@@ -18,9 +18,9 @@ from bench.compare.charts import draw
 from bench.compare.engines import BASELINE, REGISTRY, ROOT, select, worker_environment
 from bench.compare.fidelity import Distances
 from bench.compare.floor import measure
-from bench.compare.machine import fingerprint
 from bench.compare.plan import Plan
 from bench.compare.prompts import Prompts, draw_prompts
+from bench.record import fingerprint
 from models.checkpoint import open_checkpoint
 from models.config import PRESETS, ModelConfig
 from models.random_weights import RandomWeights

@@ -26,8 +26,9 @@ def test_milliseconds_a_token_come_from_the_difference() -> None:
     [row] = summary.rows([run([engine("a", "A", [2.0, 3.0, 2.5], None)])])
     first, second = row.speeds
     assert (first.context, second.context) == (8, 16)
-    assert vars(first.step) == pytest.approx({"median": 2.5, "least": 2.0, "most": 3.0, "repeats": 3})
-    assert vars(second.step) == pytest.approx({"median": 3.5, "least": 3.0, "most": 4.0, "repeats": 3})
+    for step, runs in ((first.step, [2.0, 3.0, 2.5]), (second.step, [3.0, 4.0, 3.5])):
+        assert step.runs == runs
+        assert [step.median, step.least, step.most] == pytest.approx([runs[2], runs[0], runs[1]])
     assert first.tokens_per_second == pytest.approx(400.0)
     assert first.first_token.median == pytest.approx(10.0) and second.first_token.median == pytest.approx(20.0)
 

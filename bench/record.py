@@ -1,7 +1,6 @@
-"""The state of the machine: what stands in a record, and the GPU's clocks and temperature while engines run.
+"""What every measurement is recorded with: the machine and its state, the code, the memory taken, the spread of its repeats.
 
-Asks `nvidia-smi`, so that the process which drives the comparison holds no GPU itself.  Without one everything about the
-GPU is None.
+Asks `nvidia-smi`, so that a process which drives others holds no GPU itself.  Without one everything about the GPU is None.
 """
 
 from __future__ import annotations
@@ -13,8 +12,13 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from models.errors import UserError
 
 FIELDS = {
     "sm_mhz": "clocks.sm",
@@ -25,6 +29,21 @@ FIELDS = {
 }
 PATIENCE = 10  # seconds
 PROBED_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The middle, the least and the greatest of some repeats, and the repeats in their order, to six places."""
+
+    median: float
+    least: float
+    most: float
+    runs: list[float]
+
+    @classmethod
+    def of(cls, runs: Sequence[float]) -> Spread:
+        """From the repeats, of which there is at least one."""
+        return cls(median(runs), min(runs), max(runs), [round(run, 6) for run in runs])
 
 
 def query(fields: Sequence[str]) -> list[str] | None:
@@ -74,6 +93,24 @@ def describe(root: Path, told: str | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": told or commit(root),
     }
+
+
+def host() -> dict[str, Any]:
+    """What the record of a measurement that needs no GPU says of where it ran."""
+    return {
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "numpy": metadata.version("numpy"),
+    }
+
+
+def resident_bytes(field: str) -> int:
+    """A memory figure of this process from Linux: "VmRSS" now, "VmHWM" at its peak; mapped files count."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise UserError(f"/proc/self/status has no {field}: this benchmark needs Linux")
 
 
 def processor() -> str:
