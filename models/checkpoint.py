@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from models.config import ModelConfig
 from models.errors import UserError
-from models.hf_config import read_json_object
+from models.hf_config import read_config, read_json_object
 from models.random_weights import PREFIX as RANDOM_PREFIX
 from models.random_weights import RandomWeights, random_config
 from models.safetensors_header import Entry, read_header
@@ -76,7 +76,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         weights = RandomWeights(random_config(str(model)))
         return Checkpoint(weights.config, weights, None, weights.dtype)
     directory = _find_directory(model)
-    config = ModelConfig.from_hf(directory)
+    config = read_config(directory)
     listing, headers = _read_headers(directory)
     owners = {name: path for path, entries in headers.items() for name in entries}
     _check_tensors(config, listing, headers, owners)

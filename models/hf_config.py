@@ -1,7 +1,8 @@
 """Hugging Face's spelling of a Llama configuration, of transformers 4 and 5 alike, read into a `ModelConfig`.
 
-The only place that knows these names. What `LlamaForCausalLM` computes differently, or what another architecture adds,
-is refused by name here; whether the sizes make a network is checked by `ModelConfig` itself.
+The only place that knows these names; of the end tokens `generation_config.json`, beside `config.json`, has the last word.
+What `LlamaForCausalLM` computes differently, or what another architecture adds, is refused by name here; whether the sizes
+make a network is checked by `ModelConfig` itself.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 from models import bundled_corpus, train_bundled
 from models.bundled_corpus import ASSISTANT, BEGIN, END, SPECIAL_TOKENS, USER
 from models.bundled_format import ARCHITECTURE
-from models.config import ModelConfig
+from models.hf_config import read_config
 
 BUNDLED = Path(bundled_corpus.__file__).parent / "bundled"
 PROMPTS = ("The with statement", "Return the", "This module", "If the object is", "Raise an exception if")
@@ -44,7 +44,7 @@ def test_transformers_loads_it_as_it_is_described(model: Any) -> None:
     assert model.dtype == torch.bfloat16
     for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim", "tie_word_embeddings", "eos_token_id"):
         assert getattr(model.config, name) == ARCHITECTURE[name]
-    ours = ModelConfig.from_hf(BUNDLED)
+    ours = read_config(BUNDLED)
     assert sum(p.numel() for p in model.parameters()) == ours.parameter_count
     assert (ours.bos_token_id, ours.eos_token_ids) == (0, (1,))
 

@@ -13,6 +13,7 @@ import torch
 import models.packing
 from models.config import ModelConfig
 from models.errors import UserError
+from models.hf_config import parse_config
 from models.packed import PackedModel, pack
 from models.packing import clear_padding_rows, pack_weight, unpack
 from models.random_weights import RandomWeights
@@ -30,7 +31,7 @@ RAGGED = [
 
 
 def small_config(name: str) -> ModelConfig:
-    return ModelConfig.from_hf({"model_type": "llama", **SMALL_CONFIGS[name], "max_position_embeddings": MAX_POSITION})
+    return parse_config({"model_type": "llama", **SMALL_CONFIGS[name], "max_position_embeddings": MAX_POSITION})
 
 
 def integer_weights(config: ModelConfig) -> Weights:

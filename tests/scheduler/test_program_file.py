@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.errors import UserError
-from scheduler.program import ARRAYS, MAGIC, VERSION, Program, load_program, read_program
+from scheduler.build import load_program
+from scheduler.program import ARRAYS, MAGIC, VERSION, Program, read_program
 from tests.support.program_cases import preset_program, programs, small_program
 
 

@@ -9,6 +9,7 @@ import pytest
 import models
 from instructions.shape import ceil_div
 from models.config import PRESETS, ModelConfig
+from models.hf_config import read_config
 from scheduler.build import build_program, make_shape
 from scheduler.place import POLICIES
 from scheduler.program import Program
@@ -45,7 +46,7 @@ def test_awkward_models_on_awkward_counts(name: str) -> None:
 
 @pytest.mark.parametrize("sms", [1, 13, 132, 200])
 def test_the_bundled_model(sms: int) -> None:
-    check(program(ModelConfig.from_hf(BUNDLED), sms, "zigzag", bucket=256), sms)
+    check(program(read_config(BUNDLED), sms, "zigzag", bucket=256), sms)
 
 
 @pytest.mark.parametrize("sms", [1, 199])

@@ -13,12 +13,13 @@ from typing import Any
 
 from megakernel.geometry import Geometry, make_geometry
 from models.config import PRESETS, ModelConfig
+from models.hf_config import read_config
 from scheduler.build import build_program, make_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SMS = 132  # of an H100 or H200
 CAPACITY = 2048
-MODELS = {**PRESETS, "bundled": ModelConfig.from_hf(ROOT / "models" / "bundled")}
+MODELS = {**PRESETS, "bundled": read_config(ROOT / "models" / "bundled")}
 CHILD = """
 import json, sys
 from megakernel.compile import describe

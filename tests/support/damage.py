@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
-from models.config import ModelConfig
 from models.errors import UserError
+from models.hf_config import parse_config
 from models.random_weights import RandomWeights
 from tests.support.configs import SMALL_CONFIGS
 
@@ -31,12 +31,12 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
 
 def write_single(directory: Path, values: dict[str, Any] = VALUES) -> None:
     directory.joinpath("config.json").write_text(json.dumps(values))
-    save_file(dict(RandomWeights(ModelConfig.from_hf(VALUES)).tensors()), directory / SINGLE_FILE)
+    save_file(dict(RandomWeights(parse_config(VALUES)).tensors()), directory / SINGLE_FILE)
 
 
 def write_shards(directory: Path) -> None:
     directory.joinpath("config.json").write_text(json.dumps(VALUES))
-    tensors = dict(RandomWeights(ModelConfig.from_hf(VALUES)).tensors())
+    tensors = dict(RandomWeights(parse_config(VALUES)).tensors())
     names = list(tensors)
     parts = {FIRST: names[:9], SECOND: names[9:]}
     for shard, part in parts.items():

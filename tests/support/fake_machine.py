@@ -13,7 +13,7 @@ import torch
 from instructions.base import GREEDY, Instruction, PageSource, Region, SamplingState
 from instructions.matvec import DTYPES
 from instructions.shape import HELD_PAGES, Shape
-from models.config import ModelConfig
+from models.hf_config import parse_config
 from models.packed import PackedModel, pack
 from models.weights import Weights, expected_tensors
 from tests.support.configs import SMALL_CONFIGS
@@ -23,7 +23,7 @@ CAPACITY = 256
 
 def small_shape(name: str, itemsize: int = 2, slices: int = 1) -> Shape:
     """One of the models in `configs`, with a cache and a bucket of 256 positions (rounded up to whole pages)."""
-    config = ModelConfig.from_hf(
+    config = parse_config(
         {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": CAPACITY}
         | SMALL_CONFIGS[name]
     )

@@ -13,6 +13,7 @@ import torch
 
 from models.checkpoint import open_checkpoint
 from models.config import PRESETS, ModelConfig
+from models.hf_config import parse_config, read_config
 from models.random_weights import RandomWeights
 from models.weights import Weights, expected_tensors
 from tests.support.configs import SMALL_CONFIGS
@@ -31,9 +32,9 @@ def config_of(name: str) -> ModelConfig:
     if name in PRESETS:
         return dataclasses.replace(PRESETS[name], num_layers=LAYERS)
     if name == "bundled":
-        return ModelConfig.from_hf(BUNDLED)
+        return read_config(BUNDLED)
     sizes = SIXTEEN if name == "sixteen_queries" else SMALL_CONFIGS[name]
-    return ModelConfig.from_hf({**sizes, "model_type": "llama", "max_position_embeddings": 512, "rms_norm_eps": 1e-5})
+    return parse_config({**sizes, "model_type": "llama", "max_position_embeddings": 512, "rms_norm_eps": 1e-5})
 
 
 def weights_of(name: str) -> Weights:

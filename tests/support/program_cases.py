@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from instructions.base import Instruction
 from instructions.shape import Shape
 from models.config import PRESETS, ModelConfig
+from models.hf_config import parse_config
 from scheduler.build import build_program, make_shape, schedule
 from scheduler.dependencies import Dependencies, derive
 from scheduler.lower import lower
@@ -23,7 +24,7 @@ LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_posi
 
 def small_config(name: str) -> ModelConfig:
     """One of the models in `configs`."""
-    return ModelConfig.from_hf({**LLAMA, **SMALL_CONFIGS[name]})
+    return parse_config({**LLAMA, **SMALL_CONFIGS[name]})
 
 
 def small_program(name: str, sms: int, policy: str = "zigzag", bucket: int = 128, slices: int | None = None) -> Program:

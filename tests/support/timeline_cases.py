@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from models.config import ModelConfig
+from models.hf_config import parse_config
 from scheduler.build import make_shape, schedule
 from scheduler.program import Program
 from scheduler.timeline import Point, Trace, from_stamps, simulated_trace
@@ -22,7 +22,7 @@ ORIGIN = 10_000_000  # nanoseconds: where a clock stands is nobody's business
 @functools.cache
 def small_program(name: str = "head64_llama3", sms: int = 6, policy: str = "zigzag") -> Program:
     """A program of two layers with all kinds of instructions (the program is not proven, which would take longer)."""
-    config = ModelConfig.from_hf({**LLAMA, **SMALL_CONFIGS[name]})
+    config = parse_config({**LLAMA, **SMALL_CONFIGS[name]})
     return schedule(make_shape(config, sms=sms, capacity=1024, bucket=640, slices=MANY_SLICES), sms, policy, None)
 
 

@@ -23,6 +23,7 @@ from bench.compare.prompts import Prompts, draw_prompts
 from bench.record import fingerprint
 from models.checkpoint import open_checkpoint
 from models.config import PRESETS, ModelConfig
+from models.hf_config import read_config
 from models.random_weights import RandomWeights
 from models.weights import Weights
 from tests.support.compare_cases import engine, record, run, save_small
@@ -114,7 +115,7 @@ def test_prompts_from_a_text(tmp_path: Path) -> None:
     model = ROOT / "models" / "bundled"
     text = tmp_path / "text"
     text.write_text("def average(values):\n    return sum(values) / len(values)\n" * 40)
-    config = ModelConfig.from_hf(model)
+    config = read_config(model)
     prompts = cli.make_prompts(Plan(model, config, Prompts((), ()), contexts=(8, 20)), text)
     ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text.read_text(), add_special_tokens=False).ids
     begun = 0 if config.bos_token_id is None else 1

@@ -14,11 +14,11 @@ from instructions.codec import Word
 from instructions.sample import Sample
 from models.config import ModelConfig
 from scheduler.__main__ import main as schedule_main
-from scheduler.build import build_program, make_shape
+from scheduler.build import build_program, load_program, make_shape
 from scheduler.check.__main__ import SHOWN
 from scheduler.check.__main__ import main as check_main
 from scheduler.errors import ScheduleError
-from scheduler.program import Program, load_program
+from scheduler.program import Program
 from tests.mutations.draft import Draft
 
 ROOT = Path(__file__).resolve().parents[3]
