@@ -17,7 +17,8 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
+
 LAYERS = ("models", "instructions", "scheduler", "megakernel")
 SCRIPTS = ("bench", "run_llama1b")  # stand right of all layers
 OURS = {*LAYERS, *SCRIPTS, "tests"}

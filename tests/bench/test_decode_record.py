@@ -15,7 +15,7 @@ from bench.record import Spread
 from models.config import PRESETS
 from models.errors import UserError
 from scheduler.build import make_shape
-from tests.support.compile_cases import ROOT
+from tests.support import ROOT
 
 
 def test_bytes_a_token() -> None:

@@ -14,8 +14,8 @@ import pytest
 from bench.load import MEGABYTE, main
 from models.config import ModelConfig
 from models.synthetic import write_synthetic
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 # 201 MB in shards of 40: what the process takes beside the promise (chunks, the allocator: about 20 MB) fits into one
 CONFIG = ModelConfig(1024, 3072, 8, 8, 4, 128, 2048, tied_embeddings=True, max_position=512)
 HOARDER = """

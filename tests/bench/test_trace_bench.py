@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.trace import alternate
-from tests.support.compile_cases import ROOT
+from tests.support import ROOT
 
 
 def test_measurements_take_turns_and_the_first_of_each_does_not_count() -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 import run_llama1b
-from tests.support.cli_fakes import BUNDLED
+from tests.support import BUNDLED, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "run_llama1b.py"
 # main() with a fake engine of many slow tokens, in a process of its own.
 FAKE = (

@@ -10,7 +10,8 @@ import pytest
 
 import run_llama1b
 from megakernel.request import SamplingParams
-from tests.support.cli_fakes import BUNDLED, EOS, FakeEngine, Loader, ids_of
+from tests.support import BUNDLED
+from tests.support.cli_fakes import EOS, FakeEngine, Loader, ids_of
 
 TEXT = " naïve 日本 😀 text"
 

@@ -18,7 +18,8 @@ import pytest
 from megakernel.geometry import pages_bytes
 from models.config import ModelConfig
 from scheduler.limits import SHARED_MEMORY
-from tests.support.compile_cases import MODELS, ROOT, SMS, compiled, geometry_of
+from tests.support import ROOT
+from tests.support.compile_cases import MODELS, SMS, compiled, geometry_of
 
 Site = Callable[[str], Path]
 OLDEST, NEWEST = "3.6.0", "3.9.0"

@@ -13,14 +13,13 @@ import torch
 import models.packing
 from models.config import ModelConfig
 from models.errors import UserError
-from models.hf_config import parse_config
 from models.packed import PackedModel, pack
 from models.packing import clear_padding_rows, pack_weight, unpack
 from models.random_weights import RandomWeights
 from models.rope import rope_table
 from models.tape import BLOCK_ROWS, TILES_PER_PAGE, Matrix
 from models.weights import EMBEDDING, Weights, expected_tensors
-from tests.support.configs import MAX_POSITION, SMALL_CONFIGS
+from tests.support.configs import MAX_POSITION, SMALL_CONFIGS, small_config
 
 RAGGED = [
     "head24_odd_blocks",
@@ -28,10 +27,6 @@ RAGGED = [
     "ragged_sizes",
     "wide_mlp_long_k",
 ]  # rows and columns of padding
-
-
-def small_config(name: str) -> ModelConfig:
-    return parse_config({"model_type": "llama", **SMALL_CONFIGS[name], "max_position_embeddings": MAX_POSITION})
 
 
 def integer_weights(config: ModelConfig) -> Weights:

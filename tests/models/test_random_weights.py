@@ -10,12 +10,11 @@ import torch
 from models.checkpoint import open_checkpoint
 from models.config import PRESETS
 from models.errors import UserError
-from models.hf_config import parse_config
 from models.random_weights import BLOCK_VALUES, RandomWeights
 from models.weights import EMBEDDING, expected_tensors
-from tests.support.configs import SMALL_CONFIGS
+from tests.support.configs import small_config
 
-SMALL = parse_config({"model_type": "llama", **SMALL_CONFIGS["all_biases_linear_head24"]})
+SMALL = small_config("all_biases_linear_head24")
 WIDE = replace(SMALL, hidden_size=512, vocab_size=2048)  # an embedding of four blocks
 
 

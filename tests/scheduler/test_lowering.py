@@ -15,7 +15,8 @@ from models.config import PRESETS, ModelConfig
 from scheduler.build import make_shape
 from scheduler.errors import ScheduleError
 from scheduler.lower import lower, split_blocks
-from tests.support.program_cases import configs, lowered, shapes, small_config
+from tests.support.configs import small_config
+from tests.support.program_cases import configs, lowered, shapes
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(1, 200))

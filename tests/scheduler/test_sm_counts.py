@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-import models
 from instructions.shape import ceil_div
 from models.config import PRESETS, ModelConfig
 from models.hf_config import read_config
 from scheduler.build import build_program, make_shape
 from scheduler.place import POLICIES
 from scheduler.program import Program
-from tests.support.program_cases import small_config
-
-BUNDLED = Path(models.__file__).parent / "bundled"
+from tests.support import BUNDLED
+from tests.support.configs import small_config
 
 
 def program(config: ModelConfig, sms: int, policy: str, bucket: int) -> Program:

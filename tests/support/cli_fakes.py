@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from megakernel.request import SamplingParams
 from models.errors import UserError
+from tests.support import BUNDLED
 
 if TYPE_CHECKING:
     from megakernel.engine import Engine
 
-BUNDLED = Path(__file__).resolve().parents[2] / "models" / "bundled"
 EOS = 1  # <|end|> of the bundled tokenizer
 
 

@@ -15,11 +15,11 @@ from megakernel.geometry import Geometry, make_geometry
 from models.config import PRESETS, ModelConfig
 from models.hf_config import read_config
 from scheduler.build import build_program, make_shape
+from tests.support import BUNDLED, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SMS = 132  # of an H100 or H200
 CAPACITY = 2048
-MODELS = {**PRESETS, "bundled": read_config(ROOT / "models" / "bundled")}
+MODELS = {**PRESETS, "bundled": read_config(BUNDLED)}
 CHILD = """
 import json, sys
 from megakernel.compile import describe

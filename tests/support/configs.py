@@ -1,9 +1,11 @@
 """The small models that every layer is tested with: keyword arguments of `transformers.LlamaConfig`, by a name that
 says why.
 
-Between them: MHA, GQA with 2, 4 and 8 query heads a K/V head, MQA; head sizes 8 to 128, some whose half is no multiple
-of 8 and some that are not hidden / heads; tied and untied heads; attention and MLP biases; every kind of RoPE scaling;
-vocabularies and sizes that are no multiple of 16.
+Between them: MHA, GQA with 2, 4 and 8 query heads a K/V head, MQA, more query heads a K/V head than the GPU's matrix
+instruction has columns; head sizes 8 to 128, some whose half is no multiple of 8 and some that are not hidden / heads; tied
+and untied heads; attention and MLP biases; every kind of RoPE scaling; vocabularies and sizes that are no multiple of 16.
+
+`transformers` is imported where it is needed only: it takes seconds, and worker processes import this.
 """
 
 from __future__ import annotations
@@ -12,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from models.config import ModelConfig
+from models.hf_config import parse_config
+from models.weights import expected_tensors
 
 MAX_POSITION = 256
 
@@ -59,7 +65,32 @@ SMALL_CONFIGS: dict[str, dict[str, Any]] = {
     | {"attention_bias": True, "mlp_bias": True, "rope_parameters": _LINEAR},
     "ragged_sizes": _sizes(100, 52, 3, 5, 5, 20, 1009),
     "wide_mlp_long_k": _sizes(544, 1056, 1, 4, 2, 64, 33),
+    "sixteen_queries": _sizes(112, 1090, 2, 16, 1, 40, 131) | {"attention_bias": True, "mlp_bias": True},
+    "head128_bias_tied": _sizes(48, 600, 2, 4, 2, 128, 101)
+    | {"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": _LLAMA3},
 }
+
+
+def small_values(name: str, positions: int = MAX_POSITION) -> dict[str, Any]:
+    """The `config.json` of one of `SMALL_CONFIGS`, with a context of `positions`."""
+    kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
+    return {**kind, **SMALL_CONFIGS[name], "max_position_embeddings": positions}
+
+
+def small_config(name: str, positions: int = MAX_POSITION) -> ModelConfig:
+    """One of `SMALL_CONFIGS`, with a context of `positions`."""
+    return parse_config(small_values(name, positions))
+
+
+def random_tensors(config: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Every tensor, in fp32.  Matrices have a standard deviation of 1 / sqrt(K), so that every part of the network shows in
+    the logits; norm weights and biases are noise, around 1 and 0."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in expected_tensors(config).items():
+        noise = torch.randn(shape, generator=generator)
+        tensors[name] = noise * shape[1] ** -0.5 if len(shape) == 2 else noise * 0.2 + ("norm" in name)
+    return tensors
 
 
 def make_model(name: str, seed: int = 0) -> Any:
@@ -68,7 +99,7 @@ def make_model(name: str, seed: int = 0) -> Any:
     Matrices are wide enough (standard deviation 1 / sqrt(K)) that every part shows in the logits; norm weights and
     biases are noise, not transformers' ones and zeros, which would hide a missing one.
     """
-    import transformers  # here, because it takes seconds and many users of this list need only the numbers
+    import transformers
 
     options: dict[str, Any] = {
         **SMALL_CONFIGS[name],

@@ -13,21 +13,16 @@ import torch
 from instructions.base import GREEDY, Instruction, PageSource, Region, SamplingState
 from instructions.matvec import DTYPES
 from instructions.shape import HELD_PAGES, Shape
-from models.hf_config import parse_config
 from models.packed import PackedModel, pack
 from models.weights import Weights, expected_tensors
-from tests.support.configs import SMALL_CONFIGS
+from tests.support.configs import small_config
 
 CAPACITY = 256
 
 
 def small_shape(name: str, itemsize: int = 2, slices: int = 1) -> Shape:
     """One of the models in `configs`, with a cache and a bucket of 256 positions (rounded up to whole pages)."""
-    config = parse_config(
-        {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": CAPACITY}
-        | SMALL_CONFIGS[name]
-    )
-    return Shape(config, itemsize, CAPACITY, CAPACITY, slices)
+    return Shape(small_config(name, CAPACITY), itemsize, CAPACITY, CAPACITY, slices)
 
 
 def made_up_tensors(shape: Shape, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -11,20 +11,12 @@ from hypothesis import strategies as st
 from instructions.base import Instruction
 from instructions.shape import Shape
 from models.config import PRESETS, ModelConfig
-from models.hf_config import parse_config
 from scheduler.build import build_program, make_shape, schedule
 from scheduler.dependencies import Dependencies, derive
 from scheduler.lower import lower
 from scheduler.place import POLICIES
 from scheduler.program import Program
-from tests.support.configs import SMALL_CONFIGS
-
-LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 256}
-
-
-def small_config(name: str) -> ModelConfig:
-    """One of the models in `configs`."""
-    return parse_config({**LLAMA, **SMALL_CONFIGS[name]})
+from tests.support.configs import small_config
 
 
 def small_program(name: str, sms: int, policy: str = "zigzag", bucket: int = 128, slices: int | None = None) -> Program:

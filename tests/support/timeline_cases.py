@@ -6,14 +6,13 @@ import functools
 
 import numpy as np
 
-from models.hf_config import parse_config
 from scheduler.build import make_shape, schedule
 from scheduler.program import Program
 from scheduler.timeline import Point, Trace, from_stamps, simulated_trace
 from scheduler.timeline.trace import CONSUMER
-from tests.support.configs import SMALL_CONFIGS
+from tests.support.configs import small_config
 
-LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 1024}
+CAPACITY = 1024
 POSITION = 600
 MANY_SLICES = 5  # enough for every kind of instruction
 ORIGIN = 10_000_000  # nanoseconds: where a clock stands is nobody's business
@@ -22,8 +21,8 @@ ORIGIN = 10_000_000  # nanoseconds: where a clock stands is nobody's business
 @functools.cache
 def small_program(name: str = "head64_llama3", sms: int = 6, policy: str = "zigzag") -> Program:
     """A program of two layers with all kinds of instructions (the program is not proven, which would take longer)."""
-    config = parse_config({**LLAMA, **SMALL_CONFIGS[name]})
-    return schedule(make_shape(config, sms=sms, capacity=1024, bucket=640, slices=MANY_SLICES), sms, policy, None)
+    shape = make_shape(small_config(name, CAPACITY), sms=sms, capacity=CAPACITY, bucket=640, slices=MANY_SLICES)
+    return schedule(shape, sms, policy, None)
 
 
 @functools.cache

@@ -11,40 +11,24 @@ import torch
 from instructions.codec import Word, disassemble
 from megakernel.vm import Vm
 from megakernel.vm.interleaving import Interleaving
-from models.config import ModelConfig, RopeScaling
+from models.config import ModelConfig
 from models.packed import PackedModel, pack
-from models.weights import Weights, expected_tensors
+from models.weights import Weights
 from scheduler.build import build_program, make_shape
 from scheduler.program import Program
+from tests.support.configs import random_tensors, small_config
 
 CAPACITY = 300
 PROMPT = (3, 1, 4, 1, 5)
 # Two KV heads with two query heads each, KV pages of 32 (fp32) or 64 (bf16) positions, biases, a vocabulary that is no
 # multiple of 16, an MLP of several pages along K.
-TINY = ModelConfig(
-    hidden_size=48,
-    intermediate_size=600,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=128,
-    vocab_size=101,
-    attention_bias=True,
-    tied_embeddings=True,
-    rope_scaling=RopeScaling("llama3", factor=8.0, original_max_position=32),
-    max_position=512,
-)
+TINY = small_config("head128_bias_tied", positions=512)
 
 
 @functools.cache
 def packed(dtype: torch.dtype = torch.float32, config: ModelConfig = TINY) -> PackedModel:
     """Random weights, the same for every caller, wide enough that the next token depends on all that came before."""
-    generator = torch.Generator().manual_seed(5)
-    tensors = {}
-    for name, shape in expected_tensors(config).items():
-        noise = torch.randn(shape, generator=generator)
-        tensors[name] = noise * shape[1] ** -0.5 if len(shape) == 2 else noise * 0.2 + ("norm" in name)
-    return pack(Weights(tensors), config, dtype, CAPACITY)
+    return pack(Weights(random_tensors(config, seed=5)), config, dtype, CAPACITY)
 
 
 @functools.cache

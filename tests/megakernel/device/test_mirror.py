@@ -22,7 +22,7 @@ from megakernel.device import consumer, context, matvec, sampling, trace
 from megakernel.geometry import ITEM_BYTES
 from megakernel.stamps import Clock, Point
 from models import tape
-from tests.support.compile_cases import ROOT
+from tests.support import ROOT
 
 DEVICE = ROOT / "megakernel" / "device"
 HOST_ONLY = {"__init__", "base", "codec", "registry", "shape"}  # what an instruction is, and how it is written down

@@ -20,8 +20,8 @@ from scheduler.check.__main__ import main as check_main
 from scheduler.errors import ScheduleError
 from scheduler.program import Program
 from tests.mutations.draft import Draft
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ModelConfig(
     hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, vocab_size=100
 )  # fmt: skip

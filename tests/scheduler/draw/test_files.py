@@ -24,13 +24,13 @@ from scheduler.draw.dot import dot
 from scheduler.draw.page import asset, page
 from scheduler.draw.svg import svg
 from scheduler.graph import critical_path
-from tests.support.configs import SMALL_CONFIGS
-from tests.support.drawings import LLAMA, large_drawing, small_drawing
+from tests.support import ROOT
+from tests.support.configs import small_values
+from tests.support.drawings import large_drawing, small_drawing
 
 CASES = [("head64_llama3", 6, None), ("head64_llama3", 6, 1), ("gqa4_llama3_tied", 1, None), ("mha", 40, None)]
 MOST_BYTES = 5_000_000
 D3_SHA256 = "912111098ea99503a6f4967361d2bbdc9dbf58cf9c678c8e27e5b02d1a07f0c1"  # of dist/d3.min.js in the npm package d3 7.9.2
-ROOT = Path(__file__).resolve().parents[3]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -211,7 +211,7 @@ def test_the_wheel_takes_the_assets() -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "tiny"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps(LLAMA | SMALL_CONFIGS["gqa2"] | {"rms_norm_eps": 1e-5}))
+    (model / "config.json").write_text(json.dumps(small_values("gqa2", 1024)))
     common = ["--model", str(model), "--sms", "5", "-o", str(tmp_path / "out")]
     assert main(common) == 0 and main([*common, "--layer", "1"]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {

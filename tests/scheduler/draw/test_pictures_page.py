@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +13,9 @@ from scheduler.timeline import Point
 from scheduler.timeline.__main__ import parser as timeline_parser
 from scheduler.timeline.account import DRAWERS
 from scheduler.timeline.trace import REQUIRED
+from tests.support import ROOT
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
+DOCS = ROOT / "docs"
 TEXT = (DOCS / "pictures.md").read_text(encoding="utf-8")
 PARSERS = {"scheduler.draw": draw_parser, "scheduler.timeline": timeline_parser, "bench.trace": trace_parser}
 MOST_BYTES = 300_000

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-import models
 from scheduler.simulate import __main__ as command
-
-BUNDLED = str(Path(models.__file__).parent / "bundled")
+from tests.support import BUNDLED
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
@@ -18,7 +15,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
 
 
 def test_simulate_compares_policies(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--model", BUNDLED, "--sms", "24", "--policies", "zigzag", "balanced", "--machine", "h200"]
+    arguments = ["--model", str(BUNDLED), "--sms", "24", "--policies", "zigzag", "balanced", "--machine", "h200"]
     assert command.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
@@ -34,7 +31,7 @@ def test_simulate_compares_policies(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_slower_machine_is_slower(capsys: pytest.CaptureFixture[str]) -> None:
     steps = []
     for extra in ([], ["--bandwidth", "1e11"], ["--signal", "1e-4"]):
-        assert command.main(["--model", BUNDLED, "--sms", "8", "--policies", "balanced", *extra]) == 0
+        assert command.main(["--model", str(BUNDLED), "--sms", "8", "--policies", "balanced", *extra]) == 0
         steps.append(last_line(capsys)["predictions"][0]["step_us"])
     assert min(steps[1:]) > steps[0]
 
@@ -43,9 +40,9 @@ def test_a_slower_machine_is_slower(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["--model", "no-such-model"], "no-such-model"),
-        (["--model", BUNDLED, "--position", "2048"], "positions 0 to 2047"),
-        (["--model", BUNDLED, "--sms", "201"], "201 SMs"),
-        (["--model", BUNDLED, "--bandwidth", "0"], "--bandwidth 0.0: use a number above 0"),
+        (["--model", str(BUNDLED), "--position", "2048"], "positions 0 to 2047"),
+        (["--model", str(BUNDLED), "--sms", "201"], "201 SMs"),
+        (["--model", str(BUNDLED), "--bandwidth", "0"], "--bandwidth 0.0: use a number above 0"),
     ],
 )
 def test_a_wrong_request_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from scheduler.timeline.__main__ import main
 from scheduler.timeline.account import DRAWERS
 from scheduler.timeline.anatomy import json_report, text_report
 from scheduler.timeline.compare import comparison
-from tests.support.configs import SMALL_CONFIGS
-from tests.support.timeline_cases import LLAMA, POSITION, measured, small_program, small_trace
+from tests.support.configs import small_values
+from tests.support.timeline_cases import POSITION, measured, small_program, small_trace
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def model(tmp_path: Path) -> str:
     """A directory with a config.json, as a model directory has."""
     folder = tmp_path / "tiny"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(LLAMA | SMALL_CONFIGS["gqa2"] | {"rms_norm_eps": 1e-5}))
+    (folder / "config.json").write_text(json.dumps(small_values("gqa2", 1024)))
     return str(folder)
 
 
