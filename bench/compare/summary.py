@@ -152,9 +152,7 @@ def rows(runs: Sequence[Record], baseline: str = BASELINE) -> list[Row]:
 
 def row(run: Record, number: int, engine: Record, baseline: Record | None) -> Row:
     speeds = tuple(
-        speed(run, context, repeats)
-        for context in run["settings"]["contexts"]
-        if (repeats := engine["timings"][str(context)])
+        speed(run, context, repeats) for context in run["settings"]["contexts"] if (repeats := engine["timings"][str(context)])
     )
     problem = engine.get("fidelity", {}).get("error", "" if "fidelity" in engine else "not scored")
     return Row(

@@ -33,9 +33,7 @@ _LLAMA3 = {
 }
 
 
-def _sizes(
-    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, dim: int, vocabulary: int
-) -> dict[str, Any]:
+def _sizes(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, dim: int, vocabulary: int) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
@@ -124,9 +122,7 @@ def make_model(name: str, seed: int = 0) -> Any:
     return model
 
 
-def save_checkpoint(
-    name: str, directory: Path, dtype: torch.dtype = torch.float32, shard: str = "5GB", seed: int = 0
-) -> Path:
+def save_checkpoint(name: str, directory: Path, dtype: torch.dtype = torch.float32, shard: str = "5GB", seed: int = 0) -> Path:
     """`make_model(name)` as a checkpoint of `dtype` in `directory`, in shards of at most `shard`."""
     make_model(name, seed).to(dtype).save_pretrained(directory, max_shard_size=shard)
     return directory

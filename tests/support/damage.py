@@ -80,9 +80,7 @@ def edit_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def overlap(header: dict[str, Any]) -> None:
     """Two tensors of one size at one place."""
-    header["model.layers.0.mlp.up_proj.weight"]["data_offsets"] = header["model.layers.0.mlp.gate_proj.weight"][
-        "data_offsets"
-    ]
+    header["model.layers.0.mlp.up_proj.weight"]["data_offsets"] = header["model.layers.0.mlp.gate_proj.weight"]["data_offsets"]
 
 
 def twice(header: dict[str, Any]) -> str:
@@ -91,8 +89,6 @@ def twice(header: dict[str, Any]) -> str:
 
 
 def past_the_end(header: dict[str, Any]) -> None:
-    last = max(
-        (entry for name, entry in header.items() if name != "__metadata__"), key=lambda entry: entry["data_offsets"]
-    )
+    last = max((entry for name, entry in header.items() if name != "__metadata__"), key=lambda entry: entry["data_offsets"])
     last["shape"][0] += 1
     last["data_offsets"][1] += 2 * math.prod(last["shape"][1:])

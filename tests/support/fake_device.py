@@ -23,8 +23,7 @@ from megakernel.geometry import COUNTER_STRIDE
 from megakernel.gpu import machine
 
 STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS, REPORTS = (
-    word.value
-    for word in (context.STOP, context.FAULT, context.PROMPT_LENGTH, context.STOP_TOKENS, context.REPORTS)
+    word.value for word in (context.STOP, context.FAULT, context.PROMPT_LENGTH, context.STOP_TOKENS, context.REPORTS)
 )
 
 

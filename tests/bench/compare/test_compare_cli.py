@@ -30,6 +30,7 @@ from tests.support.compare_cases import engine, record, run, save_small
 
 SMALL = ModelConfig(64, 96, 2, 4, 2, 16, 100, tied_embeddings=True, max_position=64, bos_token_id=1, eos_token_ids=(2,))
 
+
 @pytest.fixture(scope="module")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small(tmp_path_factory.mktemp("small"))
@@ -200,9 +201,7 @@ def test_merging_like_with_like(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [(("machine", "gpu"), "GPU"), (("model", "fingerprint"), "checkpoint"), (("settings", "tokens"), "tokens"),
      (("settings", "prompts"), "prompts")],
 )  # fmt: skip
-def test_only_like_is_merged(
-    place: tuple[str, str], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_like_is_merged(place: tuple[str, str], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = record(run([engine("a", "A", [2.0], None)]))
     second = copy.deepcopy(first)
     second["runs"][0][place[0]][place[1]] = "another"

@@ -19,6 +19,7 @@ from tests.support.compare_cases import FAKES, HERE, save_small
 
 FAST = ["--contexts", "8,16", "--tokens", "6", "--timeout", "60", "--start-timeout", "120"]
 
+
 @pytest.fixture(scope="module")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small(tmp_path_factory.mktemp("small"))
