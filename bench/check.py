@@ -23,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.host import host
-from bench.load import resident_bytes
+from bench.record import host, resident_bytes
 from models.config import PRESETS
 from scheduler.build import build_program, make_shape
 from scheduler.check import check

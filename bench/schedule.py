@@ -22,8 +22,7 @@ from dataclasses import asdict, dataclass
 
 import networkx
 
-from bench.host import host
-from bench.load import resident_bytes
+from bench.record import host, resident_bytes
 from models.config import PRESETS
 from scheduler.build import DEFAULT_POLICY, make_shape, schedule
 from scheduler.check import require_valid

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from models.config import PRESETS, ModelConfig
 from models.errors import UserError
+from models.hf_config import read_config
 from scheduler.build import DEFAULT_POLICY, build_program, make_shape
 from scheduler.check import check
 from scheduler.place import POLICIES
@@ -28,7 +29,7 @@ def find_config(model: str) -> ModelConfig:
         return preset
     if model.startswith(RANDOM) or not Path(model).exists():
         raise UserError(f"{model}: neither a directory nor a preset; the presets are {', '.join(PRESETS)}")
-    return ModelConfig.from_hf(Path(model))
+    return read_config(Path(model))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -20,7 +20,6 @@ from instructions.sample import Sample
 from instructions.shape import Shape
 from models.config import ModelConfig
 from models.errors import UserError
-from scheduler.check import require_valid
 from scheduler.errors import ProgramFormatError
 
 MAGIC = "megakernel-program"
@@ -135,16 +134,11 @@ class Program:
         partial.replace(path)
 
 
-def load_program(path: Path) -> Program:
-    """Read a saved program and prove it again; raises ScheduleError where that fails, else as `read_program`."""
-    program = read_program(path)
-    require_valid(program)
-    return program
-
-
 def read_program(path: Path) -> Program:
-    """Read a saved program, unproven: `load_program` is what may be run.  Raises ProgramFormatError for a file that is none,
-    is damaged, or has another version."""
+    """Read a saved program, unproven: what may be run comes from `scheduler.build.load_program`.
+
+    Raises ProgramFormatError for a file that is none, is damaged, or has another version.
+    """
     try:
         with zipfile.ZipFile(path):  # np.load would take other files of NumPy as well
             pass

@@ -6,13 +6,13 @@ from dataclasses import fields, replace
 from itertools import chain
 
 import pytest
-from fake_machine import small_shape
 
 from instructions.base import Instruction, Region
 from instructions.matvec import RowBlocks
 from instructions.registry import INSTRUCTIONS
 from instructions.shape import ANNOUNCED, BROUGHT, Shape
 from scheduler.lower import lower
+from tests.support.fake_machine import small_shape
 
 SMS = 5
 SHAPES = [small_shape(name, slices=slices) for name in ("mha", "all_biases_linear_head24") for slices in (1, 3)]
