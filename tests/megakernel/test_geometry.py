@@ -10,10 +10,11 @@ from random import Random
 import pytest
 
 from instructions.codec import MAX_SIGNALS, NONE, Word
+from instructions.lm_head import BEST_FIELDS
 from instructions.sample import Sample
-from instructions.shape import ANNOUNCED, BEST_FIELDS
+from instructions.shape import ANNOUNCED
 from megakernel.device.kernel import megakernel
-from megakernel.geometry import Geometry, make_geometry, pages_bytes
+from megakernel.geometry import Geometry, make_bucket, make_geometry, pages_bytes
 from models.config import ModelConfig
 from scheduler.build import build_program, make_shape
 from scheduler.check.machine import shared_bytes
@@ -48,8 +49,26 @@ def test_every_layer_lies_where_the_strides_say(name: str) -> None:
         for kind, width in pages.items():
             assert tape.matrix(kind, layer).pages_per_block == getattr(geometry, f"{width}_pages")
     assert {tape.matrix(kind).pages_per_block for kind in ("head", "embedding")} == {geometry.hidden_pages}
-    for buffer in ANNOUNCED:
-        assert (getattr(geometry, buffer), getattr(geometry, f"{buffer}_stride")) == shape.buffers[buffer][2:]
+    for buffer in set(ANNOUNCED) - {"partial"}:
+        place = getattr(geometry, buffer), getattr(geometry, f"{buffer}_stride"), geometry.second
+        assert place == shape.buffers[buffer][2:]
+    bucket = make_bucket(program)
+    assert (geometry.partial, bucket.partial_stride, bucket.partial_second) == shape.buffers["partial"][2:]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_kernel_serves_every_bucket_and_every_length_of_cache(name: str) -> None:
+    """What is compiled is the same; what is not, is told at run time."""
+    config, slices = CONFIGS[name], (1, 2, 5)
+    shapes = [
+        make_shape(config, sms=12, capacity=capacity, bucket=capacity // 2, slices=count)
+        for capacity in (128, 512, config.max_position)
+        for count in slices
+    ]
+    programs = [build_program(shape, 12) for shape in shapes]
+    assert len({make_geometry(program) for program in programs}) == 1
+    assert {make_bucket(program).slices for program in programs} == set(slices)
+    assert len({make_bucket(program).head_pages for program in programs}) == 3
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -60,7 +79,6 @@ def test_memory_and_slots_are_those_that_are_proven(name: str, sms: int) -> None
     assert pages_bytes(geometry) + RESERVED == shared_bytes(program.shape, program.ring)
     assert geometry.best_slots >= sms, "slots are proven to be fewer than SMs"
     assert max(geometry.copies_now, geometry.copies_ahead) <= geometry.ring
-    assert geometry.second == program.shape.activation_elements
     assert BEST_FIELDS == 2, "the kernel stores a score and its row"
 
 
@@ -70,14 +88,14 @@ def test_the_end_is_what_sample_signals_whatever_embed_waits_for() -> None:
     for kind in ("end_not_awaited", "end_awaited_second", "other_end_awaited"):
         mutant = plant(kind, program, random)
         assert mutant is not None
-        assert make_geometry(mutant).sample_counter == make_geometry(program).sample_counter
+        assert make_bucket(mutant).end_counter == make_bucket(program).end_counter
     renamed = plant("renamed_end", program, random)
     assert renamed is not None
-    assert make_geometry(renamed).sample_counter != make_geometry(program).sample_counter
+    assert make_bucket(renamed).end_counter != make_bucket(program).end_counter
     words = program.words.copy()
     words[words[:, Word.OPCODE] == Sample.OPCODE, Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS] = NONE
     with pytest.raises(ValueError, match="signals no counter at a token's end"):
-        make_geometry(dataclasses.replace(program, words=words))
+        make_bucket(dataclasses.replace(program, words=words))
 
 
 def test_a_program_for_other_weights_has_no_geometry() -> None:
