@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from models.config import ModelConfig
 from models.errors import UserError
-from models.hf_config import read_json_object
+from models.hf_config import read_config, read_json_object
 from models.random_weights import PREFIX as RANDOM_PREFIX
 from models.random_weights import RandomWeights, random_config
 from models.safetensors_header import Entry, read_header
@@ -76,7 +76,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         weights = RandomWeights(random_config(str(model)))
         return Checkpoint(weights.config, weights, None, weights.dtype)
     directory = _find_directory(model)
-    config = ModelConfig.from_hf(directory)
+    config = read_config(directory)
     listing, headers = _read_headers(directory)
     owners = {name: path for path, entries in headers.items() for name in entries}
     _check_tensors(config, listing, headers, owners)
@@ -94,9 +94,7 @@ def _find_directory(model: str | Path) -> Path:
     if os.path.exists(path):
         raise UserError(f"{path}: is a file, give the directory that holds config.json and the safetensors files")
     if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
-        raise UserError(
-            f"{model}: no such directory, give a checkpoint directory, a hub id (owner/name) or random:<preset>"
-        )
+        raise UserError(f"{model}: no such directory, give a checkpoint directory, a hub id (owner/name) or random:<preset>")
     return _download(model)
 
 
@@ -133,9 +131,7 @@ def _read_headers(directory: Path) -> tuple[Path, Headers]:
 
 
 def _no_weights(directory: Path) -> str:
-    others = sorted(
-        path.name for path in directory.iterdir() if path.suffix in (".bin", ".pth", ".gguf", ".safetensors")
-    )
+    others = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pth", ".gguf", ".safetensors"))
     found = f" (found {others[0]})" if others else ""
     return f"{directory}: neither {SINGLE_FILE} nor {INDEX_FILE}{found}, save the model with save_pretrained"
 
@@ -175,9 +171,7 @@ def _check_index(index: Path, weight_map: dict[str, str], headers: Headers) -> N
                 first, second, *_ = (path.name for path, entries in headers.items() if name in entries)
                 raise UserError(f"{path}: tensor {name} is in both {first} and {second}, remove one")
             if weight_map.get(name) != path.name:
-                raise UserError(
-                    f"{path}: tensor {name} is left over: {index.name} does not list it here, mend the index"
-                )
+                raise UserError(f"{path}: tensor {name} is left over: {index.name} does not list it here, mend the index")
     for name, shard in weight_map.items():
         if name not in counts:
             raise UserError(
@@ -205,9 +199,7 @@ def _check_tensors(config: ModelConfig, listing: Path, headers: Headers, owners:
                 f"{list(expected[name])}: take both from the same model"
             )
         if entry.dtype not in DTYPES:
-            raise UserError(
-                f"{path}: tensor {name} is {entry.dtype}, which is not supported: save it as BF16, F16 or F32"
-            )
+            raise UserError(f"{path}: tensor {name} is {entry.dtype}, which is not supported: save it as BF16, F16 or F32")
 
 
 def _missing_mend(name: str) -> str:
@@ -218,9 +210,7 @@ def _missing_mend(name: str) -> str:
 
 def _leftover_mend(name: str) -> str:
     if name.endswith("_proj.bias"):
-        return (
-            f"set {'attention' if '.self_attn.' in name else 'mlp'}_bias to true in config.json if the model has biases"
-        )
+        return f"set {'attention' if '.self_attn.' in name else 'mlp'}_bias to true in config.json if the model has biases"
     return "config.json describes no such tensor: take both from the same model"
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
@@ -43,9 +42,7 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
-            raise UserError(
-                f"rope type {self.kind!r} is not supported: use a model with one of {', '.join(ROPE_KINDS)}"
-            )
+            raise UserError(f"rope type {self.kind!r} is not supported: use a model with one of {', '.join(ROPE_KINDS)}")
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
             _check_positive_float(f"rope {name}", getattr(self, name))
         _check_int("rope original_max_position", self.original_max_position, 1)
@@ -130,17 +127,6 @@ class ModelConfig:
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         return self.num_layers * layer + embeddings + self.hidden_size
 
-    @classmethod
-    def from_hf(cls, source: Mapping[str, Any] | Path | str) -> ModelConfig:
-        """Read a Hugging Face configuration: the decoded `config.json`, its path, or the directory that holds it.
-
-        From a path, `generation_config.json` beside it may name the end tokens. Raises `UserError` that names what is
-        not supported.
-        """
-        from models.hf_config import parse_config, read_config  # here, because hf_config builds ModelConfig
-
-        return parse_config(source) if isinstance(source, Mapping) else read_config(Path(source))
-
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` takes them back."""
         values = dataclasses.asdict(self)
@@ -173,14 +159,10 @@ def _check_keys(what: str, values: Any, kind: type[ModelConfig | RopeScaling]) -
         raise UserError(f"{what} is {type(values).__name__}: it must be an object")
     names = {entry.name for entry in dataclasses.fields(kind)}
     if wrong := sorted(names ^ set(values)):
-        raise UserError(
-            f"{what}: {'missing' if wrong[0] in names else 'unknown'} key {wrong[0]!r}, write the file anew"
-        )
+        raise UserError(f"{what}: {'missing' if wrong[0] in names else 'unknown'} key {wrong[0]!r}, write the file anew")
 
 
-_LLAMA_32_ROPE = RopeScaling(
-    kind="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
-)
+_LLAMA_32_ROPE = RopeScaling(kind="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
 _LLAMA_3 = ModelConfig(
     hidden_size=4096,
     intermediate_size=14336,

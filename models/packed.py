@@ -65,9 +65,7 @@ def pack(
 def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -> None:
     clear_padding_rows(tape, weights)
     pending = expected_tensors(tape.config)
-    matrices: dict[str, Matrix] = {
-        name: matrix for matrix in tape.matrices for name in (*matrix.sources, *matrix.bias_sources)
-    }
+    matrices: dict[str, Matrix] = {name: matrix for matrix in tape.matrices for name in (*matrix.sources, *matrix.bias_sources)}
     norms = {tape.norm_source(kind, layer): tape.norm_offset(kind, layer) for kind, layer in tape.norms()}
     for name, tensor in source.tensors():
         shape = pending.pop(name, None)

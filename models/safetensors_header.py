@@ -41,9 +41,7 @@ def read_header(path: Path) -> dict[str, Entry]:
             if size <= LENGTH_BYTES:
                 raise UserError(f"{path}: only {size} bytes long, too short for a safetensors file, download it anew")
             if length > min(size - LENGTH_BYTES, HEADER_LIMIT):
-                raise UserError(
-                    f"{path}: header of {length} bytes in a file of {size}: damaged or cut off, download it anew"
-                )
+                raise UserError(f"{path}: header of {length} bytes in a file of {size}: damaged or cut off, download it anew")
             raw = file.read(length)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}, download it anew") from None
@@ -75,9 +73,7 @@ def _entry(path: Path, name: str, fields: Any) -> Entry:
     values = fields if isinstance(fields, dict) else {}
     dtype, shape, offsets = values.get("dtype"), values.get("shape"), values.get("data_offsets")
     if not isinstance(dtype, str) or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise UserError(
-            f"{path}: tensor {name} has a bad header entry (dtype, shape, data_offsets), download the file anew"
-        )
+        raise UserError(f"{path}: tensor {name} has a bad header entry (dtype, shape, data_offsets), download the file anew")
     start, stop = offsets
     bytes_needed = math.prod(shape) * ITEM_BYTES.get(dtype, 0)
     if start > stop or (dtype in ITEM_BYTES and stop - start != bytes_needed):
