@@ -10,9 +10,13 @@ text are `megakernel.text`'s, decoding is the engine's.
 
 from __future__ import annotations
 
+from models.process import begin
+
+if __name__ == "__main__":
+    begin()  # before all that takes time to import
+
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,16 +26,17 @@ from typing import TYPE_CHECKING, NoReturn
 
 import models
 from megakernel.request import SamplingParams
+from models.command import INTERRUPTED, Parser, add_model, command, note, start, terminal_safe
 from models.errors import UserError
 
 if TYPE_CHECKING:
     from megakernel.engine import Engine
     from megakernel.text import TextCodec
+    from models.checkpoint import Checkpoint
 
 BUNDLED = Path(models.__path__[0]) / "bundled"
 BACKENDS = ("auto", "gpu", "vm")
 MAX_SMS = 200  # more than any NVIDIA GPU has
-USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 
 LoadEngine = Callable[..., "Engine"]
 
@@ -47,6 +52,7 @@ class Options:
     sampling: SamplingParams = SamplingParams()
     backend: str = "auto"
     sms: int | None = None
+    context: int | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
@@ -58,6 +64,8 @@ class Options:
             raise UserError(f"--max-tokens must be 1 or more, got {self.max_tokens}")
         if self.sms is not None and not 1 <= self.sms <= MAX_SMS:
             raise UserError(f"--sms must lie in 1..{MAX_SMS}, got {self.sms}")
+        if self.context is not None and self.context < 1:
+            raise UserError(f"--context must be 1 or more, got {self.context}")
 
 
 @dataclass
@@ -108,24 +116,16 @@ class Result:
         return ", ".join(parts)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad argument as every other error is reported: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
 def parse(argv: list[str] | None) -> Options:
     """The command line as Options; every default is that of the dataclass field it fills."""
     options, sampling = Options(), SamplingParams()
-    parser = _Parser(
+    parser = Parser(
         prog="run_llama1b.py",
         description="Decode a Llama with one persistent GPU kernel, or with its CPU twin.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
+    add_model(parser, default=options.model)
     add = parser.add_argument
-    add("--model", default=options.model, help="checkpoint directory, hub id, or random:<preset>")
     add("--prompt", default=options.prompt, help="text to go on from, or to answer with --chat")
     add("--chat", action="store_true", help="put the prompt into the model's chat template")
     add("--max-tokens", type=int, default=options.max_tokens, metavar="N", help="tokens to generate at most")
@@ -135,6 +135,7 @@ def parse(argv: list[str] | None) -> Options:
     add("--seed", type=int, default=sampling.seed, help="of the draws")
     add("--backend", choices=BACKENDS, default=options.backend, help="auto takes the GPU where there is one")
     add("--sms", type=int, default=options.sms, metavar="N", help="SMs to use or, on the CPU, to imitate")
+    add("--context", type=int, default=options.context, metavar="N", help="tokens that prompt and answer may have together")
     add("--json", action="store_true", help="print one JSON object at the end in place of streaming text")
     given = vars(parser.parse_args(argv))
     drawn = {f.name: given.pop(f.name) for f in fields(SamplingParams) if f.name in given}
@@ -158,18 +159,25 @@ class _Loading:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def open_text(model: str) -> TextCodec:
-    """The model's tokenizer, or ids in place of text for random weights.  Before the engine: it costs no GPU memory."""
+def open_text(model: str) -> tuple[Checkpoint, TextCodec]:
+    """The checked model, and its tokenizer, or ids in place of text for random weights.  Neither costs GPU memory."""
     from megakernel.text import IdsAsText, ModelText
     from models.checkpoint import open_checkpoint
 
-    directory = open_checkpoint(model).directory
-    return IdsAsText() if directory is None else ModelText(directory)
+    checkpoint = open_checkpoint(model)
+    return checkpoint, IdsAsText() if checkpoint.directory is None else ModelText(checkpoint.directory)
+
+
+def check_context(context: int | None, most: int) -> None:
+    """Raises UserError for a longer context than the model allows."""
+    if context is not None and context > most:
+        raise UserError(f"--context {context}: this model has positions for {most} tokens, ask for 1 to {most}")
 
 
 def run(options: Options, load: LoadEngine | None, result: Result) -> None:
     """Loads and generates, writing text as it comes unless JSON was asked for; `result` grows along."""
-    text = open_text(options.model)
+    checkpoint, text = open_text(options.model)
+    check_context(options.context, checkpoint.config.max_position)
     result.prompt_token_ids = text.encode_chat(options.prompt) if options.chat else text.encode(options.prompt)
     if load is None:
         from megakernel.loading import load_engine
@@ -177,7 +185,14 @@ def run(options: Options, load: LoadEngine | None, result: Result) -> None:
         load = load_engine
     loading, began = _Loading(options.model), time.perf_counter()
     try:
-        engine = load(options.model, backend=options.backend, sms=options.sms, progress=loading)
+        engine = load(
+            options.model,
+            backend=options.backend,
+            sms=options.sms,
+            capacity=options.context,
+            progress=loading,
+            checkpoint=checkpoint,
+        )
     finally:
         loading.close()
     with engine:
@@ -186,19 +201,20 @@ def run(options: Options, load: LoadEngine | None, result: Result) -> None:
         sampling = replace(options.sampling, stop_token_ids=tuple(engine.config.eos_token_ids))
         result.started = time.perf_counter()
         engine.start(result.prompt_token_ids, options.max_tokens, sampling)
-        _note(f"{options.model} on {engine.backend_name}, loaded in {result.started - began:.1f} s")
+        note(f"{options.model} on {engine.backend_name}, loaded in {result.started - began:.1f} s")
         if options.model.startswith("random:"):
-            _note("random weights have no tokenizer: the prompt goes in as bytes, token ids come out in place of words")
+            note("random weights have no tokenizer: the prompt goes in as bytes, token ids come out in place of words")
         generate(engine, text, options, result)
 
 
 def generate(engine: Engine, text: TextCodec, options: Options, result: Result) -> None:
     detokenizer = text.detokenizer(result.prompt_token_ids)
+    shown = terminal_safe if sys.stdout.isatty() else str  # what a model says must not command a terminal
 
     def emit(piece: str) -> None:
         result.text += piece
         if not options.json:
-            _write(piece)
+            _write(shown(piece))
 
     try:
         for token_id in engine.stream():
@@ -215,19 +231,8 @@ def generate(engine: Engine, text: TextCodec, options: Options, result: Result) 
 
 
 def _write(text: str) -> None:
-    """Writes to stdout at once.  UserError where it cannot, except that a reader who has gone is no error."""
-    try:
-        print(text, end="", flush=True)
-    except OSError as error:
-        # Python flushes what is left once more as it exits, and would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise UserError(f"stdout cannot be written: {error.strerror}") from error
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """Writes to stdout at once."""
+    print(text, end="", flush=True)
 
 
 def _close_text(options: Options, result: Result) -> None:
@@ -237,32 +242,27 @@ def _close_text(options: Options, result: Result) -> None:
     elif result.token_ids:
         _write("\n")
     if result.token_ids:
-        _note(result.closing_line())
+        note(result.closing_line())
 
 
+@command
 def main(argv: list[str] | None = None, load: LoadEngine | None = None) -> int:
     """Exit status of one run.  `load` stands in for `megakernel.loading.load_engine`, with its arguments."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end a run
+    options = parse(argv)
+    result = Result(options.model)
     try:
-        options = parse(argv)
-        result = Result(options.model)
-        try:
-            run(options, load, result)
-        except KeyboardInterrupt:
-            _close_text(options, result)
-            return INTERRUPTED
+        run(options, load, result)
+    except KeyboardInterrupt:
         _close_text(options, result)
-        return 0
-    except UserError as error:
-        _note(f"error: {error}")
-        return USER_ERROR
-    except KeyboardInterrupt:  # while arguments were read, or a second one while the first was obeyed
         return INTERRUPTED
-    except BrokenPipeError:
-        return BROKEN_PIPE
+    _close_text(options, result)
+    return 0
+
+
+def process() -> NoReturn:
+    """One run as this process: what `llama-megakernel` and `python run_llama1b.py` both start."""
+    start(main)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

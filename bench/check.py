@@ -10,11 +10,8 @@ included.  The bound for the 1B program is 5 s and 1 GB on a 2-core machine.  Th
 
 from __future__ import annotations
 
-import argparse
 import json
-import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.pool import worker_pool
 from bench.record import host, resident_bytes
-from models.config import PRESETS
+from models.command import Parser, command, start, whole
+from models.config import LAYER_LIMIT, PRESETS
 from scheduler.build import build_program, make_shape
 from scheduler.check import check
 from scheduler.program import read_program
@@ -33,6 +32,7 @@ MODEL = "llama-3.2-1b"
 LAYERS = (1, 2, 4, 8, 16, 32, 64)
 SMS = 132
 CAPACITY = 4096
+MOST_REPEATS = 1000
 BOUND_SECONDS = 5.0
 BOUND_BYTES = 10**9
 
@@ -74,7 +74,7 @@ def measure_apart(layers: int, repeats: int) -> CheckRecord:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "check.program.npz"
         program.save(path)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with worker_pool(1) as pool:
             return pool.apply(measure, (path, layers, repeats))
 
 
@@ -96,11 +96,13 @@ def row(record: CheckRecord) -> str:
     )
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; exit 1 where the 1B program is over its bound."""
-    parser = argparse.ArgumentParser(prog="python -m bench.check", description="Time the proof of programs.")
-    parser.add_argument("--repeats", type=int, default=5, help="proofs per program (default %(default)s)")
-    parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS), help="layers of each program")
+    parser = Parser(prog="python -m bench.check", description="Time the proof of programs.")
+    parser.add_argument("--repeats", type=whole(1, MOST_REPEATS), default=5, help="proofs per program (default %(default)s)")
+    layers = whole(1, LAYER_LIMIT - 1)
+    parser.add_argument("--layers", type=layers, nargs="+", default=list(LAYERS), help="layers of each program")
     options = parser.parse_args(arguments)
     print(f"{MODEL} shapes, {SMS} SMs, context bucket {CAPACITY}\n{HEADER}")
     records = []
@@ -128,4 +130,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -30,7 +30,10 @@ from megakernel.geometry import COPIES
 from megakernel.gpu.backend import CHUNK
 from megakernel.loading import gpu_problem
 from models.checkpoint import open_checkpoint
-from models.errors import UserError
+from models.command import Parser, add_model, command, start, whole
+from models.config import SIZE_LIMIT
+from models.errors import UserError, writing
+from models.output import output_path, write_file
 from models.packed import PackedModel, pack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +41,7 @@ RESULTS = ROOT / "bench" / "results"
 CONTEXTS = (32, 96, 1024, 4096, 16384)
 TOKENS = 127
 RUNS = 5
+MOST_RUNS, MOST_ENDURANCE = 1000, 10**9
 
 
 def fitting_contexts(asked: Sequence[int] | None, tokens: int, longest: int) -> list[int]:
@@ -82,14 +86,15 @@ def positions(text: str) -> list[int]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.decode", description="Milliseconds a token against the read floor.")
-    parser.add_argument("--model", default="random:llama-3.2-1b", help="a checkpoint or random:<preset> (default %(default)s)")
+    parser = Parser(prog="python -m bench.decode", description="Milliseconds a token against the read floor.")
+    add_model(parser, default="random:llama-3.2-1b")
     parser.add_argument("--contexts", type=positions, help=f"separated by commas (default {','.join(map(str, CONTEXTS))})")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of a run (default %(default)s)")
-    parser.add_argument("--runs", type=int, default=RUNS, help="runs of each kind (default %(default)s)")
-    parser.add_argument("--endurance", type=int, default=0, help="also decode so many tokens on end, watching for drift")
+    parser.add_argument("--tokens", type=whole(1, SIZE_LIMIT), default=TOKENS, help="tokens of a run (default %(default)s)")
+    parser.add_argument("--runs", type=whole(1, MOST_RUNS), default=RUNS, help="runs of each kind (default %(default)s)")
+    endurance = whole(0, MOST_ENDURANCE)
+    parser.add_argument("--endurance", type=endurance, default=0, help="also decode so many tokens on end, watching for drift")
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "bench" / "results", help="folder of the record (default %(default)s)"
+        "--output", type=output_path, default=ROOT / "bench" / "results", help="folder of the record (default %(default)s)"
     )
     parser.add_argument("--commit", help="the commit measured, where git cannot tell")
     return parser
@@ -99,8 +104,6 @@ def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
     """The model, packed for the longest of the contexts; raises UserError where the request cannot be met."""
     if (problem := gpu_problem()) is not None:
         raise UserError(f"{problem}: this benchmark needs a GPU")
-    if options.runs < 1 or options.tokens < 1:
-        raise UserError(f"{options.runs} runs of {options.tokens} tokens: use at least 1")
     checkpoint = open_checkpoint(options.model)
     contexts = fitting_contexts(options.contexts, options.tokens, checkpoint.config.max_position)
     capacity = max(max(contexts) + options.tokens + 1, PROMPT + 2)
@@ -149,21 +152,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where the request cannot be met."""
     options = parser().parse_args(arguments)
-    try:
-        record = measure(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    options.output.mkdir(parents=True, exist_ok=True)
+    with writing(options.output):
+        options.output.mkdir(parents=True, exist_ok=True)
+    record = measure(options)
     path = options.output / record_name(record)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    with writing(path):
+        write_file(path, json.dumps(record, indent=1) + "\n")
     print(f"record: {path}")
     print(json.dumps(record))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,15 +24,20 @@ from pathlib import Path
 import safetensors
 import torch
 
+from bench.pool import interrupts_held
 from bench.record import resident_bytes
 from models.checkpoint import Checkpoint, SafetensorsSource, open_checkpoint
+from models.command import Parser, add_model, command, start, whole
+from models.config import SIZE_LIMIT
 from models.errors import UserError
+from models.output import output_path
 from models.packed import PackedModel, pack
 from models.random_weights import random_config
 from models.synthetic import write_synthetic
 from models.weights import expected_tensors
 
 MEGABYTE = 10**6
+MOST_SHARD_MB = 10**6
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -123,13 +127,17 @@ def report(record: LoadRecord) -> None:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.load", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="random:llama-3.2-1b", help="directory, hub id or random:<preset>")
+    parser = Parser(prog="python -m bench.load", description=(__doc__ or "").split("\n")[0])
+    add_model(parser, default="random:llama-3.2-1b")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of the packed weights")
-    parser.add_argument("--capacity", type=int, help="positions of the RoPE table (default: 8192, or the model's own limit)")
+    parser.add_argument(
+        "--capacity", type=whole(1, SIZE_LIMIT), help="positions of the RoPE table (default: 8192, or the model's own limit)"
+    )
     parser.add_argument("--synthetic", action="store_true", help="write a random:<preset> as a checkpoint first, and load that")
-    parser.add_argument("--shard-mb", type=int, default=1000, help="largest shard of --synthetic, in MB")
-    parser.add_argument("--directory", type=Path, help="where --synthetic writes (default: the system's temporary directory)")
+    parser.add_argument("--shard-mb", type=whole(1, MOST_SHARD_MB), default=1000, help="largest shard of --synthetic, in MB")
+    parser.add_argument(
+        "--directory", type=output_path, help="where --synthetic writes (default: the system's temporary directory)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -141,7 +149,8 @@ def run(options: argparse.Namespace) -> LoadRecord:
         arguments = (config, Path(directory), options.shard_mb * MEGABYTE)
         # in a process of its own, because the memory that writing takes would count towards the peak
         writer = multiprocessing.get_context("spawn").Process(target=write_synthetic, args=arguments)
-        writer.start()
+        with interrupts_held():
+            writer.start()
         writer.join()
         if writer.exitcode:
             raise UserError(f"{directory}: the synthetic checkpoint could not be written, see above; is the disk full?")
@@ -149,17 +158,14 @@ def run(options: argparse.Namespace) -> LoadRecord:
     return replace(record, model=f"{options.model} in shards of at most {options.shard_mb} MB")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when the bound is kept, 1 when it is not, 2 for bad input."""
-    try:
-        record = run(parse_arguments(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    record = run(parse_arguments(arguments))
     report(record)
     print(json.dumps(asdict(record)))
     return 0 if record.within_bound else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

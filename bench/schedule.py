@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import networkx
 
+from bench.pool import worker_pool
 from bench.record import host, resident_bytes
-from models.config import PRESETS
+from models.command import Parser, command, start, whole
+from models.config import PRESETS, SIZE_LIMIT
 from scheduler.build import DEFAULT_POLICY, make_shape, schedule
 from scheduler.check import require_valid
 from scheduler.limits import MAX_SMS
@@ -32,6 +32,7 @@ from scheduler.place import POLICIES
 BOUND_MODEL = "llama-3.2-1b"
 BOUND_SECONDS = 5.0
 BOUND_BYTES = 10**9
+MOST_REPEATS = 1000
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,16 @@ def row(record: ScheduleRecord) -> str:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.schedule", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m bench.schedule", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=list(PRESETS), default=list(PRESETS), help="presets")
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=[DEFAULT_POLICY], help="placements")
-    parser.add_argument("--sms", type=int, default=132, choices=range(1, MAX_SMS + 1), metavar="N", help="SMs (default 132)")
-    parser.add_argument("--bucket", type=int, default=4096, help="most past positions (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="programs made of each kind (default %(default)s)")
+    parser.add_argument("--sms", type=whole(1, MAX_SMS), default=132, help="SMs (default %(default)s)")
+    parser.add_argument("--bucket", type=whole(1, SIZE_LIMIT), default=4096, help="most past positions (default %(default)s)")
+    parser.add_argument("--repeats", type=whole(1, MOST_REPEATS), default=3, help="programs of each kind (default %(default)s)")
     return parser.parse_args(arguments)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; exit 1 where the 1B program is over its bound."""
     options = parse_arguments(arguments)
@@ -109,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = []
     for model in options.models:
         for policy in options.policies:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
+            with worker_pool(1) as pool:
                 records.append(pool.apply(measure, (model, policy, options.sms, options.bucket, options.repeats)))
             print(row(records[-1]), flush=True)
     within = all(record.within_bound for record in records if record.model == BOUND_MODEL)
@@ -128,4 +130,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,22 +23,26 @@ from bench.rig import Rig
 from megakernel.gpu.machine import GpuProgram
 from megakernel.loading import gpu_problem
 from models.checkpoint import open_checkpoint
+from models.command import Parser, add_model, command, start, whole
+from models.config import SIZE_LIMIT
 from models.errors import UserError, writing
+from models.output import output_path, write_file
 from models.packed import PackedModel, pack
-from scheduler.__main__ import DEFAULT_CAPACITY
+from scheduler.options import DEFAULT_CAPACITY
 from scheduler.timeline import Trace, measured_trace
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_RUNS = 1000
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.trace", description="Trace decode steps on the GPU.")
-    parser.add_argument("--model", default="random:llama-3.2-1b", help="a checkpoint or random:<preset> (default %(default)s)")
-    parser.add_argument("--position", type=int, default=96, help="of the first token (default %(default)s)")
-    parser.add_argument("--tokens", type=int, default=8, help="tokens of a launch (default %(default)s)")
-    parser.add_argument("--runs", type=int, default=9, help="launches of each kind (default %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("trace"), help="folder (default %(default)s)")
+    parser = Parser(prog="python -m bench.trace", description="Trace decode steps on the GPU.")
+    add_model(parser, default="random:llama-3.2-1b")
+    parser.add_argument("--position", type=whole(0, SIZE_LIMIT), default=96, help="of the first token (default %(default)s)")
+    parser.add_argument("--tokens", type=whole(1, SIZE_LIMIT), default=8, help="tokens of a launch (default %(default)s)")
+    parser.add_argument("--runs", type=whole(1, MOST_RUNS), default=9, help="launches of each kind (default %(default)s)")
+    parser.add_argument("-o", "--output", type=output_path, default=Path("trace"), help="folder (default %(default)s)")
     parser.add_argument("--commit", help="the commit measured, where git cannot tell")
     return parser
 
@@ -48,8 +51,6 @@ def load(options: argparse.Namespace) -> PackedModel:
     """The model, with a KV cache of the usual size or as much as the trace needs; raises UserError for what cannot be."""
     if (problem := gpu_problem()) is not None:
         raise UserError(f"{problem}: this command needs a GPU")
-    if options.runs < 1 or options.tokens < 1 or options.position < 0:
-        raise UserError("--runs and --tokens must be at least 1, --position at least 0")
     checkpoint = open_checkpoint(options.model)
     most, needed = checkpoint.config.max_position, options.position + options.tokens + 1
     if needed > most:
@@ -94,19 +95,17 @@ def measure(options: argparse.Namespace) -> tuple[Trace, dict[str, Any]]:
     }
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where the request cannot be met."""
     options = parser().parse_args(arguments)
-    try:
-        trace, record = measure(options)
-        path = options.output / "measured.npz"
-        with writing(options.output):
-            options.output.mkdir(parents=True, exist_ok=True)
-            trace.save(path)
-            (options.output / "cost.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with writing(options.output):
+        options.output.mkdir(parents=True, exist_ok=True)
+    trace, record = measure(options)
+    path = options.output / "measured.npz"
+    with writing(path):
+        trace.save(path)
+        write_file(options.output / "cost.json", json.dumps(record, indent=1) + "\n")
     plain, traced = record["ms_per_token"]["median"], record["traced_ms_per_token"]["median"]
     print(f"a token takes {plain:.4f} ms, {traced:.4f} ms with the trace: {record['cost']:+.1%}")
     print(f"now: python -m scheduler.timeline --trace {path} -o {options.output}")
@@ -115,4 +114,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

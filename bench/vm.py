@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,13 +25,15 @@ from megakernel.loading import DEFAULT_VM_SMS, DTYPES
 from megakernel.request import SamplingParams
 from megakernel.vm.backend import VmBackend
 from models.checkpoint import open_checkpoint
-from models.errors import UserError
+from models.command import Parser, add_model, command, real, start, whole
 from models.packed import PackedModel, pack
 from models.tape import PAGE_BYTES
 from scheduler.buckets import BucketPrograms
+from scheduler.limits import MAX_SMS
 
 CAPACITY = 128  # tokens: one KV page of the 1B shape
 READS = 3
+MOST_SECONDS = 1e6
 
 
 @dataclass(frozen=True)
@@ -128,29 +129,24 @@ def report(record: VmRecord) -> None:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.vm", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="random:llama-3.2-1b", help="directory, hub id or random:<preset>")
+    parser = Parser(prog="python -m bench.vm", description=(__doc__ or "").split("\n")[0])
+    add_model(parser, default="random:llama-3.2-1b")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the packed weights")
-    parser.add_argument("--sms", type=int, default=DEFAULT_VM_SMS, help="SMs to schedule for")
-    parser.add_argument("--tokens", type=int, default=4, help=f"tokens to time, 1 to {CAPACITY - 2}")
-    parser.add_argument("--limit", type=float, default=5.0, help="most seconds a token may take")
+    parser.add_argument("--sms", type=whole(1, MAX_SMS), default=DEFAULT_VM_SMS, help="SMs to schedule for")
+    parser.add_argument("--tokens", type=whole(1, CAPACITY - 2), default=4, help=f"tokens to time, 1 to {CAPACITY - 2}")
+    parser.add_argument("--limit", type=real(0.0, MOST_SECONDS), default=5.0, help="most seconds a token may take")
     return parser.parse_args(arguments)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when the limit is kept, 1 when it is not, 2 for bad input."""
     options = parse_arguments(arguments)
-    try:
-        if not 1 <= options.tokens <= CAPACITY - 2:
-            raise UserError(f"--tokens is {options.tokens}: choose 1 to {CAPACITY - 2}")
-        record = measure(options.model, options.dtype, options.sms, options.tokens, options.limit)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    record = measure(options.model, options.dtype, options.sms, options.tokens, options.limit)
     report(record)
     print(json.dumps(asdict(record)))
     return 0 if record.within_limit else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -7,11 +7,9 @@ prints that as JSON, for the Triton that is installed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -27,9 +25,10 @@ from megakernel.device.compat import OPTIONS
 from megakernel.device.context import Sizes
 from megakernel.device.kernel import RUNTIME_ARGUMENTS, WARPS, megakernel
 from megakernel.geometry import Geometry, make_geometry
+from models.command import Parser, add_model, command, start
 from models.errors import UserError
-from scheduler.__main__ import find_config
 from scheduler.buckets import BucketPrograms
+from scheduler.options import cache_capacity, find_config
 
 POINTERS = {
     "weights": "*bf16",
@@ -90,26 +89,25 @@ def describe(geometry: Geometry, **options: Any) -> dict[str, Any]:
     return {"triton": triton.__version__, **asdict(resources(kernel)), "seconds": seconds}
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where no program can be made."""
-    parser = argparse.ArgumentParser(prog="python -m megakernel.compile", description="Compile the kernel; no GPU is needed.")
-    parser.add_argument("--model", required=True, help="a preset, random:<preset>, or a directory with config.json")
+    parser = Parser(prog="python -m megakernel.compile", description="Compile the kernel; no GPU is needed.")
+    add_model(parser, required=True)
     parser.add_argument("--sms", type=int, default=132, help="streaming multiprocessors (default %(default)s)")
-    parser.add_argument("--capacity", type=int, default=2048, help="positions of the KV cache (default %(default)s)")
+    parser.add_argument("--capacity", type=int, help="positions of the KV cache (default 2048, or the model's)")
     parser.add_argument("--past", type=int, default=0, help="the position whose program is compiled (default %(default)s)")
     options = parser.parse_args(arguments)
-    try:
-        programs = BucketPrograms(find_config(options.model), options.sms, options.capacity, itemsize=2)
-        if not 0 <= options.past <= options.capacity:
-            raise UserError(f"position {options.past} in a KV cache of {options.capacity}: use 0 to {options.capacity}")
-        program = programs.program(programs.place(options.past))
-        geometry = make_geometry(program)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config = find_config(options.model)
+    capacity = cache_capacity(config, min(2048, config.max_position) if options.capacity is None else options.capacity)
+    programs = BucketPrograms(config, options.sms, capacity, itemsize=2)
+    if not 0 <= options.past <= capacity:
+        raise UserError(f"position {options.past} in a KV cache of {capacity}: use 0 to {capacity}")
+    program = programs.program(programs.place(options.past))
+    geometry = make_geometry(program)
     print(json.dumps({"model": options.model, "sms": options.sms, "slices": program.shape.slices, **describe(geometry)}))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

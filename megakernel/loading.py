@@ -12,21 +12,19 @@ from pathlib import Path
 
 import torch
 
-from instructions.shape import Shape
 from megakernel.engine import Engine
-from megakernel.host_memory import available_bytes, check_memory
+from megakernel.memory import available_bytes, check_memory, gpu_bytes, packing_bytes, vm_bytes
 from megakernel.vm.backend import VmBackend
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.errors import UserError
 from models.packed import pack
-from models.tape import PAGE_BYTES
 from models.weights import WeightSource, expected_tensors
 from scheduler.buckets import BucketPrograms
 from scheduler.build import DEFAULT_POLICY
+from scheduler.options import cache_capacity
 
 BACKENDS = ("auto", "gpu", "vm")
 DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-DEFAULT_CAPACITY = 4096  # tokens, where the model allows that many
 DEFAULT_VM_SMS = 4  # enough for every wait to be a wait for another SM; more only cost time
 KERNEL_CAPABILITY = (9, 0)
 
@@ -41,6 +39,7 @@ def load_engine(
     capacity: int | None = None,
     policy: str = DEFAULT_POLICY,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Engine:
     """An engine for a checkpoint directory, a hub id or "random:<preset>".
 
@@ -50,14 +49,17 @@ def load_engine(
     capacity: most tokens of a sequence, prompt and generated ones; None: 4096, or what the model allows if that is less.
     policy: how instructions are placed on SMs, a name in `scheduler.place`.
     progress: called with weights packed so far and weights in all.
+    checkpoint: the model, where it has been opened already.
 
     Raises UserError for anything that cannot be, with the mend.
     """
     chosen = choose_backend(backend)
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    checkpoint = open_checkpoint(model)
-    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], checked_capacity(checkpoint, capacity), sms, policy, progress)
+    if checkpoint is None:
+        checkpoint = open_checkpoint(model)
+    capacity = cache_capacity(checkpoint.config, capacity)
+    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress)
     return load_gpu(request) if chosen == "gpu" else load_vm(request)
 
 
@@ -115,7 +117,6 @@ def gpu_problem() -> str | None:
 def load_gpu(request: LoadRequest) -> Engine:
     """An engine on the GPU.  Triton is imported only here, so that the CPU machine runs without it."""
     from megakernel.gpu.backend import CHUNK, GpuBackend
-    from megakernel.gpu.memory import gpu_bytes
 
     if request.dtype != torch.bfloat16:
         raise UserError(f"the GPU backend runs bfloat16 weights, not {request.dtype}; leave dtype out, or use --backend vm")
@@ -136,36 +137,6 @@ def load_vm(request: LoadRequest) -> Engine:
     check_memory(request.model, vm_bytes(programs, request.checkpoint), available_bytes())
     model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
     return Engine(VmBackend(model, programs))
-
-
-def checked_capacity(checkpoint: Checkpoint, capacity: int | None) -> int:
-    """The capacity asked for, or the default; raises UserError for one that the model cannot have."""
-    limit = checkpoint.config.max_position
-    if capacity is None:
-        return min(limit, DEFAULT_CAPACITY)
-    if not 1 <= capacity <= limit:
-        raise UserError(f"a capacity of {capacity} tokens does not suit this model: choose 1 to {limit}")
-    return capacity
-
-
-def vm_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]:
-    """Host memory that the CPU machine takes, by part."""
-    shapes: list[Shape] = [programs.shape(bucket) for bucket in programs.sizes]
-    return {
-        **packing_bytes(programs, checkpoint),
-        "KV cache": shapes[0].cache_pages * PAGE_BYTES,
-        # fp32, an int64 epoch, and who stored it last: int32 SM, int64 number
-        "activations": sum(shape.arena_elements * (4 + 8 + 4 + 8) for shape in shapes),
-    }
-
-
-def packing_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]:
-    """Host memory that packing takes: the weights, and the largest tensor, which stands beside its packed copy."""
-    largest = max(math.prod(shape) for shape in expected_tensors(checkpoint.config).values())
-    return {
-        "weights": programs.shape(programs.capacity).tape.pages * PAGE_BYTES,
-        "largest tensor": largest * checkpoint.stored_dtype.itemsize,
-    }
 
 
 class CountedSource:

@@ -20,6 +20,7 @@ from scheduler.place import POLICIES
 from scheduler.program import Program, read_program
 
 DEFAULT_POLICY = "balanced"
+MAX_SLICES = MAX_SMS  # more than one a SM are never of use
 SLICE_PAGES = 4  # K pages of an attention slice, at least, where the context has so many
 
 
@@ -45,8 +46,8 @@ def make_shape(
     capacity, bucket = (ceil_div(positions, page) * page for positions in (capacity, bucket))
     if slices is None:
         slices = attention_slices(config, sms, bucket // page)
-    if slices < 1:
-        raise ScheduleError(f"{slices} attention slices; use at least 1")
+    if not 1 <= slices <= MAX_SLICES:
+        raise ScheduleError(f"{slices} attention slices; use 1 to {MAX_SLICES}")
     return Shape(config, itemsize, capacity, bucket, slices)
 
 

@@ -7,24 +7,29 @@ nothing in it is pickled.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from instructions.codec import MAX_SIGNALS, MAX_WAITS, NONE, WORDS, Scheduled, Word, decode, disassemble
+from instructions.codec import INT32_MAX, MAX_SIGNALS, MAX_WAITS, NONE, WORDS, Scheduled, Word, decode, disassemble
 from instructions.sample import Sample
 from instructions.shape import Shape
 from models.config import ModelConfig
 from models.errors import UserError
+from models.output import write_file
 from scheduler.errors import ProgramFormatError
+from scheduler.npz import open_arrays
 
 MAGIC = "megakernel-program"
 VERSION = 2
 ARRAYS = ("words", "starts", "targets", "uses")
+MOST_HEADER, MOST_TEXT = 64 * 1024, 200  # bytes, characters
+MOST_BYTES = 64 * 1024 * 1024  # of an array: half a million instructions, some fifty times those of a large model
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,11 +132,15 @@ class Program:
 
     def save(self, path: Path) -> None:
         """Write the program to a file, all of it or nothing."""
-        header = np.frombuffer(json.dumps(self.header()).encode(), dtype=np.uint8)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, header=header, **{name: getattr(self, name) for name in ARRAYS})
-        partial.replace(path)
+        save_arrays(path, self.header(), {name: getattr(self, name) for name in ARRAYS})
+
+
+def save_arrays(path: Path, header: dict[str, object], arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays and a header of JSON to one file, all of it or nothing."""
+    content = BytesIO()
+    members: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays}
+    np.savez_compressed(content, **members)
+    write_file(path, content.getvalue())
 
 
 def read_program(path: Path) -> Program:
@@ -140,11 +149,9 @@ def read_program(path: Path) -> Program:
     Raises ProgramFormatError for a file that is none, is damaged, or has another version.
     """
     try:
-        with zipfile.ZipFile(path):  # np.load would take other files of NumPy as well
-            pass
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(file["header"].tobytes())
-            arrays = {name: file[name] for name in ARRAYS}
+        with open_arrays(path) as file:
+            header = json.loads(file.array("header", MOST_HEADER).tobytes())
+            arrays = {name: file.array(name, MOST_BYTES) for name in ARRAYS}
     except FileNotFoundError:
         raise ProgramFormatError(f"{path}: no such program file; make one with `python -m scheduler`") from None
     except Exception as error:  # damage surfaces as nearly anything: zipfile, zlib, struct, JSON and NumPy each have their own
@@ -156,10 +163,26 @@ def read_program(path: Path) -> Program:
     check_arrays(path, arrays)
     try:
         config = ModelConfig.from_dict(header["config"])
-        numbers = [int(header[name]) for name in ("itemsize", "capacity", "bucket", "slices")]
-        return Program(Shape(config, *numbers), str(header["policy"]), int(header["ring"]), **arrays)
-    except (KeyError, TypeError, ValueError, UserError) as error:
-        raise ProgramFormatError(f"{path}: damaged header ({error!r}); make the program again") from None
+        numbers = [whole_number(header, name) for name in ("itemsize", "capacity", "bucket", "slices")]
+        return Program(Shape(config, *numbers), text(header, "policy"), whole_number(header, "ring"), **arrays)
+    except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:
+        raise ProgramFormatError(f"{path}: damaged header ({error}); make the program again") from None
+
+
+def whole_number(header: dict[str, Any], name: str) -> int:
+    """A number of the header, which like all numbers of a program fits 32 bits."""
+    value = header[name]
+    if type(value) is not int or not 0 <= value <= INT32_MAX:
+        raise ValueError(f"{name} is no whole number from 0 to {INT32_MAX}")
+    return value
+
+
+def text(header: dict[str, Any], name: str) -> str:
+    """A line of the header, fit to be shown."""
+    value = header[name]
+    if not isinstance(value, str) or not value.isprintable() or len(value) > MOST_TEXT:
+        raise ValueError(f"{name} is no line of text")
+    return value
 
 
 def check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from bench.compare.cli import main
+from models.command import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

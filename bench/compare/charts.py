@@ -6,12 +6,14 @@ Every engine is drawn alike; only rows less faithful than transformers' bf16 loo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.compare.engines import BASELINE
 from bench.compare.summary import Row, Speed, rows
 from models.errors import UserError
+from models.output import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +54,9 @@ def draw(record: Record, folder: Path) -> list[Path]:
                 continue
             for kind in ("png", "svg"):
                 written.append(folder / f"{name}.{kind}")
-                figure.savefig(written[-1], dpi=160, metadata={"Date": None} if kind == "svg" else None, facecolor="white")
+                content, metadata = BytesIO(), {"Date": None} if kind == "svg" else None
+                figure.savefig(content, format=kind, dpi=160, metadata=metadata, facecolor="white")
+                write_file(written[-1], content.getvalue())
             plt.close(figure)
     return written
 

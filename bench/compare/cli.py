@@ -25,11 +25,14 @@ from bench.compare.plan import Plan
 from bench.compare.prompts import Prompts, cut_prompts, draw_prompts
 from bench.compare.report import report, summary
 from bench.compare.session import Session
+from models.command import INTERRUPTED, Parser, add_model, command, note, real, whole
 from models.config import PRESETS, ModelConfig
-from models.errors import UserError
+from models.errors import UserError, writing
+from models.output import output_path, write_file
 
 SCORED_PROMPTS, SCORED_LENGTH = 4, 32
 SHARD_BYTES = 2 * 10**9
+SECONDS = real(0.0, 1e7)
 RECORD, REPORT = "comparison.json", "comparison.md"
 QUICK = {"contexts": (32, 512), "tokens": 64, "repeats": 3, "scored_tokens": 8}
 
@@ -37,12 +40,12 @@ Record = dict[str, Any]
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bench.compare",
         description="Latency and fidelity of several engines on one checkpoint, one GPU, batch size 1.",
     )
     add = parser.add_argument
-    add("--model", help="checkpoint directory in Hugging Face's layout, or a hub id")
+    add_model(parser)
     add("--engines", metavar="A,B", help="engines by name or module:Class (default: all; --quick: those that start fast)")
     add("--engine", action="append", default=[], metavar="NAME=PYTHON[:PATH]",
         help="the interpreter of an engine, and a folder for the front of its PYTHONPATH; may be repeated")  # fmt: skip
@@ -51,14 +54,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, help=f"rounds (default: {Plan.repeats})")
     add("--quick", action="store_true", help="two short contexts, 3 rounds, engines that start fast")
     add("--text", type=Path, help="cut the prompts from this file (default: random ids)")
-    add("--seed", type=int, default=Plan.seed, help="of the random ids (default: %(default)s)")
-    add("--start-timeout", type=float, default=Plan.start_timeout, help="seconds for an engine's start (default: %(default)s)")
-    add("--timeout", type=float, default=Plan.timeout, help="seconds for anything else it is asked (default: %(default)s)")
-    add("--time-limit", type=float, help="seconds after which no new round begins, scores and report included")
+    add("--seed", type=whole(0, 2**63 - 1), default=Plan.seed, help="of the random ids (default: %(default)s)")
+    add("--start-timeout", type=SECONDS, default=Plan.start_timeout, help="seconds for a start (default: %(default)s)")
+    add("--timeout", type=SECONDS, default=Plan.timeout, help="seconds for anything else it is asked (default: %(default)s)")
+    add("--time-limit", type=SECONDS, help="seconds after which no new round begins, scores and report included")
     add("--commit", help="the commit measured, where git cannot tell")
     add("--note", default="", help="a line for the record")
-    add("--output", type=Path, default=Path("comparison"), help="folder of record, report, charts and logs")
-    add("--write-random", type=Path, metavar="DIR", help="only write a checkpoint of made-up weights")
+    add("--output", type=output_path, default=Path("comparison"), help="folder of record, report, charts and logs")
+    add("--write-random", type=output_path, metavar="DIR", help="only write a checkpoint of made-up weights")
     add("--preset", choices=PRESETS, default="llama-3.2-1b", help="shape of --write-random (default: %(default)s)")
     add("--merge", type=Path, nargs="+", metavar="RECORD", help="only put records together, print and draw them")
     return parser.parse_args(arguments)
@@ -70,9 +73,10 @@ def write_random(directory: Path, preset: str) -> None:
 
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory}: is not empty, name a new folder")
-    directory.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    write_synthetic(PRESETS[preset], directory, SHARD_BYTES)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_synthetic(PRESETS[preset], directory, SHARD_BYTES)
     print(f"{directory}: {preset} written in {time.perf_counter() - began:.1f} s")
 
 
@@ -128,21 +132,22 @@ def split_contexts(text: str | None) -> tuple[int, ...] | None:
 def write(record: Record, folder: Path) -> None:
     """The record and the report."""
     text = json.dumps({**record, "summary": summary(record)})
-    draft = folder / (RECORD + ".new")
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(folder / RECORD)  # whole at every moment
-    (folder / REPORT).write_text(report(record), encoding="utf-8")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / RECORD, text + "\n")
+        write_file(folder / REPORT, report(record))
 
 
 def compare(options: argparse.Namespace) -> Record:
     """Run everything; the finished record is on disk as well."""
     specs = select(options.engines, options.engine, options.quick)
     plan = make_plan(options)
-    options.output.mkdir(parents=True, exist_ok=True)
+    with writing(options.output):
+        options.output.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
 
     def say(text: str) -> None:
-        print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
+        note(f"{time.monotonic() - began:6.0f} s  {text}")
 
     def save(run: Record) -> None:
         run["command"] = ["python", "-m", "bench.compare", *sys.argv[1:]]
@@ -165,6 +170,7 @@ def keep_logs(folder: Path, logs: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when at least one engine was measured, 1 when none was, 2 for bad input, 130 for an interrupt."""
     options = parse_arguments(arguments)
@@ -174,20 +180,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.merge:
             record = merged(options.merge)
-            options.output.mkdir(parents=True, exist_ok=True)
         elif options.model:
             record = compare(options)
         else:
             raise UserError("give --model DIR, --write-random DIR or --merge RECORD...")
         write(record, options.output)
         print(report(record), flush=True)
-        draw(record, options.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        with writing(options.output):
+            draw(record, options.output)
     except KeyboardInterrupt:
-        print(f"interrupted: what was measured is in {options.output}", file=sys.stderr)
-        return 130
+        note(f"interrupted: what was measured is in {options.output}")
+        return INTERRUPTED
     measured = summary(record)["rows"]
     medians = {row["name"]: {entry["context"]: entry["step"]["median"] for entry in row["speeds"]} for row in measured}
     print(json.dumps({"milliseconds_per_token": medians, "record": str(options.output / RECORD)}))

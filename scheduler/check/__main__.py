@@ -5,27 +5,22 @@ Exit 2 with one line for a file that holds no program.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
-from models.errors import UserError
+from models.command import Parser, command, start
 from scheduler.check import check
 from scheduler.program import read_program
 
 SHOWN = 20
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Check one saved program and print the verdict."""
-    parser = argparse.ArgumentParser(prog="python -m scheduler.check", description="Prove that a program cannot hang or race.")
+    parser = Parser(prog="python -m scheduler.check", description="Prove that a program cannot hang or race.")
     parser.add_argument("program", type=Path, help="a file written by `python -m scheduler`")
     path = parser.parse_args(arguments).program
-    try:
-        report = check(read_program(path))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = check(read_program(path))
     if report.valid:
         print(f"{path}: proven free of deadlocks and races: {report.summary}")
         return 0
@@ -38,4 +33,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from models.errors import UserError, writing
+from models.command import Parser, command, start
+from models.errors import writing
+from models.output import output_path, write_file
 from scheduler.costs import MACHINES
 from scheduler.draw.content import make_drawing
 from scheduler.draw.dot import dot
@@ -19,12 +20,12 @@ WRITERS = {"html": page, "svg": svg, "dot": dot}
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scheduler.draw", description="Draw a decode program: a page that opens offline, an SVG and a DOT file."
     )
     add_program_options(parser)
     parser.add_argument("--layer", type=int, help="draw this layer alone")
-    parser.add_argument("-o", "--output", type=Path, default=Path("drawing"), help="folder (default %(default)s)")
+    parser.add_argument("-o", "--output", type=output_path, default=Path("drawing"), help="folder (default %(default)s)")
     return parser
 
 
@@ -39,20 +40,17 @@ def run(options: argparse.Namespace) -> list[Path]:
         options.output.mkdir(parents=True, exist_ok=True)
         for suffix, text in WRITERS.items():
             written.append(options.output / f"{name}.{suffix}")
-            written[-1].write_text(text(drawing), encoding="utf-8")
+            write_file(written[-1], text(drawing))
     return written
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where nothing can be drawn."""
-    try:
-        for path in run(parser().parse_args(arguments)):
-            print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for path in run(parser().parse_args(arguments)):
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

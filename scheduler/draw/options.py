@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from models.command import add_model
 from models.errors import UserError
-from scheduler.__main__ import DEFAULT_CAPACITY, ITEMSIZES, find_config
 from scheduler.buckets import BucketPrograms
 from scheduler.build import DEFAULT_POLICY
 from scheduler.costs import MACHINES
+from scheduler.options import DEFAULT_CAPACITY, ITEMSIZES, cache_capacity, find_config
 from scheduler.place import POLICIES
 from scheduler.program import Program
 
@@ -17,7 +18,7 @@ DEFAULT_POSITION = 96
 
 def add_program_options(parser: argparse.ArgumentParser, model_required: bool = True) -> None:
     """Model, machine and position; the program is then the one that an engine would run there."""
-    parser.add_argument("--model", required=model_required, help="a preset, random:<preset>, or a directory with config.json")
+    add_model(parser, required=model_required)
     parser.add_argument("--sms", type=int, default=132, help="streaming multiprocessors (default %(default)s)")
     parser.add_argument("--position", type=int, default=DEFAULT_POSITION, help="positions cached (default %(default)s)")
     parser.add_argument("--capacity", type=int, help=f"positions of the cache (default {DEFAULT_CAPACITY}, or the model's)")
@@ -29,9 +30,10 @@ def add_program_options(parser: argparse.ArgumentParser, model_required: bool = 
 def program_of(options: argparse.Namespace) -> Program:
     """The proven program that an engine would run at the position asked for."""
     config = find_config(options.model)
-    capacity = options.capacity
-    if capacity is None:
-        capacity = min(max(DEFAULT_CAPACITY, options.position + 1), config.max_position)
+    if options.capacity is None and options.position >= DEFAULT_CAPACITY:
+        capacity = min(options.position + 1, config.max_position)
+    else:
+        capacity = cache_capacity(config, options.capacity)
     if not 0 <= options.position < capacity:
         raise UserError(f"--position {options.position}: a cache of {capacity} positions serves 0 to {capacity - 1}")
     programs = BucketPrograms(config, options.sms, capacity, ITEMSIZES[options.dtype], options.policy)

@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from models.command import Parser, add_model, command, start
 from models.errors import UserError
-from scheduler.__main__ import DEFAULT_CAPACITY, ITEMSIZES, find_config
 from scheduler.buckets import BucketPrograms
 from scheduler.build import schedule
 from scheduler.costs import MACHINES, MachineModel
 from scheduler.graph import critical_path
+from scheduler.options import DEFAULT_CAPACITY, ITEMSIZES, find_config
 from scheduler.place import POLICIES
 from scheduler.program import Program
 from scheduler.simulate import simulate
+
+SENSIBLE = {"bandwidth": (1e6, 1e18), "copies": (1, 10**6), "signal": (1e-12, 1.0)}  # beyond, a float overflows
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ def row(prediction: Prediction) -> str:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; the cost model's own numbers are the defaults."""
     model = MachineModel()
-    parser = argparse.ArgumentParser(prog="python -m scheduler.simulate", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="llama-3.2-1b", help="preset, or directory with config.json (default %(default)s)")
+    parser = Parser(prog="python -m scheduler.simulate", description=(__doc__ or "").split("\n")[0])
+    add_model(parser, default="random:llama-3.2-1b")
     parser.add_argument("--sms", type=int, default=132, help="streaming multiprocessors (default %(default)s)")
     parser.add_argument("--position", type=int, default=96, help="cached positions (default %(default)s)")
     parser.add_argument("--dtype", choices=list(ITEMSIZES), default="bf16", help="weight type (default %(default)s)")
@@ -107,6 +109,9 @@ def machine_of(options: argparse.Namespace) -> MachineModel:
     for name, value in changes.items():
         if not value > 0:
             raise UserError(f"--{name} {value}: use a number above 0")
+        least, most = SENSIBLE[name]
+        if not least <= value <= most:
+            raise UserError(f"--{name} {value}: use {least:g} to {most:g}")
     return replace(MACHINES[options.machine], **changes)
 
 
@@ -141,15 +146,12 @@ def run(options: argparse.Namespace) -> None:
     print(json.dumps(result))
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 2, with one line, for a request that makes no sense."""
-    try:
-        run(parse_arguments(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(parse_arguments(arguments))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

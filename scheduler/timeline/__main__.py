@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from models.command import Parser, command, start, whole
 from models.errors import UserError, writing
+from models.output import output_path, write_file
 from scheduler.costs import MACHINES
 from scheduler.draw.options import add_program_options, model_name, program_of
 from scheduler.timeline.anatomy import json_report, text_report
@@ -19,6 +20,8 @@ from scheduler.timeline.compare import comparison, comparison_lines
 from scheduler.timeline.picture import Window, write_picture
 from scheduler.timeline.simulated import simulated_trace
 from scheduler.timeline.trace import Trace, load_trace
+
+MOST_TOKENS = 100  # to simulate: each takes a megabyte, and about a second of a large model
 
 
 def window(text: str) -> Window:
@@ -31,15 +34,15 @@ def window(text: str) -> Window:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scheduler.timeline", description="Show where the time of a decode step goes: simulated, or measured."
     )
     add_program_options(parser, model_required=False)
     parser.add_argument("--trace", type=Path, help="a measured trace, in place of --model and what goes with it")
-    parser.add_argument("--tokens", type=int, default=3, help="tokens to simulate (default %(default)s)")
+    parser.add_argument("--tokens", type=whole(0, MOST_TOKENS), default=3, help="tokens to simulate (default %(default)s)")
     parser.add_argument("--window", type=window, default=Window(), metavar="US:US", help="part of the step in the picture")
     parser.add_argument("--path", action="store_true", help="draw the critical path into the picture")
-    parser.add_argument("-o", "--output", type=Path, default=Path("timeline"), help="folder (default %(default)s)")
+    parser.add_argument("-o", "--output", type=output_path, default=Path("timeline"), help="folder (default %(default)s)")
     return parser
 
 
@@ -50,8 +53,8 @@ def write_all(trace: Trace, title: str, options: argparse.Namespace) -> str:
     write_chrome(folder / f"{name}-timeline.json", trace, [token])
     write_picture(folder / f"{name}-timeline.png", title, trace, token, options.window, options.path)
     report = text_report(trace)
-    (folder / f"{name}-anatomy.txt").write_text(report, encoding="utf-8")
-    (folder / f"{name}-anatomy.json").write_text(json.dumps(json_report(trace), indent=1) + "\n", encoding="utf-8")
+    write_file(folder / f"{name}-anatomy.txt", report)
+    write_file(folder / f"{name}-anatomy.json", json.dumps(json_report(trace), indent=1) + "\n")
     return report
 
 
@@ -73,22 +76,20 @@ def run(options: argparse.Namespace) -> str:
     write_all(predicted, title, options)
     found = comparison(predicted, measured)
     lines = "\n".join(comparison_lines(found)) + "\n"
-    (options.output / "comparison.txt").write_text(lines, encoding="utf-8")
-    (options.output / "comparison.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_file(options.output / "comparison.txt", lines)
+    write_file(options.output / "comparison.json", json.dumps(found, indent=1) + "\n")
     return f"{report}\n{lines}"
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where nothing can be shown."""
     options = parser().parse_args(arguments)
-    try:
-        with writing(options.output):
-            print(run(options), end="")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with writing(options.output):
+        report = run(options)
+    print(report, end="")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

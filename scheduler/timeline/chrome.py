@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from instructions.codec import NONE, disassemble
+from models.output import write_file
 from scheduler.timeline.events import CONSUMER, INSTRUCTION, LOADER, Event, events
 from scheduler.timeline.pages import bandwidth
 from scheduler.timeline.trace import Point, Trace
@@ -125,7 +126,5 @@ def chrome_events(trace: Trace, tokens: Sequence[int] | None = None, found: Bind
 def write_chrome(path: Path, trace: Trace, tokens: Sequence[int] | None = None, found: Bindings | None = None) -> None:
     """Write the file, an event a line."""
     about = {"source": trace.source, "machine": trace.machine, "position": trace.past, "program": trace.program.policy}
-    with path.open("w", encoding="utf-8") as file:
-        file.write('{"displayTimeUnit":"ns","otherData":' + json.dumps(about) + ',"traceEvents":[\n')
-        file.write(",\n".join(json.dumps(event, separators=(",", ":")) for event in chrome_events(trace, tokens, found)))
-        file.write("\n]}\n")
+    lines = ",\n".join(json.dumps(event, separators=(",", ":")) for event in chrome_events(trace, tokens, found))
+    write_file(path, '{"displayTimeUnit":"ns","otherData":' + json.dumps(about) + f',"traceEvents":[\n{lines}\n]}}\n')

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models.errors import UserError
+from models.output import write_file
 from scheduler.draw.palette import COLOURS
 from scheduler.timeline.account import page_waits
 from scheduler.timeline.pages import bandwidth
@@ -131,4 +133,6 @@ def write_picture(
     path: Path, title: str, trace: Trace, token: int, window: Window | None = None, critical: bool = False
 ) -> None:
     """Write one step as a PNG (or whatever the suffix says); `critical` adds the critical path."""
-    figure(title, trace, token, window or Window(), critical).savefig(path)
+    content = BytesIO()
+    figure(title, trace, token, window or Window(), critical).savefig(content, format=path.suffix.removeprefix(".") or "png")
+    write_file(path, content.getvalue())

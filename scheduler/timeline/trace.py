@@ -21,9 +21,12 @@ import numpy as np
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, NONE, Scheduled, Word
 from instructions.sample import Sample
 from models.errors import UserError
-from scheduler.program import ARRAYS, Program, read_program
+from scheduler.npz import open_arrays
+from scheduler.program import ARRAYS, MOST_HEADER, Program, read_program, save_arrays, text, whole_number
 
 MAGIC = "megakernel-trace"
+SOURCES = ("simulated", "measured")  # they name files
+MOST_STAMPS = 1024**3  # bytes: more than a thousand tokens of a model with ten thousand instructions
 
 
 class Point(IntEnum):
@@ -163,28 +166,36 @@ class Trace:
         arrays["given"] = np.array(sorted(self.given), dtype=np.int64)
         if self.landings is not None:
             arrays["landings"] = self.landings
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)
-        partial.replace(path)
+        save_arrays(path, header, arrays)
 
 
 def load_trace(path: Path) -> Trace:
     """Read a saved trace; raises TraceError for a file that is none, ProgramFormatError where its program is damaged."""
     program = read_program(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(file["header"].tobytes())["trace"]
-            stamps, given = file["stamps"], frozenset(Point(int(point)) for point in file["given"])
-            landings = file.get("landings")
-        if header["magic"] != MAGIC:
+        with open_arrays(path) as file:
+            header = json.loads(file.array("header", MOST_HEADER).tobytes())["trace"]
+            stamps = file.array("stamps", MOST_STAMPS)
+            given = frozenset(Point(int(point)) for point in file.array("given", MOST_HEADER))
+            landings = file.array("landings", MOST_STAMPS) if "landings" in file else None
+        if header["magic"] != MAGIC or header["source"] not in SOURCES:
             raise ValueError("another format")
-        numbers = int(header["past"]), int(header["advance"])
-        trace = Trace(program, *numbers, header["source"], header["machine"], stamps, landings, given)
-    except (KeyError, ValueError, TypeError) as error:
+        numbers = whole_number(header, "past"), whole_number(header, "advance")
+        trace = Trace(program, *numbers, header["source"], text(header, "machine"), stamps, landings, given)
+        require_numbers(trace)
+    except Exception as error:  # as in `read_program`
         raise TraceError(f"{path}: not a saved trace or damaged ({error}); trace again") from None
     check_stamps(trace)
     return trace
+
+
+def require_numbers(trace: Trace) -> None:
+    """Raise ValueError for arrays that are none of a trace."""
+    arrays = [trace.stamps, *([] if trace.landings is None else [trace.landings])]
+    if any(array.dtype != np.int64 or len(array.shape) != wide for array, wide in zip(arrays, (3, 2), strict=False)):
+        raise ValueError("arrays of the wrong type")
+    if not trace.tokens or trace.landings is not None and len(trace.landings) != trace.tokens:
+        raise ValueError("arrays of the wrong size")
 
 
 def from_stamps(

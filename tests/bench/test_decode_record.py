@@ -61,7 +61,7 @@ def test_data_sheets() -> None:
 def test_options() -> None:
     options = parser().parse_args(["--contexts", "1,20,300"])
     assert (options.contexts, options.tokens) == ([1, 20, 300], TOKENS)
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="--contexts: invalid"):
         parser().parse_args(["--contexts", "many"])
 
 

@@ -79,8 +79,8 @@ def test_one_token_has_no_time_per_token(capsys: pytest.CaptureFixture[str]) -> 
 def test_all_arguments_reach_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
     loader = Loader(FakeEngine(ids_of("x")))
     argv = ["--prompt=A", "--max-tokens=7", "--temperature=0.5", "--top-k=3", "--top-p=0.25", "--seed=9", "--sms=4"]
-    assert run_llama1b.main([*argv, "--backend=vm", f"--model={BUNDLED}"], loader) == 0
-    assert loader.asked == {"model": str(BUNDLED), "backend": "vm", "sms": 4}
+    assert run_llama1b.main([*argv, "--backend=vm", "--context=99", f"--model={BUNDLED}"], loader) == 0
+    assert loader.asked == {"model": str(BUNDLED), "backend": "vm", "sms": 4, "capacity": 99}
     expected = SamplingParams(temperature=0.5, top_k=3, top_p=0.25, seed=9, stop_token_ids=(EOS,))
     assert loader.engine.started == ([0, *ids_of("A")], 7, expected)
     assert loader.engine.closed
@@ -172,3 +172,42 @@ def test_a_model_without_its_text_files(capsys: pytest.CaptureFixture[str], tmp_
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {tmp_path} has no {missing}: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_a_model_says_cannot_command_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    said = " a\x1b[2Jb\tc\nd\x9b"
+    _, out, _ = run(capsys, FakeEngine(ids_of(said)), "--prompt", "A")
+    assert out == (" a[2Jb\tc\nd" if terminal else said) + "\n"
+
+
+@pytest.mark.parametrize(("context", "line"), [("0", "--context must be 1"), ("2049", "for 2048 tokens, ask for 1 to 2048")])
+def test_a_context_beyond_the_model_is_refused_before_it_is_loaded(
+    capsys: pytest.CaptureFixture[str], context: str, line: str
+) -> None:
+    loader = Loader(FakeEngine(ids_of("x")))
+    assert run_llama1b.main(["--prompt", "A", "--context", context], loader) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and line in captured.err and captured.err.count("\n") == 1
+    assert loader.asked == {}
+
+
+def test_a_checkpoint_is_opened_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine gets what the tokenizer was found with: reading headers again takes time, and files may have changed."""
+    from megakernel.loading import load_engine
+    from models import checkpoint
+
+    opened: list[object] = []
+    read = checkpoint._read_headers
+
+    def watched(directory: Path) -> Any:
+        opened.append(directory)
+        return read(directory)
+
+    monkeypatch.setattr(checkpoint, "_read_headers", watched)
+    argv = ["--prompt", "A", "--max-tokens", "1", "--backend", "vm", "--context", "40"]
+    assert run_llama1b.main(argv, load_engine) == 0
+    assert opened == [BUNDLED]

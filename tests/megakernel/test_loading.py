@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from megakernel import loading
-from megakernel.host_memory import available_bytes, check_memory
 from megakernel.loading import load_engine
+from megakernel.memory import available_bytes, check_memory
 from models.errors import UserError
 from tests.support.configs import MAX_POSITION, save_checkpoint
 
@@ -98,8 +98,8 @@ def test_a_model_that_does_not_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -
     """The 1B shape: 1.24e9 weights and 16 * 8 * 2 * 64 K and V values a position, 2 bytes each."""
     monkeypatch.setattr(loading, "available_bytes", lambda: 10**9)
     message = refused(monkeypatch, "random:llama-3.2-1b", backend="vm", capacity=40_000)
-    parts = "weights 2.47, KV cache 1.31, largest tensor 0.53, activations 0.04"
-    assert message.startswith(f"random:llama-3.2-1b needs 4.35 GB of memory ({parts}), 1.00 GB are available: ")
+    parts = "weights 2.47, KV cache 1.31, largest tensor 0.53, activations 0.07"
+    assert message.startswith(f"random:llama-3.2-1b needs 4.38 GB of memory ({parts}), 1.00 GB are available: ")
 
 
 def test_memory_figures() -> None:
@@ -111,13 +111,60 @@ def test_memory_figures() -> None:
 
 
 def test_available_memory_is_read_from_meminfo(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    assert available_bytes(meminfo) is None
+    meminfo = tmp_path / "proc" / "meminfo"
+    meminfo.parent.mkdir()
+    assert available_bytes(tmp_path) is None
     meminfo.write_text("MemTotal:       100 kB\nMemFree:  5 kB\nMemAvailable:    42 kB\n")
-    assert available_bytes(meminfo) == 42 * 1024
+    assert available_bytes(tmp_path) == 42 * 1024
     meminfo.write_text("MemTotal:       100 kB\n")
-    assert available_bytes(meminfo) is None
-    assert available_bytes() is None or available_bytes() > 2**20  # type: ignore[operator]
+    assert available_bytes(tmp_path) is None
+    found = available_bytes()
+    assert found is None or found > 2**20
+
+
+def write_group(folder: Path, limit: object, usage: int, stat: str = "", *, version: int = 2) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for name, content in zip((*names, "memory.stat"), (limit, usage, stat), strict=True):
+        (folder / name).write_text(f"{content}\n")
+
+
+def in_group(root: Path, line: str) -> None:
+    """A machine with 100 GB of memory, and a process in a control group."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "meminfo").write_text("MemAvailable: 100000000 kB\n")
+    (root / "proc" / "self" / "cgroup").write_text(line + "\n")
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
+    """Of 2 GB, 1.5 are used; but 0.3 of these only cache files, which the kernel gives up first."""
+    in_group(tmp_path, "0::/")
+    group = tmp_path / "sys/fs/cgroup"
+    cached = "anon 1000000000\ninactive_file 200000000\nactive_file 100000000\nshmem 5"
+    write_group(group, 2_000_000_000, 1_500_000_000, cached)
+    assert available_bytes(tmp_path) == 800_000_000
+    write_group(group, 1_000_000_000, 1_500_000_000)
+    assert available_bytes(tmp_path) == 0
+    write_group(group, "max", 1_500_000_000)
+    assert available_bytes(tmp_path) == 100_000_000 * 1024
+
+
+def test_the_narrowest_of_all_groups_counts(tmp_path: Path) -> None:
+    in_group(tmp_path, "0::/system.slice/a.service")
+    mount = tmp_path / "sys/fs/cgroup"
+    write_group(mount / "system.slice" / "a.service", 9_000_000_000, 1_000_000_000)
+    write_group(mount / "system.slice", 6_000_000_000, 1_000_000_000)
+    assert available_bytes(tmp_path) == 5_000_000_000
+
+
+@pytest.mark.parametrize("folder", ["docker/0123", ""])
+def test_the_first_version_of_control_groups(tmp_path: Path, folder: str) -> None:
+    """Within a container the mount is the container's own group, whatever the path is called outside."""
+    in_group(tmp_path, "9:cpu,cpuacct:/docker/0123\n4:memory:/docker/0123\n0::/docker/0123")
+    mount = tmp_path / "sys/fs/cgroup/memory"
+    write_group(mount, 2**63 - 4096, 5, version=1)
+    write_group(mount / folder, 3_000_000_000, 1_000_000_000, "inactive_file 7\ntotal_inactive_file 400000000", version=1)
+    assert available_bytes(tmp_path) == 2_400_000_000
 
 
 def test_the_type_of_the_weights(checkpoint: Path) -> None:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
+from bench.pool import worker_pool
+from models.command import Parser, command, note, start, whole
 from tests.mutations.campaign import Tally, Task, run_task
 from tests.mutations.kinds import KINDS
 
@@ -36,7 +36,7 @@ def tasks_for(options: argparse.Namespace) -> list[Task]:
 
 def run_all(tasks: list[Task], jobs: int) -> Iterator[tuple[dict[str, Tally], list[str]]]:
     """The outcome of every task, as they come, from some processes."""
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with worker_pool(jobs) as pool:
         yield from pool.imap_unordered(run_task, tasks)
 
 
@@ -61,20 +61,21 @@ def line(name: str, tally: Tally) -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description="Plant faults for the schedule checker.")
-    parser.add_argument("--mutants", type=int, default=11_000, help="about how many to make (default %(default)s)")
+    parser = Parser(prog="python -m tests.mutations", description="Plant faults for the schedule checker.")
+    parser.add_argument("--mutants", type=whole(1, 10**8), default=11_000, help="about how many to make (default %(default)s)")
     parser.add_argument(
-        "--runs", type=int, default=8, help="interleavings an accepted mutant is run under (default %(default)s)"
+        "--runs", type=whole(0, 10**6), default=8, help="interleavings an accepted mutant is run under (default %(default)s)"
     )
     parser.add_argument(
-        "--probe", type=int, default=20, help="try every n-th rejected mutant too; 0: none (default %(default)s)"
+        "--probe", type=whole(0, 10**8), default=20, help="try every n-th rejected mutant too; 0: none (default %(default)s)"
     )
-    parser.add_argument("--wide", type=int, default=1, help="programs for 132 SMs among them (default %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument("--wide", type=whole(0, 10**8), default=1, help="programs for 132 SMs among them (default %(default)s)")
+    parser.add_argument("--jobs", type=whole(1, 1024), default=os.cpu_count() or 1, help="processes (default %(default)s)")
+    parser.add_argument("--seed", type=whole(0, 10**9), default=0, help="default %(default)s")
     return parser.parse_args(arguments)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign."""
     options = parse(arguments)
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tallies[kind].add(tally)
         complaints += wrong
         made = sum(tally.made for tally in tallies.values())
-        print(f"{done} of {len(tasks)} programs, {made} mutants, {len(complaints)} wrong", file=sys.stderr)
+        note(f"{done} of {len(tasks)} programs, {made} mutants, {len(complaints)} wrong")
     total = print_table(tallies)
     print("\n".join(["", *complaints]))
     result = {"benchmark": "mutations", "seed": options.seed, "runs": options.runs, "programs": len(tasks)}
@@ -95,4 +96,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import time
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,3 +228,114 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="no space left"):
         small_program("mha", 3).save(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"policy": "a\x1b[2J"}, {"policy": 3}, {"policy": "x" * 1000}, {"ring": True}, {"ring": 4.0}]
+)
+def test_what_is_no_value_of_the_header(tmp_path: Path, change: dict[str, Any]) -> None:
+    assert "damaged header" in refusal(write(tmp_path / "bad.npz", small_program("gqa2", 3).header() | change))
+
+
+def write_text(path: Path, header: str) -> Path:
+    """A program file whose header is any text."""
+    program = small_program("gqa2", 3)
+    np.savez(path, header=np.frombuffer(header.encode(), np.uint8), **{name: getattr(program, name) for name in ARRAYS})
+    return path
+
+
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999", "9" * 400, "9" * 5000, "-1", str(2**31)])
+@pytest.mark.parametrize("name", ["capacity", "ring", "num_layers", "rms_eps"])
+def test_numbers_that_no_header_holds(tmp_path: Path, name: str, number: str) -> None:
+    """All but a large but finite epsilon, which is a number like any other."""
+    header = json.loads(json.dumps(small_program("gqa2", 3).header()))
+    (header["config"] if name in header["config"] else header)[name] = "HERE"
+    path = write_text(tmp_path / "bad.npz", json.dumps(header).replace('"HERE"', number))
+    if (name, number) == ("rms_eps", str(2**31)):
+        read_program(path)
+    else:
+        assert str(path) in refusal(path)
+
+
+@pytest.mark.parametrize("header", ["[" * 30_000, '{"a":' * 10_000, " " * 70_000, "\xff", '{"magic": "\\ud800'])
+def test_headers_that_are_no_json(tmp_path: Path, header: str) -> None:
+    assert "make it again" in refusal(write_text(tmp_path / "bad.npz", header))
+
+
+@pytest.mark.parametrize("make", [lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "program.npz")
+    begun = time.perf_counter()
+    assert "no regular file" in refusal(tmp_path / "program.npz")
+    assert time.perf_counter() - begun < 1.0
+
+
+def array_file(shape: str, data: bytes, kind: str = "<i4") -> bytes:
+    """An `.npy` file that claims a shape."""
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}"
+    padded = text + " " * (63 - (len(text) + 10) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode() + data
+
+
+def write_members(path: Path, **changed: bytes) -> Path:
+    """A good program with other bytes for some of its members."""
+    good = io.BytesIO()
+    program = small_program("gqa2", 3)
+    header = np.frombuffer(json.dumps(program.header()).encode(), np.uint8)
+    np.savez(good, header=header, **{name: getattr(program, name) for name in ARRAYS})
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, changed.get(name.removesuffix(".npy"), source.read(name)))
+    return path
+
+
+def test_members_may_be_written_anew(tmp_path: Path) -> None:
+    """What the next test damages is sound to begin with."""
+    words = small_program("gqa2", 3).words
+    path = write_members(tmp_path / "good.npz", words=array_file(str(words.shape), words.tobytes()))
+    assert same(load_program(path), small_program("gqa2", 3))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        array_file("(1000000000000, 32)", b""),
+        array_file("(100000, 100000, 32)", b"\0" * 64),
+        array_file("(-1, -32)", b"\0" * 128),
+        array_file("(1, 32)", b"\0" * 256),
+        array_file("(" + "9" * 4000 + ",)", b""),
+        array_file("(" * 4000, b""),
+        array_file("(0, 32)", b"", "|O"),
+        array_file("(2097152, 32)", b"\0" * 2**28),  # a zip bomb: a quarter of a megabyte that becomes a thousand times as much
+    ],
+    ids=range(8),
+)
+def test_arrays_that_claim_more_than_there_is(tmp_path: Path, words: bytes) -> None:
+    """Refused before the memory is taken."""
+    import tracemalloc
+
+    path = write_members(tmp_path / "bad.npz", words=words)
+    del words
+    tracemalloc.start()
+    try:
+        assert "make it again" in refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_directory_of_very_many_members(tmp_path: Path) -> None:
+    path = tmp_path / "many.npz"
+    small_program("gqa2", 3).save(path)
+    with zipfile.ZipFile(path, "a") as file:
+        for number in range(100):
+            file.writestr(f"{number}", b"")
+    assert "more than 32" in refusal(path)
+
+
+def test_a_comment_cannot_hide_another_directory(tmp_path: Path) -> None:
+    path = tmp_path / "comment.npz"
+    small_program("gqa2", 3).save(path)
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = b"x" * 30
+    refusal(path)

@@ -124,7 +124,13 @@ def test_the_scheduler_command_reads_a_directory(tmp_path: Path, capsys: pytest.
     [
         (["--model", "nowhere"], "neither a directory nor a preset"),
         (["--model", "random:nothing"], "neither a directory nor a preset"),
+        (["--model", ""], "--model is empty"),
         (["--model", "llama-3.2-1b", "--sms", "201"], "201 SMs asked for"),
+        (["--model", "llama-3.2-1b", "--sms", "4", "--capacity", "99999999999"], "choose 1 to 131072"),
+        (["--model", "llama-3.2-1b", "--sms", "4", "--slices", "999999999"], "use 1 to 200"),
+        (["--model", "llama-3.2-1b", "--sms", "4", "--bucket", "64", "-o", ""], "is empty: name a place"),
+        (["--model", "llama-3.2-1b", "--sms", "4", "--bucket", "64", "-o", "/dev/null"], "is a device, not a file"),
+        (["--model", "llama-3.2-1b", "--sms", "4", "--bucket", "64", "-o", "/"], "is a folder, not a file"),
         (["--model", "llama-3.2-1b", "--sms", "4", "--bucket", "0"], "a context bucket of 0"),
         (["--model", "llama-3.2-1b", "--sms", "4", "--bucket", "64", "--ring", "30"], "bytes of shared memory"),
         (["--model", "llama-3.2-1b", "--sms", "4", "--bucket", "64", "--ring", "0"], "a ring of 0 pages"),

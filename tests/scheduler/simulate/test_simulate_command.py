@@ -43,6 +43,11 @@ def test_a_slower_machine_is_slower(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model", str(BUNDLED), "--position", "2048"], "positions 0 to 2047"),
         (["--model", str(BUNDLED), "--sms", "201"], "201 SMs"),
         (["--model", str(BUNDLED), "--bandwidth", "0"], "--bandwidth 0.0: use a number above 0"),
+        (["--model", str(BUNDLED), "--bandwidth", "5e-324"], "--bandwidth 5e-324: use 1e+06 to 1e+18"),
+        (["--model", str(BUNDLED), "--bandwidth", "nan"], "--bandwidth nan: use a number above 0"),
+        (["--model", str(BUNDLED), "--signal", "inf"], "--signal inf: use 1e-12 to 1"),
+        (["--model", str(BUNDLED), "--copies", "99999999999"], "--copies 99999999999: use 1 to 1e+06"),
+        (["--model", str(BUNDLED), "--position", "99999999999"], "positions 0 to 2047"),
     ],
 )
 def test_a_wrong_request_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from megakernel.stamps import Point as KernelPoint
 from models.errors import UserError
+from scheduler.program import ARRAYS, save_arrays
 from scheduler.timeline import Point, Trace, TraceError, load_trace
 from scheduler.timeline.trace import CONSUMER
 from tests.support.timeline_cases import ORIGIN, POSITION, measured, random_stamps, small_program, small_trace
@@ -130,3 +131,46 @@ def test_files_that_hold_no_trace(tmp_path: Path) -> None:
         load_trace(path)
     with pytest.raises(UserError, match="no such"):
         load_trace(tmp_path / "nowhere.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"source": "../../elsewhere"}, "another format"),  # it names the files that are drawn
+        ({"machine": "\x1b[2J"}, "machine"),
+        ({"past": -1}, "past"),
+        ({"advance": float("inf")}, "advance"),
+    ],
+)
+def test_headers_that_no_trace_has(tmp_path: Path, change: dict[str, object], named: str) -> None:
+    trace = small_trace()
+    about = {"magic": "megakernel-trace", "past": 0, "advance": 1, "source": "measured", "machine": "m"}
+    arrays = {name: getattr(trace.program, name) for name in ARRAYS}
+    arrays |= {"stamps": trace.stamps, "given": np.array(sorted(trace.given), dtype=np.int64)}
+    save_arrays(tmp_path / "good.npz", trace.program.header() | {"trace": about}, arrays)
+    load_trace(tmp_path / "good.npz")
+    save_arrays(tmp_path / "bad.npz", trace.program.header() | {"trace": about | change}, arrays)
+    with pytest.raises(TraceError, match=f"not a saved trace or damaged .*{named}"):
+        load_trace(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(
+    ("changed", "wrong"),
+    [
+        ("stamps", np.zeros(3)),
+        ("stamps", np.zeros((0, 0, 0), dtype=np.int64)),
+        ("stamps", np.array([[["a"]]])),
+        ("landings", np.zeros(3)),
+        ("landings", np.zeros((99, 1), dtype=np.int64)),
+        ("given", np.array([99])),
+        ("given", np.array(["a"])),
+    ],
+)
+def test_arrays_that_no_trace_has(tmp_path: Path, changed: str, wrong: np.ndarray) -> None:
+    trace = small_trace()
+    trace.save(tmp_path / "good.npz")
+    with np.load(tmp_path / "good.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "bad.npz", **(arrays | {changed: wrong}))
+    with pytest.raises(TraceError, match="bad.npz"):
+        load_trace(tmp_path / "bad.npz")

@@ -1,0 +1,129 @@
+"""What memory a model will take, on the host and on a GPU, and whether it is there: asked before any of it is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from instructions.shape import Shape
+from megakernel.geometry import COUNTER_STRIDE
+from models.checkpoint import Checkpoint
+from models.errors import UserError
+from models.tape import PAGE_BYTES
+from models.weights import expected_tensors
+from scheduler.buckets import BucketPrograms
+
+GIGABYTE = 10**9
+GPU_SLACK = 256 * 1024 * 1024  # bytes for the kernel's code, the programs' words and the CUDA context's own needs
+ROOT = Path("/")
+RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")  # of a group's memory, what the kernel gives up first
+
+
+def gpu_bytes(programs: BucketPrograms) -> dict[str, int]:
+    """GPU memory that a model and its programs take, by part."""
+    shapes = [programs.shape(bucket) for bucket in programs.sizes]
+    first = shapes[0]
+    return {
+        "weights": first.tape.pages * PAGE_BYTES,
+        "KV cache": first.cache_pages * PAGE_BYTES,
+        "activations": sum(4 * shape.arena_elements for shape in shapes),
+        "tables": 4 * (first.tape.constant_count + programs.capacity * (first.head_rows + 1)),
+        "counters": len(shapes) * programs.program(0).counters * COUNTER_STRIDE * 4,
+        "slack": GPU_SLACK,
+    }
+
+
+def vm_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]:
+    """Host memory that the CPU machine takes, by part."""
+    shapes: list[Shape] = [programs.shape(bucket) for bucket in programs.sizes]
+    return {
+        **packing_bytes(programs, checkpoint),
+        "KV cache": shapes[0].cache_pages * PAGE_BYTES,
+        # fp32, an int64 epoch, and who stored it last: int32 SM, int64 number
+        "activations": sum(shape.arena_elements * (4 + 8 + 4 + 8) for shape in shapes),
+    }
+
+
+def packing_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]:
+    """Host memory that packing takes: the weights, and the largest tensor, which stands beside its packed copy."""
+    largest = max(math.prod(shape) for shape in expected_tensors(checkpoint.config).values())
+    return {
+        "weights": programs.shape(programs.capacity).tape.pages * PAGE_BYTES,
+        "largest tensor": largest * checkpoint.stored_dtype.itemsize,
+    }
+
+
+def check_memory(model: str, needs: Mapping[str, int], available: int | None, kind: str = "memory") -> None:
+    """Refuse a model that needs more bytes than are available; raises UserError with the figures, largest first."""
+    total = sum(needs.values())
+    if available is None or total <= available:
+        return
+    parts = ", ".join(f"{name} {needs[name] / GIGABYTE:.2f}" for name in sorted(needs, key=lambda name: -needs[name]))
+    raise UserError(
+        f"{model} needs {total / GIGABYTE:.2f} GB of {kind} ({parts}), {available / GIGABYTE:.2f} GB are available: "
+        "free some, or choose a smaller model or capacity"
+    )
+
+
+def available_bytes(root: Path = ROOT) -> int | None:
+    """Memory that this process can use without swapping; None where that is not to be known.
+
+    The least of what Linux estimates for the whole machine and of what is left of each limit that a container or a service
+    sets: the control groups of this process and all those above it.  `root` is where `proc` and `sys` are found.
+    """
+    figures = [free for free in (machine_bytes(root), *group_bytes(root)) if free is not None]
+    return min(figures, default=None)
+
+
+def machine_bytes(root: Path) -> int | None:
+    """Memory that is free, or could be at once, on the whole machine."""
+    for line in lines_of(root / "proc/meminfo"):
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def group_bytes(root: Path) -> Iterator[int | None]:
+    """What each control group that this process is in leaves of its limit, under version 2 and version 1 alike."""
+    for line in lines_of(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
+                yield from (left(group, "memory.max", "memory.current", "") for group in groups(root / mount, path))
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            yield from (left(group, *names) for group in groups(root / "sys/fs/cgroup/memory", path))
+
+
+def groups(mount: Path, path: str) -> Iterator[Path]:
+    """The folders of a group and of all above it.  In a container those of the host are not there; its own is the mount."""
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    for depth in range(len(parts), -1, -1):
+        yield mount.joinpath(*parts[:depth])
+
+
+def left(group: Path, limit_name: str, usage_name: str, prefix: str) -> int | None:
+    """Bytes that a group may still take; None where it has no limit.  Files that the kernel only caches do not count."""
+    limit, usage = number(group / limit_name), number(group / usage_name)
+    if limit is None or usage is None:
+        return None
+    names = {prefix + name for name in RECLAIMABLE}
+    rows = (line.split() for line in lines_of(group / "memory.stat"))
+    cached = sum(int(row[1]) for row in rows if len(row) == 2 and row[0] in names)
+    return max(0, limit - max(0, usage - cached))
+
+
+def number(path: Path) -> int | None:
+    """The number in a file; None for a word such as "max", or for no file."""
+    text = "".join(lines_of(path)).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file; none of one that cannot be read."""
+    try:
+        return path.read_text().splitlines()
+    except (OSError, ValueError):
+        return []
