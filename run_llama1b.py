@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import models
 from megakernel.request import SamplingParams
-from models.command import INTERRUPTED, Parser, add_model, command, note, start, terminal_safe
+from models.command import INTERRUPTED, Parser, add_model, command, note, start
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -208,6 +208,8 @@ def run(options: Options, load: LoadEngine | None, result: Result) -> None:
 
 
 def generate(engine: Engine, text: TextCodec, options: Options, result: Result) -> None:
+    from megakernel.text import terminal_safe
+
     detokenizer = text.detokenizer(result.prompt_token_ids)
     shown = terminal_safe if sys.stdout.isatty() else str  # what a model says must not command a terminal
 

@@ -6,12 +6,14 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.pool import Pool
 
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
     """Processes started within it never see Ctrl-C, for they begin as this thread is; this process sees it afterwards."""
+    resource_tracker.ensure_running()  # as it starts, it lets the signal through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

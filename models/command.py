@@ -26,7 +26,6 @@ USER_ERROR, BROKEN_PIPE = 2, 141  # the latter as a shell reports SIGPIPE
 LONGEST_COMPLAINT = 500  # characters about arguments, which may be of any length
 CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)))
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-UNSAFE = {code: None for code in CONTROLS if chr(code) not in "\n\t"}
 
 P = ParamSpec("P")
 
@@ -92,15 +91,10 @@ def shortened(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
-def terminal_safe(text: str) -> str:
-    """Text without control characters but line feed and tab, so that it can neither colour nor command a terminal."""
-    return text.translate(UNSAFE)
-
-
 def note(line: str) -> None:
-    """Says something on stderr.  Where that cannot be written nobody is listening, and the command goes on."""
+    """Says a line on stderr, without what a terminal obeys.  Where that cannot be written nobody is listening, and the command goes on."""
     try:
-        print(terminal_safe(line), file=sys.stderr, flush=True)
+        print(line.translate(CONTROLS), file=sys.stderr, flush=True)
     except OSError:
         silence(sys.stderr)
 
