@@ -1,5 +1,5 @@
 """Builds the wheel, installs it into an environment of its own, and uses it there: every package imports, the bundled model and
-what drawings are made with are whole, and the command starts.
+what drawings are made with are whole, the command starts, and what only a checkout runs was left out.
 
 The new environment sees the libraries of the one that runs this file, so nothing is downloaded but what builds the wheel.
 """
@@ -18,7 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ("models/bundled", "scheduler/draw/assets")
-PACKAGES = ("models", "instructions", "scheduler", "megakernel", "bench", "run_llama1b")
+PACKAGES = ("models", "instructions", "scheduler", "megakernel", "run_llama1b")
+LEFT_OUT = ("bench", "tests", "scripts")  # a checkout runs them
 
 
 def build(folder: Path) -> Path:
@@ -48,6 +49,8 @@ def check(environment: Path, packages: Path) -> None:
         installed = packages / file.relative_to(ROOT)
         if not installed.exists() or not filecmp.cmp(file, installed, shallow=False):
             raise SystemExit(f"the wheel lacks {file.relative_to(ROOT)}, or has another one")
+    if packed := [name for name in LEFT_OUT if (packages / name).exists()]:
+        raise SystemExit(f"the wheel holds {', '.join(packed)}, which only a checkout runs")
     script = f"""
 import importlib, pathlib
 for name in {PACKAGES!r}:

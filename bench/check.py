@@ -20,9 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.host import host
-from bench.load import resident_bytes
 from bench.pool import worker_pool
+from bench.record import host, resident_bytes
 from models.command import Parser, command, start, whole
 from models.config import LAYER_LIMIT, PRESETS
 from scheduler.build import build_program, make_shape

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 import triton
 
-from bench.compare.machine import describe, gpu_state
 from bench.decode_runs import PROMPT, ContextRecord, data_sheet_bandwidth, measure_context, measure_endurance, measure_engine
+from bench.record import describe, gpu_state
 from bench.rig import Rig, device_sms
 from megakernel.geometry import COPIES
 from megakernel.gpu.backend import CHUNK

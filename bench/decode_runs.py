@@ -6,7 +6,6 @@ It knows neither command lines nor records; every function takes a loaded model 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from bench.read_floor import Floor, measure_floor
+from bench.record import Spread
 from bench.rig import Rig, device_sms
 from instructions.shape import Shape, ceil_div
 from megakernel.engine import Engine
@@ -22,25 +22,9 @@ from models.packed import PackedModel
 from models.tape import PAGE_BYTES
 from scheduler.buckets import BucketPrograms
 
-HEAD_START = 2_000_000  # clock cycles: the GPU is kept busy until the launches are enqueued, about a millisecond
 PROMPT, ANSWER = 32, 256  # tokens, end to end
 # Bytes a second of HBM by NVIDIA's data sheets, by what a device calls itself.
 DATA_SHEETS = {"H100 80GB HBM3": 3.35e12, "H100 PCIe": 2.0e12, "H100 NVL": 3.9e12, "H200": 4.8e12}
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Milliseconds a token of several runs."""
-
-    median: float
-    least: float
-    most: float
-    runs: list[float]
-
-    @classmethod
-    def of(cls, runs: Sequence[float]) -> Spread:
-        """From the runs, in their order."""
-        return cls(median(runs), min(runs), max(runs), [round(run, 6) for run in runs])
 
 
 @dataclass(frozen=True)
@@ -75,26 +59,13 @@ def kv_bytes(shape: Shape, positions: int) -> int:
     return 2 * shape.config.num_layers * shape.config.num_kv_heads * shape.head_rows * shape.itemsize * positions
 
 
-def timed(rig: Rig, context: int, tokens: int, longest: int) -> float:
-    """Milliseconds a token on the GPU, decoding `tokens` tokens from position `context`."""
-    generator = torch.Generator().manual_seed(context)
-    rig.start(torch.randint(rig.programs.config.vocab_size, (context + 1,), generator=generator).tolist())
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(HEAD_START)
-    begin.record()
-    flights = [program.launch(position, count) for program, position, count in rig.launches(context, tokens, longest)]
-    end.record()
-    for flight in flights:
-        flight.land()
-    return float(begin.elapsed_time(end)) / tokens
-
-
 def measure_context(rig: Rig, context: int, tokens: int, runs: int, gpu: str | None) -> ContextRecord:
     """Decode from one context length, and read the same bytes."""
     for longest in (CHUNK, tokens):  # compiles, and brings the clocks up
-        timed(rig, context, tokens, longest)
-    steps = Spread.of([timed(rig, context, tokens, CHUNK) for _ in range(runs)])
-    whole = Spread.of([timed(rig, context, tokens, tokens) for _ in range(runs)])
+        rig.timed(rig.launches(context, tokens, longest))
+    steps, whole = (
+        Spread.of([rig.timed(rig.launches(context, tokens, longest)) for _ in range(runs)]) for longest in (CHUNK, tokens)
+    )
     used = [program for program, _, _ in rig.launches(context, tokens)]
     shape = used[0].program.shape
     weights = shape.tape.streamed_pages * PAGE_BYTES
@@ -156,9 +127,9 @@ def measure_engine(model: PackedModel, runs: int) -> dict[str, Any]:
 
 def measure_endurance(rig: Rig, context: int, tokens: int, total: int) -> dict[str, Any]:
     """Decode so many tokens without a pause, over and over from one context: does the step time drift, does memory grow?"""
-    timed(rig, context, tokens, CHUNK)
+    rig.timed(rig.launches(context, tokens, CHUNK))
     memory = torch.cuda.memory_reserved()
-    runs = [timed(rig, context, tokens, CHUNK) for _ in range(ceil_div(total, tokens))]
+    runs = [rig.timed(rig.launches(context, tokens, CHUNK)) for _ in range(ceil_div(total, tokens))]
     tenth = max(1, len(runs) // 10)
     return {
         "tokens": len(runs) * tokens,

@@ -23,16 +23,17 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import save_file
 
 from bench.pool import interrupts_held
-from models.checkpoint import INDEX_FILE, Checkpoint, SafetensorsSource, open_checkpoint
+from bench.record import resident_bytes
+from models.checkpoint import Checkpoint, SafetensorsSource, open_checkpoint
 from models.command import Parser, add_model, command, start, whole
-from models.config import SIZE_LIMIT, ModelConfig
+from models.config import SIZE_LIMIT
 from models.errors import UserError
 from models.output import output_path
 from models.packed import PackedModel, pack
-from models.random_weights import RandomWeights, random_config
+from models.random_weights import random_config
+from models.synthetic import write_synthetic
 from models.weights import expected_tensors
 
 MEGABYTE = 10**6
@@ -98,14 +99,6 @@ def measure(model: str, dtype: str, capacity: int | None) -> LoadRecord:
     )
 
 
-def resident_bytes(field: str) -> int:
-    """A memory figure of this process from Linux: "VmRSS" now, "VmHWM" at its peak; mapped files count."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise UserError(f"/proc/self/status has no {field}: this benchmark needs Linux")
-
-
 def shard_bytes(checkpoint: Checkpoint) -> list[int]:
     """The size of every shard; of every tensor for made-up weights, which come tensor by tensor."""
     if isinstance(checkpoint.source, SafetensorsSource):
@@ -116,53 +109,6 @@ def shard_bytes(checkpoint: Checkpoint) -> list[int]:
 
 def packed_bytes(packed: PackedModel) -> int:
     return packed.weights.nbytes + packed.constants.nbytes + packed.rope.nbytes
-
-
-def write_synthetic(config: ModelConfig, directory: Path, shard_limit: int) -> None:
-    """Write made-up bf16 weights as a sharded checkpoint, each shard at most `shard_limit` bytes or one tensor."""
-    weight_map: dict[str, str] = {}
-    shard: dict[str, torch.Tensor] = {}
-    number = 1
-    for name, tensor in RandomWeights(config).tensors():
-        if shard and tensor.nbytes + sum(part.nbytes for part in shard.values()) > shard_limit:
-            save_file(shard, directory / f"model-{number:05d}.safetensors")
-            shard, number = {}, number + 1
-        shard[name] = tensor
-        weight_map[name] = f"model-{number:05d}.safetensors"
-    save_file(shard, directory / f"model-{number:05d}.safetensors")
-    (directory / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (directory / "config.json").write_text(json.dumps(hf_values(config)))
-
-
-def hf_values(config: ModelConfig) -> dict[str, object]:
-    """A `config.json` that reads back as `config`."""
-    rope = config.rope_scaling
-    parameters: dict[str, object] = {"rope_type": rope.kind, "rope_theta": config.rope_theta}
-    if rope.kind != "default":
-        parameters["factor"] = rope.factor
-    if rope.kind == "llama3":
-        parameters["low_freq_factor"] = rope.low_freq_factor
-        parameters["high_freq_factor"] = rope.high_freq_factor
-        parameters["original_max_position_embeddings"] = rope.original_max_position
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.rms_eps,
-        "rope_parameters": parameters,
-        "tie_word_embeddings": config.tied_embeddings,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-        "max_position_embeddings": config.max_position,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(config.eos_token_ids),
-    }
 
 
 def report(record: LoadRecord) -> None:
@@ -187,9 +133,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--capacity", type=whole(1, SIZE_LIMIT), help="positions of the RoPE table (default: 8192, or the model's own limit)"
     )
-    parser.add_argument(
-        "--synthetic", action="store_true", help="write a random:<preset> as a checkpoint first, and load that"
-    )
+    parser.add_argument("--synthetic", action="store_true", help="write a random:<preset> as a checkpoint first, and load that")
     parser.add_argument("--shard-mb", type=whole(1, MOST_SHARD_MB), default=1000, help="largest shard of --synthetic, in MB")
     parser.add_argument(
         "--directory", type=output_path, help="where --synthetic writes (default: the system's temporary directory)"

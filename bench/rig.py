@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
 
@@ -13,6 +13,9 @@ from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
 
 ITEMSIZE = 2
+HEAD_START = 2_000_000  # clock cycles: the GPU is kept busy until the launches are enqueued, about a millisecond
+
+Launch = tuple[GpuProgram, int, int]  # program, position of its first token, tokens
 
 
 def device_sms() -> int:
@@ -44,8 +47,8 @@ class Rig:
         """Begin a sequence; what the KV cache holds stays there."""
         self.state.start(prompt, sampling, stop_tokens)
 
-    def launches(self, position: int, tokens: int, longest: int = 10**9) -> Iterator[tuple[GpuProgram, int, int]]:
-        """Program, position and tokens of the launches that decode `tokens` tokens, each of at most `longest`."""
+    def launches(self, position: int, tokens: int, longest: int = 10**9) -> Iterator[Launch]:
+        """The launches that decode `tokens` tokens, each of at most `longest`."""
         end = position + tokens
         while position < end:
             last = self.programs.sizes[self.programs.place(position)]  # the highest position of this bucket
@@ -62,6 +65,21 @@ class Rig:
             if len(landed) < count:
                 break
         return found
+
+    def timed(self, launches: Iterable[Launch]) -> float:
+        """Milliseconds a token on the GPU, by its own events, of launches back to back; the tokens before them are random."""
+        enqueued = list(launches)
+        position, tokens = enqueued[0][1], sum(count for _, _, count in enqueued)
+        generator = torch.Generator().manual_seed(position)
+        self.start(torch.randint(self.programs.config.vocab_size, (position + 1,), generator=generator).tolist())
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(HEAD_START)
+        begin.record()
+        flights = [program.launch(start, count) for program, start, count in enqueued]
+        end.record()
+        for flight in flights:
+            flight.land()
+        return float(begin.elapsed_time(end)) / tokens
 
     def logits_of(self, tokens: Sequence[int], first: int = 0) -> torch.Tensor:
         """The logits after each of `tokens` from number `first` on, fp32 [tokens - first, vocab], one launch each.

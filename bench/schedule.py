@@ -20,9 +20,8 @@ from dataclasses import asdict, dataclass
 
 import networkx
 
-from bench.host import host
-from bench.load import resident_bytes
 from bench.pool import worker_pool
+from bench.record import host, resident_bytes
 from models.command import Parser, command, start, whole
 from models.config import PRESETS, SIZE_LIMIT
 from scheduler.build import DEFAULT_POLICY, make_shape, schedule

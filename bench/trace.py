@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from bench.compare.machine import describe, gpu_state
-from bench.decode_runs import Spread
+from bench.record import Spread, describe, gpu_state
 from bench.rig import Rig
 from megakernel.gpu.machine import GpuProgram
 from megakernel.loading import gpu_problem
@@ -59,18 +58,6 @@ def load(options: argparse.Namespace) -> PackedModel:
     return pack(checkpoint.source, checkpoint.config, torch.bfloat16, max(needed, min(DEFAULT_CAPACITY, most)))
 
 
-def timed(rig: Rig, program: GpuProgram, position: int, tokens: int) -> float:
-    """Milliseconds a token of one launch of a program of the rig's model, with random tokens up to `position`."""
-    generator = torch.Generator().manual_seed(position)
-    rig.start(torch.randint(rig.programs.config.vocab_size, (position + 1,), generator=generator).tolist())
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    flight = program.launch(position, tokens)
-    end.record()
-    flight.land()
-    return float(begin.elapsed_time(end)) / tokens
-
-
 def alternate(runs: int, first: Callable[[], float], second: Callable[[], float]) -> tuple[Spread, Spread]:
     """What two measurements give that take turns, after one of each that does not count."""
     pairs = [(first(), second()) for _ in range(runs + 1)][1:]
@@ -91,8 +78,8 @@ def measure(options: argparse.Namespace) -> tuple[Trace, dict[str, Any]]:
     traced = GpuProgram(plain.program, rig.state, patience=rig.patience, trace_tokens=tokens)
     without, with_trace = alternate(
         options.runs,
-        lambda: timed(rig, plain, position, tokens),
-        lambda: timed(rig, traced, position, tokens),
+        lambda: rig.timed([(plain, position, tokens)]),
+        lambda: rig.timed([(traced, position, tokens)]),
     )
     trace = measured_trace(plain.program, traced.stamps(), past=position, machine=machine["gpu"] or "unknown GPU")
     return trace, {

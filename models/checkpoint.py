@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from models.config import ModelConfig
 from models.errors import UserError
 from models.files import read_json_object
+from models.hf_config import read_config
 from models.random_weights import PREFIX as RANDOM_PREFIX
 from models.random_weights import RandomWeights, random_config
 from models.rope import inverse_frequencies
@@ -95,7 +96,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
 
 
 def _read_config(directory: Path) -> ModelConfig:
-    config = ModelConfig.from_hf(directory)
+    config = read_config(directory)
     try:
         inverse_frequencies(config)
     except UserError as error:

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from models.errors import UserError, quoted
@@ -137,17 +136,6 @@ class ModelConfig:
             layer += 2 * self.intermediate_size + self.hidden_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         return self.num_layers * layer + embeddings + self.hidden_size
-
-    @classmethod
-    def from_hf(cls, source: Mapping[str, Any] | Path | str) -> ModelConfig:
-        """Read a Hugging Face configuration: the decoded `config.json`, its path, or the directory that holds it.
-
-        From a path, `generation_config.json` beside it may name the end tokens. Raises `UserError` that names what is
-        not supported.
-        """
-        from models.hf_config import parse_config, read_config  # here, because hf_config builds ModelConfig
-
-        return parse_config(source) if isinstance(source, Mapping) else read_config(Path(source))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` takes them back."""

@@ -89,6 +89,37 @@ def parse_config(values: Mapping[str, Any], end_tokens: tuple[int, ...] | None =
     )
 
 
+def hf_values(config: ModelConfig) -> dict[str, object]:
+    """A `config.json` that `parse_config` reads back as `config`."""
+    rope = config.rope_scaling
+    parameters: dict[str, object] = {"rope_type": rope.kind, "rope_theta": config.rope_theta}
+    if rope.kind != "default":
+        parameters["factor"] = rope.factor
+    if rope.kind == "llama3":
+        parameters["low_freq_factor"] = rope.low_freq_factor
+        parameters["high_freq_factor"] = rope.high_freq_factor
+        parameters["original_max_position_embeddings"] = rope.original_max_position
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": "llama",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.rms_eps,
+        "rope_parameters": parameters,
+        "tie_word_embeddings": config.tied_embeddings,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "max_position_embeddings": config.max_position,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.eos_token_ids),
+    }
+
+
 def _check_architecture(values: Mapping[str, Any]) -> None:
     architectures = values.get("architectures")
     if architectures is None and values.get("model_type") == "llama":

@@ -87,9 +87,7 @@ class TapeLayout:
     def from_config(cls, config: ModelConfig, itemsize: int) -> TapeLayout:
         """The layout for weights of `itemsize` bytes: 2 (bf16) or 4 (fp32)."""
         if itemsize not in (2, 4):
-            raise UserError(
-                f"weights of {itemsize} bytes are not supported: pack as bfloat16 (2 bytes) or float32 (4 bytes)"
-            )
+            raise UserError(f"weights of {itemsize} bytes are not supported: pack as bfloat16 (2 bytes) or float32 (4 bytes)")
         return _Builder(config, itemsize).build()
 
     @property

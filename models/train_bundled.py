@@ -188,16 +188,12 @@ def card(recipe: Recipe, best: Best, model: Any, records: list[str], python: str
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the bundled model.")
-    parser.add_argument(
-        "--write-corpus", type=Path, metavar="FILE", help="write the text of this Python there, and stop"
-    )
+    parser.add_argument("--write-corpus", type=Path, metavar="FILE", help="write the text of this Python there, and stop")
     parser.add_argument("--corpus", type=Path, metavar="FILE", help="train on a file that --write-corpus made")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to reuse; default: train one")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "bundled", help="directory (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (%(default)s)")
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile: saves milliseconds a step, costs a minute"
-    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile: saves milliseconds a step, costs a minute")
     for name in ("steps", "minutes", "batch", "context", "learning_rate", "dropout", "seed", "evaluate_every"):
         default = getattr(Recipe, name)
         option = f"--{name.replace('_', '-')}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from instructions.codec import WORDS, Scheduled, encode
@@ -15,7 +17,7 @@ from scheduler.limits import MAX_SMS
 from scheduler.lower import lower
 from scheduler.pages import plan_pages, ring_depth
 from scheduler.place import POLICIES
-from scheduler.program import Program
+from scheduler.program import Program, read_program
 
 DEFAULT_POLICY = "balanced"
 MAX_SLICES = MAX_SMS  # more than one a SM are never of use
@@ -98,3 +100,10 @@ def schedule(shape: Shape, sms: int, policy: str, ring: int | None) -> Program:
         targets=np.array([mask.bit_count() for mask in deps.counters], dtype=np.int32),
         uses=np.array(plan.uses, dtype=np.int32),
     )
+
+
+def load_program(path: Path) -> Program:
+    """Read a saved program and prove it again; raises ScheduleError where that fails, else as `read_program`."""
+    program = read_program(path)
+    require_valid(program)
+    return program

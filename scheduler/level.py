@@ -22,8 +22,7 @@ def level_head(program: Sequence[Instruction], shape: Shape, queues: Queues) -> 
     heads = {i: sm for sm, queue in enumerate(queues) for i in queue if isinstance(program[i], LmHead)}
     matrix = shape.matrix("head")
     total = [
-        sum(program[i].cost(shape, shape.bucket).bytes for i in queue if not isinstance(program[i], LmHead))
-        for queue in queues
+        sum(program[i].cost(shape, shape.bucket).bytes for i in queue if not isinstance(program[i], LmHead)) for queue in queues
     ]
     blocks = dict.fromkeys(heads, 1)
     least = [(total[sm], i) for i, sm in heads.items()]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from models.config import PRESETS, ModelConfig
 from models.errors import UserError
+from models.hf_config import read_config
 
 RANDOM = "random:"
 ITEMSIZES = {"bf16": 2, "fp32": 4}
@@ -24,7 +25,7 @@ def find_config(model: str) -> ModelConfig:
         raise UserError(f"--model is empty: give a directory or random:<preset>; the presets are {', '.join(PRESETS)}")
     if "\0" in model or model.startswith(RANDOM) or not Path(model).exists():
         raise UserError(f"{model}: neither a directory nor a preset; the presets are {', '.join(PRESETS)}")
-    return ModelConfig.from_hf(Path(model))
+    return read_config(Path(model))
 
 
 def cache_capacity(config: ModelConfig, capacity: int | None) -> int:

@@ -22,7 +22,6 @@ from instructions.shape import Shape
 from models.config import ModelConfig
 from models.errors import UserError
 from models.output import write_file
-from scheduler.check import require_valid
 from scheduler.errors import ProgramFormatError
 from scheduler.npz import open_arrays
 
@@ -144,16 +143,11 @@ def save_arrays(path: Path, header: dict[str, object], arrays: dict[str, np.ndar
     write_file(path, content.getvalue())
 
 
-def load_program(path: Path) -> Program:
-    """Read a saved program and prove it again; raises ScheduleError where that fails, else as `read_program`."""
-    program = read_program(path)
-    require_valid(program)
-    return program
-
-
 def read_program(path: Path) -> Program:
-    """Read a saved program, unproven: `load_program` is what may be run.  Raises ProgramFormatError for a file that is none,
-    is damaged, or has another version."""
+    """Read a saved program, unproven: what may be run comes from `scheduler.build.load_program`.
+
+    Raises ProgramFormatError for a file that is none, is damaged, or has another version.
+    """
     try:
         with open_arrays(path) as file:
             header = json.loads(file.array("header", MOST_HEADER).tobytes())

@@ -20,9 +20,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 HOPPER = (9, 0)
 TOGETHER = (
     "tests/gpu/",  # a persistent kernel wants all SMs, so two processes must not share them
-    "tests/draw/",  # one browser, and the large drawing made once
+    "tests/scheduler/draw/",  # one browser, and the large drawing made once
 )
-COMPILED = "tests/kernel/test_compile.py::"  # under several versions: a model's program is made once
+COMPILED = "tests/megakernel/test_compile.py::"  # under several versions: a model's program is made once
 
 
 @functools.cache

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
+
 SOME_TESTS = "import pytest\n@pytest.mark.parametrize('n', range(8))\ndef test_it(n): pass\n"
 
 

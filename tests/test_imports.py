@@ -1,4 +1,4 @@
-"""Imports point one way: models -> instructions -> scheduler -> megakernel -> scripts.
+"""Imports point one way: models -> instructions -> scheduler -> megakernel -> scripts; and within them nowhere in a circle.
 
 Read from the source, so that an import inside a function counts as well, and one of a package that is not installed.  The
 reader itself is tested with planted violations.  The last test imports everything, and so sees what no reader can.
@@ -11,12 +11,14 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
+
 LAYERS = ("models", "instructions", "scheduler", "megakernel")
 SCRIPTS = ("bench", "run_llama1b")  # stand right of all layers
 OURS = {*LAYERS, *SCRIPTS, "tests"}
@@ -85,6 +87,51 @@ def gpu_uses(path: Path, root: Path = ROOT) -> list[str]:
         if isinstance(node, ast.Attribute) and node.attr == "cuda":
             found.append((node.lineno, ast.unparse(node)))
     return [f"{path.relative_to(root)}:{line} uses {name}" for line, name in found]
+
+
+def for_types_only(path: Path) -> set[int]:
+    """The lines of a file that only a type checker reads."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    return {inner.lineno for block in blocks for inner in ast.walk(block) if isinstance(inner, ast.stmt)}
+
+
+def circles(packages: Iterable[str], root: Path = ROOT) -> list[list[str]]:
+    """Modules of these packages that import each other, however indirectly, in functions too; not for annotations."""
+    paths = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in packages
+        for path in sources(package, root)
+    }
+    graph = nx.DiGraph()
+    for module, path in paths.items():
+        skipped = for_types_only(path)
+        for line, name in imported_names(path, root):
+            target = name if name in paths else name.rpartition(".")[0]  # of `from a import b` b is a module or what a holds
+            if target in paths and line not in skipped:
+                graph.add_edge(module, target)
+    rings = [sorted(ring) for ring in nx.strongly_connected_components(graph) if len(ring) > 1]
+    return sorted([*rings, *([module] for module in nx.nodes_with_selfloops(graph))])
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    assert circles((*LAYERS, *SCRIPTS)) == []
+
+
+BACK = ("from models import one", "def lazy():\n    from models.one import number", "import models.one")
+
+
+@pytest.mark.parametrize("back", BACK)
+def test_a_planted_circle_is_found(tmp_path: Path, back: str) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from models.one import number\n")
+    (folder / "one.py").write_text("from models.two import number\n")
+    (folder / "two.py").write_text("from models import three\nif TYPE_CHECKING:\n    from models.one import number\n")
+    (folder / "three.py").write_text("number = 3\n")
+    assert circles(["models"], tmp_path) == [], "what is needed for annotations only must pass"
+    (folder / "three.py").write_text(back + "\n")
+    assert circles(["models"], tmp_path) == [["models.one", "models.three", "models.two"]]
 
 
 @pytest.mark.parametrize("package", [*LAYERS, *SCRIPTS])

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/results/README.md"),
     *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")),
 ]
+FOLDERS = ("models", "instructions", "scheduler", "megakernel", "bench", "tests", "scripts", "docs")
+MARKDOWN = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "bench/**/*.md")  # but the changelog: it tells of what is no more
+PAGES = sorted(str(path.relative_to(ROOT)) for pattern in MARKDOWN for path in ROOT.glob(pattern))
 
 
 def constraints() -> dict[str, str]:
@@ -59,6 +63,24 @@ def test_links_lead_somewhere(document: str) -> None:
             page = (ROOT / document).parent / name if name else ROOT / document
             assert page.exists(), link
             assert not anchor or anchor in anchors(page), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_exists(page: str) -> None:
+    """Files and folders of the project, and modules that are commands; `*` and `<name>` stand for many."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    paths = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./*-]*)`", text)
+    missing = [path for path in paths if not any(ROOT.glob(path.rstrip("/")))]
+    modules = re.findall(rf"python -m ((?:{'|'.join(FOLDERS)})(?:\.\w+)*)", text)
+    files = {name: ROOT.joinpath(*name.split(".")) for name in modules}
+    gone = [name for name, file in files.items() if not (file.with_suffix(".py").exists() or (file / "__main__.py").exists())]
+    assert missing == [] and gone == []
+
+
+def test_the_folders_of_the_tests_are_packages() -> None:
+    """Else two files of one name, in two folders, are one module."""
+    folders = {path.parent for path in (ROOT / "tests").rglob("*.py")}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
 
 
 def test_the_table_of_options_is_that_of_the_command_line() -> None:

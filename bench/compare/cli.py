@@ -1,8 +1,8 @@
 """The command line of the comparison: what to run, where to write.
 
-    python -m bench.compare --write-random DIR --preset llama-3.2-1b     a checkpoint to compare on, without a download
-    python -m bench.compare --model DIR --output RESULTS                 the comparison
-    python -m bench.compare --merge A.json B.json --output RESULTS       one report of several records
+python -m bench.compare --write-random DIR --preset llama-3.2-1b     a checkpoint to compare on, without a download
+python -m bench.compare --model DIR --output RESULTS                 the comparison
+python -m bench.compare --merge A.json B.json --output RESULTS       one report of several records
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def write_random(directory: Path, preset: str) -> None:
     """A checkpoint of made-up bf16 weights at the true shape, as `models.random_weights` makes them."""
-    from bench.load import write_synthetic  # here, because it imports torch
+    from models.synthetic import write_synthetic  # here, because it imports torch
 
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory}: is not empty, name a new folder")
@@ -77,8 +77,6 @@ def write_random(directory: Path, preset: str) -> None:
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         write_synthetic(PRESETS[preset], directory, SHARD_BYTES)
-        config = directory / "config.json"
-        write_file(config, json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16"}))  # some engines look for it
     print(f"{directory}: {preset} written in {time.perf_counter() - began:.1f} s")
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from bench.compare.engines import EngineSpec, worker_environment
 from bench.compare.fidelity import Array, distances, parting
-from bench.compare.machine import gpu_state, used_mib
 from bench.compare.plan import Deadline, Plan
 from bench.compare.process import EngineFailure, EngineProcess
+from bench.record import gpu_state, used_mib
 
 WARM_TOKENS = 16  # generated before each turn's measurements: the GPU's clocks have sunk while engines changed
 CLOSE_TIMEOUT = 10.0

@@ -43,9 +43,7 @@ def draw_prompts(config: ModelConfig, contexts: Sequence[int], scored: int, leng
     return Prompts(tuple(prompt(count) for count in contexts), tuple(prompt(length) for _ in range(scored)))
 
 
-def cut_prompts(
-    config: ModelConfig, model: Path, text: Path, contexts: Sequence[int], scored: int, length: int
-) -> Prompts:
+def cut_prompts(config: ModelConfig, model: Path, text: Path, contexts: Sequence[int], scored: int, length: int) -> Prompts:
     """Pieces of a text, in order, in the model's own tokens.  Raises UserError where there is no tokenizer or too little
     text."""
     from tokenizers import Tokenizer  # here, because drawn prompts need none

@@ -69,9 +69,7 @@ def run(job: dict[str, Any]) -> None:
         reference = Reference(checkpoint.config, weights, torch.float32)
         choose = drawing(job["seed"])
         scored = [continued(reference, prompt, job["scored_tokens"], choose) for prompt in job["scored"]]
-        greedy = [
-            continued(reference, prompt, job["tokens"], lambda logits: int(logits.argmax())) for prompt in job["timed"]
-        ]
+        greedy = [continued(reference, prompt, job["tokens"], lambda logits: int(logits.argmax())) for prompt in job["timed"]]
     np.save(folder / "scored.npy", np.concatenate([rows for _, rows in scored]))
     np.save(folder / "greedy.npy", np.stack([rows for _, rows in greedy]))
     sequences = [[*prompt, *drawn] for prompt, (drawn, _) in zip(job["scored"], scored, strict=True)]

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.compare.fidelity import NEAR_TIE, SURE
-from bench.compare.summary import Row, Speed, Spread, absent, agreement, rows
+from bench.compare.summary import Row, Speed, absent, agreement, rows
+from bench.record import Spread
 
 MARK = " †"
 NONE = "–"

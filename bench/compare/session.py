@@ -16,9 +16,9 @@ import numpy as np
 
 from bench.compare.contestant import Contestant, helper_command
 from bench.compare.engines import ROOT, EngineSpec
-from bench.compare.machine import describe, fingerprint, gpu_state
 from bench.compare.plan import Deadline, Plan
 from bench.compare.process import EngineFailure
+from bench.record import describe, fingerprint, gpu_state
 
 SCORE_SECONDS = 25.0  # kept back for each engine's scores where there is a time limit
 FINISH_SECONDS = 20.0

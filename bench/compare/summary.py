@@ -13,18 +13,9 @@ from typing import Any
 
 from bench.compare.engines import BASELINE
 from bench.compare.fidelity import surely_worse
+from bench.record import Spread
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The middle, the least and the greatest of some repeats."""
-
-    median: float
-    least: float
-    most: float
-    repeats: int
 
 
 @dataclass(frozen=True)
@@ -87,10 +78,6 @@ class Absent:
     install: str
 
 
-def spread(values: Sequence[float]) -> Spread:
-    return Spread(median(values), min(values), max(values), len(values))
-
-
 def step_times(repeats: Sequence[Record], tokens: int) -> list[float]:
     """Milliseconds a token of each repeat, by difference."""
     return [1e3 * (repeat["long"] - repeat["short"]) / (tokens - 1) for repeat in repeats]
@@ -119,15 +106,15 @@ def bandwidth(run: Record) -> float | None:
 
 
 def speed(run: Record, context: int, repeats: Sequence[Record]) -> Speed:
-    step = spread(step_times(repeats, run["settings"]["tokens"]))
+    step = Spread.of(step_times(repeats, run["settings"]["tokens"]))
     streamed, gaps, rate = streamed_times(repeats), longest_gaps(repeats), bandwidth(run)
     floor = None if rate is None else 1e3 * run["model"]["step_bytes"][str(context)] / rate
     return Speed(
         context=context,
         step=step,
-        first_token=spread([1e3 * repeat["short"] for repeat in repeats]),
+        first_token=Spread.of([1e3 * repeat["short"] for repeat in repeats]),
         tokens_per_second=1e3 / step.median if step.median > 0 else float("nan"),
-        streamed=spread(streamed) if streamed else None,
+        streamed=Spread.of(streamed) if streamed else None,
         longest_gap=median(gaps) if gaps else None,
         floor=floor,
         floor_share=None if floor is None or step.median <= 0 else floor / step.median,
@@ -165,9 +152,7 @@ def rows(runs: Sequence[Record], baseline: str = BASELINE) -> list[Row]:
 
 def row(run: Record, number: int, engine: Record, baseline: Record | None) -> Row:
     speeds = tuple(
-        speed(run, context, repeats)
-        for context in run["settings"]["contexts"]
-        if (repeats := engine["timings"][str(context)])
+        speed(run, context, repeats) for context in run["settings"]["contexts"] if (repeats := engine["timings"][str(context)])
     )
     problem = engine.get("fidelity", {}).get("error", "" if "fidelity" in engine else "not scored")
     return Row(

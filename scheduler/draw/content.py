@@ -12,9 +12,9 @@ from typing import Any
 
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, Word
 from instructions.registry import BY_OPCODE
-from scheduler.check.listing import Listing, read_listing
 from scheduler.costs import MachineModel, duration, preparation
 from scheduler.draw.layout import Layout, arrange
+from scheduler.draw.listing import Listing
 from scheduler.draw.palette import COLOURS
 from scheduler.errors import ScheduleError
 from scheduler.graph import Node, critical_path
@@ -46,15 +46,13 @@ class Drawing:
 
 
 def make_drawing(title: str, program: Program, past: int, model: MachineModel, layer: int | None = None) -> Drawing:
-    """Lay out a program with `past` positions cached; ScheduleError for words that are no program, or no such layer."""
-    listing, findings = read_listing(program)
-    if listing is None:
-        raise ScheduleError(f"not a program: {findings[0]}")
+    """Lay out a program with `past` positions cached; ScheduleError where there is no such layer."""
     layers = program.shape.config.num_layers
     if layer is not None and not 0 <= layer < layers:
         raise ScheduleError(f"layer {layer} of a model with layers 0 to {layers - 1}")
     seconds, path = critical_path(program, past, model)
-    return Drawing(title, program, past, model, listing, arrange(program, listing, layer), seconds, path)
+    listing = Listing(program)
+    return Drawing(title, program, past, model, listing, arrange(listing, layer), seconds, path)
 
 
 def crowd(listing: Listing, records: list[int]) -> str:

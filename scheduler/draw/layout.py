@@ -15,7 +15,7 @@ import networkx as nx
 
 from instructions.base import Instruction
 from instructions.embed import Embed
-from scheduler.check.listing import Listing
+from scheduler.draw.listing import Listing
 from scheduler.graph import program_graph, token_graph
 from scheduler.program import Program
 
@@ -106,8 +106,8 @@ def spread(wanted: list[float], width: float) -> list[float]:
 class Arranger:
     """Works out a layout, group by group."""
 
-    def __init__(self, program: Program, listing: Listing, layer: int | None) -> None:
-        self.listing = listing
+    def __init__(self, listing: Listing, layer: int | None) -> None:
+        self.listing, program = listing, listing.program
         self.pitch = max(LEAST_PITCH, LEAST_WIDTH / program.sms)
         self.width = self.pitch * program.sms
         self.gap = max(LEAST_GAP, self.width / FLATTEST)
@@ -174,8 +174,8 @@ class Arranger:
                 self.counters[counter] = Place(group, x, band.y + band.height + self.gap / 2)
 
 
-def arrange(program: Program, listing: Listing, layer: int | None = None) -> Layout:
+def arrange(listing: Listing, layer: int | None = None) -> Layout:
     """The layout of a program, or of one of its layers."""
-    arranger = Arranger(program, listing, layer)
+    arranger = Arranger(listing, layer)
     groups = arranger.groups()
     return Layout(arranger.pitch, arranger.width, groups, tuple(arranger.records), tuple(arranger.counters))

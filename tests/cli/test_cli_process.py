@@ -12,16 +12,15 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from cli_fakes import BUNDLED
 
 import run_llama1b
+from tests.support import BUNDLED, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "run_llama1b.py"
 # main() with a fake engine of many slow tokens, in a process of its own.
 FAKE = (
-    "import sys; sys.path[:0] = [{root!r}, {here!r}]\n"
-    "from cli_fakes import FakeEngine, Loader, ids_of\n"
+    "import sys; sys.path.insert(0, {root!r})\n"
+    "from tests.support.cli_fakes import FakeEngine, Loader, ids_of\n"
     "import run_llama1b\n"
     "sys.exit(run_llama1b.main(sys.argv[1:], Loader(FakeEngine(ids_of('word 日本 ') * 60, pause={pause}))))\n"
 )
@@ -130,7 +129,7 @@ def test_damaged_model_directories(tmp_path: Path, damage: Callable[[Path], None
 
 
 def fake_process(*argv: str, pause: float = 0.02, **extra: str) -> subprocess.Popen[bytes]:
-    program = FAKE.format(root=str(ROOT), here=str(Path(__file__).parent), pause=pause)
+    program = FAKE.format(root=str(ROOT), pause=pause)
     return subprocess.Popen(
         [sys.executable, "-c", program, "--prompt", "a", *argv],
         stdout=subprocess.PIPE,
@@ -177,7 +176,7 @@ def test_a_reader_who_leaves_ends_the_run_without_complaint() -> None:
 
 
 def test_a_full_disk_is_named() -> None:
-    program = FAKE.format(root=str(ROOT), here=str(Path(__file__).parent), pause=0)
+    program = FAKE.format(root=str(ROOT), pause=0)
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, "-c", program, "--prompt", "a", "--json"],

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_fakes import BUNDLED, EOS, FakeEngine, Loader, ids_of
 
 import run_llama1b
 from megakernel.request import SamplingParams
+from tests.support import BUNDLED
+from tests.support.cli_fakes import EOS, FakeEngine, Loader, ids_of
 
 TEXT = " naïve 日本 😀 text"
 

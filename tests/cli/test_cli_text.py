@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_fakes import BUNDLED, bundled_tokenizer, ids_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megakernel.text import REPLACEMENT, ChatTemplate, IdsAsText, ModelText, WindowDetokenizer
 from models.errors import UserError
+from tests.support import BUNDLED
+from tests.support.cli_fakes import bundled_tokenizer, ids_of
 
 
 def stream(decode: Callable[[list[int]], str], prompt: list[int], ids: list[int]) -> list[str]:

@@ -30,7 +30,7 @@ COMMANDS = {
     "bench.decode": [],
     "bench.load": [],
     "bench.schedule": [],
-    "bench.simulate": ["--model", BUNDLED],
+    "scheduler.simulate": ["--model", BUNDLED],
     "bench.trace": [],
     "bench.vm": [],
 }
@@ -59,7 +59,7 @@ def test_every_command_refuses_in_one_line(name: str) -> None:
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["scheduler", "scheduler.draw", "bench.simulate", "megakernel.compile", "bench.load"])
+@pytest.mark.parametrize("name", ["scheduler", "scheduler.draw", "scheduler.simulate", "megakernel.compile", "bench.load"])
 def test_a_model_is_asked_for_in_the_same_words(name: str) -> None:
     done = subprocess.run(module(name, "--help"), capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert "a directory in Hugging Face's layout, random:<preset>, or, where weights are read, a hub id" in " ".join(

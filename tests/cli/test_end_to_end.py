@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_fakes import BUNDLED, EOS, bundled_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import BUNDLED, ROOT
+from tests.support.cli_fakes import EOS, bundled_tokenizer
+
 PROMPT = "Return the"
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_fakes import BUNDLED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from megakernel import template_process
 from megakernel.panics import explained
 from megakernel.text import ChatTemplate, ModelText, terminal_safe
 from models.errors import UserError
+from tests.support.cli_fakes import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGES = [{"role": "user", "content": "hello"}]

@@ -6,12 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from gpu_models import config_of, weights_of
-from preparation import CASES, PRESET_CASES, Preparation, engine_programs, oversized_programs, programs_of, sm_count_programs
 
 from bench.rig import Rig, device_sms
 from megakernel.engine import Engine
 from models.packed import pack
+from tests.support.gpu_models import config_of, weights_of
+from tests.support.preparation import (
+    CASES,
+    PRESET_CASES,
+    Preparation,
+    engine_programs,
+    oversized_programs,
+    programs_of,
+    sm_count_programs,
+)
 
 CAPACITY = config_of("bundled").max_position  # of the engine: two context buckets
 

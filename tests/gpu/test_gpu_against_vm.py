@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_models import config_of, weights_of
-from preparation import CASES, Expected, Preparation, programs_of
 
 from bench.rig import Rig, device_sms
 from models.packed import pack
+from tests.support.gpu_models import config_of, weights_of
+from tests.support.preparation import CASES, Expected, Preparation, programs_of
 
 pytestmark = pytest.mark.gpu
 CLEAR = 0.2  # at least this part of a random model's positions must have a clear best token, or the test shows little

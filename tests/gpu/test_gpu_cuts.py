@@ -6,9 +6,9 @@ from hashlib import sha256
 
 import pytest
 import torch
-from gpu_models import random_tokens
 
 from bench.rig import Rig
+from tests.support.gpu_models import random_tokens
 
 pytestmark = pytest.mark.gpu
 PROMPT, POSITIONS = 120, 180  # across the edge of a KV page and of a context bucket

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_models import random_tokens
 
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, NONE, Scheduled, Word, disassemble
 from megakernel.device import down, matvec
@@ -24,6 +23,7 @@ from megakernel.engine import Engine
 from megakernel.gpu import machine
 from megakernel.gpu.errors import KernelFault
 from scheduler.program import Program
+from tests.support.gpu_models import random_tokens
 
 pytestmark = pytest.mark.gpu
 PROMPT = random_tokens("bundled", 6, seed=1)

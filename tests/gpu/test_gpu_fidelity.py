@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hf_llama import hf_llama
 
 from bench.compare.fidelity import Distances, distances
 from bench.compare.reference import continued, drawing
@@ -17,6 +16,7 @@ from models.packed import pack
 from models.random_weights import RandomWeights
 from models.reference import Reference
 from models.weights import Weights
+from tests.support.hf_llama import hf_llama
 
 pytestmark = pytest.mark.gpu
 CONFIG = PRESETS["llama-3.2-1b"]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from gpu_models import config_of, random_tokens, weights_of
 
 from megakernel.engine import Engine
 from megakernel.errors import NotNumbers
@@ -16,6 +15,7 @@ from megakernel.request import SamplingParams
 from megakernel.vm.backend import VmBackend
 from models.packed import PackedModel, pack
 from scheduler.buckets import BucketPrograms
+from tests.support.gpu_models import config_of, random_tokens, weights_of
 
 pytestmark = pytest.mark.gpu
 PROMPT = random_tokens("bundled", 6, seed=1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_models import config_of, random_tokens, weights_of
-from preparation import PRESET_CASES, programs_of
 
 from bench.rig import Rig, device_sms
 from models.packed import pack
 from models.reference import Reference
+from tests.support.gpu_models import config_of, random_tokens, weights_of
+from tests.support.preparation import PRESET_CASES, programs_of
 
 pytestmark = pytest.mark.gpu
 

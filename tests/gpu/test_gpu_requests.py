@@ -14,11 +14,11 @@ from types import FrameType
 
 import pytest
 import torch
-from gpu_models import random_tokens
 
 from megakernel.engine import Engine
 from megakernel.gpu.backend import CHUNK
 from megakernel.request import SamplingParams
+from tests.support.gpu_models import random_tokens
 
 pytestmark = pytest.mark.gpu
 PROMPT = random_tokens("bundled", 6, seed=1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_models import random_tokens
 
 from bench.rig import Rig
 from instructions.base import GREEDY, SamplingState
 from instructions.sampling import draw
+from tests.support.gpu_models import random_tokens
 
 pytestmark = pytest.mark.gpu
 PROMPT, TOKENS = 4, 60

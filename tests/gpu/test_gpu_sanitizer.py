@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from sanitized import ROOT, decoded
+
+from tests.support import ROOT
+from tests.support.sanitized import decoded
 
 pytestmark = pytest.mark.gpu
 FOUND = 9  # exit status of compute-sanitizer where it found something
@@ -25,9 +26,8 @@ def sanitizer() -> str:
 
 @pytest.mark.parametrize("tool", ["memcheck", "synccheck"])
 def test_clean(tool: str) -> None:
-    command = [sanitizer(), "--tool", tool, "--error-exitcode", str(FOUND)]
-    script = Path(__file__).with_name("sanitized.py")
-    done = subprocess.run([*command, sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, timeout=240)
+    command = [sanitizer(), "--tool", tool, "--error-exitcode", str(FOUND), sys.executable, "-m", "tests.support.sanitized"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
     if "Device not supported" in done.stdout + done.stderr:
         pytest.skip("compute-sanitizer cannot debug on this machine")
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

@@ -7,12 +7,12 @@ from hashlib import sha256
 
 import pytest
 import torch
-from gpu_models import config_of, random_tokens, weights_of
-from preparation import oversized_programs, sm_count_programs
 
 from bench.rig import Rig, device_sms
 from models.packed import PackedModel, pack
 from scheduler.buckets import BucketPrograms
+from tests.support.gpu_models import config_of, random_tokens, weights_of
+from tests.support.preparation import oversized_programs, sm_count_programs
 
 pytestmark = pytest.mark.gpu
 MODEL = "gqa4_llama3_tied"

@@ -6,8 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from gpu_models import config_of, random_tokens, weights_of
-from preparation import CASES, engine_programs, programs_of
 
 from bench.rig import Rig, device_sms
 from megakernel.device.kernel import megakernel
@@ -15,6 +13,8 @@ from megakernel.engine import Engine
 from megakernel.gpu.backend import CHUNK, GpuBackend
 from megakernel.request import SamplingParams
 from models.packed import pack
+from tests.support.gpu_models import config_of, random_tokens, weights_of
+from tests.support.preparation import CASES, engine_programs, programs_of
 
 pytestmark = pytest.mark.gpu
 PROMPT = random_tokens("bundled", 6, seed=1)

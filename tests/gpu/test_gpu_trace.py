@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu_models import random_tokens
-from preparation import CASES
 
 from bench import trace as bench_trace
 from bench.rig import Rig
 from megakernel.gpu.machine import GpuProgram
 from megakernel.stamps import Point as KernelPoint
 from scheduler.timeline import Point, load_trace
+from tests.support.gpu_models import random_tokens
+from tests.support.preparation import CASES
 
 pytestmark = pytest.mark.gpu
 TOKENS = 4

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fake_machine import FakeMachine, small_shape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from instructions.attention import Attention, OnlineSoftmax, cache_rows
 from instructions.combine import Combine
 from instructions.matvec import DTYPES
 from instructions.shape import Shape
+from tests.support.fake_machine import FakeMachine, small_shape
 
 ROUNDING = {2: 2.0**-9, 4: 0.0}
 FP32 = 2.0**-16

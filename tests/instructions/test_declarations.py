@@ -6,13 +6,13 @@ from dataclasses import fields, replace
 from itertools import chain
 
 import pytest
-from fake_machine import small_shape
 
 from instructions.base import Instruction, Region
 from instructions.matvec import RowBlocks
 from instructions.registry import INSTRUCTIONS
 from instructions.shape import ANNOUNCED, BROUGHT, Shape
 from scheduler.lower import lower
+from tests.support.fake_machine import small_shape
 
 SMS = 5
 SHAPES = [small_shape(name, slices=slices) for name in ("mha", "all_biases_linear_head24") for slices in (1, 3)]
@@ -48,11 +48,17 @@ def test_every_buffer_is_brought_once_and_written_by_who_brings_it() -> None:
             assert brought <= written | ({"attn"} if shape.slices > 1 else set())
 
 
-def test_those_that_announce_themselves_lie_together_at_the_beginning() -> None:
+def test_what_depends_on_the_slices_lies_last() -> None:
+    """Everything else has its place in every program of a model, and both places of a value that announces itself exist."""
+    assert [buffer.name for buffer in BROUGHT if buffer.sliced] == [BROUGHT[-1].name] == ["partial"]
     for shape in SHAPES:
-        ends = [buffer.base + buffer.layers * buffer.stride for name, buffer in shape.buffers.items() if name in ANNOUNCED]
-        assert list(shape.buffers)[: len(ANNOUNCED)] == list(ANNOUNCED)
-        assert shape.announced_elements == ends[-1] == max(ends)
+        other = replace(shape, slices=shape.slices + 3)
+        for name, buffer in shape.buffers.items():
+            assert (buffer.second > 0) == (name in ANNOUNCED and buffer.rows > 0)
+            assert buffer.base + buffer.second + buffer.layers * buffer.stride <= shape.arena_elements
+            if name not in ("partial", "token", "kv"):
+                assert buffer == other.buffers[name]
+        assert shape.buffers["partial"].base == other.buffers["partial"].base
 
 
 @ANY_KIND

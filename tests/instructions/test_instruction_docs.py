@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
-from fake_machine import small_shape
 
 from instructions.base import Instruction
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, WORDS, Word
 from instructions.registry import INSTRUCTIONS
+from tests.support import ROOT
+from tests.support.fake_machine import small_shape
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "instructions.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "instructions.md").read_text(encoding="utf-8")
 
 
 def rows(heading: str) -> list[list[str]]:

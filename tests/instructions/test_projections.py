@@ -11,7 +11,6 @@ import math
 
 import pytest
 import torch
-from fake_machine import FakeMachine, made_up_tensors, small_shape
 
 from instructions.base import Instruction
 from instructions.down import Down
@@ -22,6 +21,7 @@ from instructions.o_proj import OProj
 from instructions.qkv import Qkv
 from instructions.shape import Shape
 from models.tape import paired_head_rows
+from tests.support.fake_machine import FakeMachine, made_up_tensors, small_shape
 
 NAMES = [
     "gqa4_llama3_tied",

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from fake_machine import FakeMachine, made_up_tensors, small_shape
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -17,6 +16,7 @@ from instructions.base import GREEDY, SamplingState
 from instructions.lm_head import BEST_FIELDS, LmHead
 from instructions.sample import Sample
 from instructions.sampling import draw, gumbel, highest_threshold, kept_rows, ordered, philox, sampling_scores
+from tests.support.fake_machine import FakeMachine, made_up_tensors, small_shape
 
 SEEDS = st.integers(0, 2**64 - 1)
 LOGITS = hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-30, 30, width=32))

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from configs import make_model, save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from models.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
 from models.packed import pack
 from models.weights import EMBEDDING, HEAD, Weights, expected_tensors
+from tests.support.configs import make_model, save_checkpoint
 
 
 def tensors_of(directory: Path) -> dict[str, torch.Tensor]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from damage import FIRST, VALUES, edit_header, refused, rewrite, write_shards, write_single
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,9 +25,11 @@ from models.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
 from models.config import ModelConfig, RopeScaling
 from models.errors import UserError, printable, quoted
 from models.files import JSON_BYTES, read_json_object
+from models.hf_config import parse_config, read_config
 from models.packed import pack
 from models.safetensors_header import HEADER_LIMIT
 from models.weights import EMBEDDING, HEAD
+from tests.support.damage import FIRST, VALUES, edit_header, refused, rewrite, write_shards, write_single
 
 NORM, MATRIX = "model.norm.weight", "model.layers.1.mlp.down_proj.weight"
 SOON = 5.0  # seconds; each takes some milliseconds, where it once took minutes or never ended
@@ -219,7 +220,7 @@ def test_a_bias_that_is_no_number(tmp_path: Path) -> None:
     bias = "model.layers.0.self_attn.k_proj.bias"
     write_single(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**VALUES, "attention_bias": True}))
-    sizes = ModelConfig.from_hf(tmp_path)
+    sizes = read_config(tmp_path)
 
     def add(tensors: dict[str, torch.Tensor]) -> None:
         for layer in range(sizes.num_layers):
@@ -317,15 +318,15 @@ def test_token_ids_that_are_none(key: str, value: Any, tmp_path: Path) -> None:
 
 
 def test_an_end_token_named_often_counts_once() -> None:
-    assert ModelConfig.from_hf({**VALUES, "eos_token_id": [7, 2, 7, 2**31 - 1]}).eos_token_ids == (7, 2, 2**31 - 1)
+    assert parse_config({**VALUES, "eos_token_id": [7, 2, 7, 2**31 - 1]}).eos_token_ids == (7, 2, 2**31 - 1)
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "eos_token_id", "rope_theta", "pretraining_tp"])
 def test_values_given_in_python_may_be_of_any_length(key: str) -> None:
     with pytest.raises(UserError, match=key):
-        ModelConfig.from_hf({**VALUES, key: -(10**5000)})
+        parse_config({**VALUES, key: -(10**5000)})
     with pytest.raises(UserError, match=key):
-        ModelConfig.from_hf({**VALUES, key: 10**5000})
+        parse_config({**VALUES, key: 10**5000})
 
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J \x9b31m \r\n\u202e\u2028 \ud800 \x00"
@@ -370,7 +371,7 @@ ROPE_KEYS = ("rope_type", "type", "factor", "low_freq_factor", "high_freq_factor
 def test_no_configuration_ends_otherwise(changes: dict[str, Any], rope: dict[str, Any] | None) -> None:
     values = {**VALUES, **changes, **({} if rope is None else {"rope_scaling": rope})}
     try:
-        models.rope.inverse_frequencies(ModelConfig.from_hf(values))
+        models.rope.inverse_frequencies(parse_config(values))
     except UserError as error:
         assert str(error).isprintable()
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import VALUES, refused, write_single
 
 from models.checkpoint import SINGLE_FILE
 from models.errors import printable
+from tests.support.damage import VALUES, refused, write_single
 
 LLAMA3 = {
     "rope_type": "llama3",

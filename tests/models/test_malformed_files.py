@@ -13,7 +13,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from damage import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
+from models.errors import UserError
+from models.weights import EMBEDDING, HEAD
+from tests.support.damage import (
     FIRST,
     SECOND,
     VALUES,
@@ -28,12 +34,6 @@ from damage import (
     write_shards,
     write_single,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from models.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
-from models.errors import UserError
-from models.weights import EMBEDDING, HEAD
 
 NORM = "model.norm.weight"
 Damage = Callable[[Path], object]
@@ -203,23 +203,17 @@ SINGLE_CASES: dict[str, tuple[Damage, str, list[str]]] = {
         ["model.layers.2.mlp.up_proj.weight is left over", "config.json"],
     ),
     "bias left over": (
-        lambda d: rewrite(
-            d / SINGLE_FILE, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)})
-        ),
+        lambda d: rewrite(d / SINGLE_FILE, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)})),
         SINGLE_FILE,
         ["q_proj.bias is left over", "attention_bias"],
     ),
     "shape": (
-        lambda d: rewrite(
-            d / SINGLE_FILE, lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.zeros(128, 65)})
-        ),
+        lambda d: rewrite(d / SINGLE_FILE, lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.zeros(128, 65)})),
         SINGLE_FILE,
         ["model.layers.0.mlp.up_proj.weight has shape [128, 65]", "[128, 64]"],
     ),
     "transposed": (
-        lambda d: rewrite(
-            d / SINGLE_FILE, lambda t: t.update({"model.layers.0.mlp.down_proj.weight": torch.zeros(128, 64)})
-        ),
+        lambda d: rewrite(d / SINGLE_FILE, lambda t: t.update({"model.layers.0.mlp.down_proj.weight": torch.zeros(128, 64)})),
         SINGLE_FILE,
         ["down_proj.weight has shape [128, 64]", "[64, 128]"],
     ),

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configs import SMALL_CONFIGS, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import PRESETS, ModelConfig, RopeScaling
 from models.errors import UserError
+from models.hf_config import parse_config, read_config
 from models.weights import expected_tensors
+from tests.support.configs import SMALL_CONFIGS, make_model
 
 # config.json and generation_config.json as published for Llama-3.2-1B-Instruct, in the spelling of transformers 4
 PUBLISHED_CONFIG: dict[str, Any] = {
@@ -75,7 +76,7 @@ def version_4_spelling(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_published_model_is_the_preset() -> None:
-    config = ModelConfig.from_hf(PUBLISHED_CONFIG)
+    config = parse_config(PUBLISHED_CONFIG)
     assert config.eos_token_ids == (128001, 128008, 128009)
     assert replace(config, eos_token_ids=(128001,)) == PRESETS["llama-3.2-1b"]
 
@@ -92,7 +93,7 @@ def test_presets_have_the_published_parameter_counts(preset: str, parameters: in
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_names_and_shapes_are_those_of_transformers(name: str) -> None:
     model = make_model(name)
-    config = ModelConfig.from_hf(transformers_dict(name))
+    config = parse_config(transformers_dict(name))
     shapes = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     assert expected_tensors(config) == shapes
     assert config.parameter_count == model.num_parameters()
@@ -102,10 +103,10 @@ def test_names_and_shapes_are_those_of_transformers(name: str) -> None:
 def test_both_spellings_say_the_same(name: str) -> None:
     values = transformers_dict(name)
     old = version_4_spelling(values)
-    assert ModelConfig.from_hf(old) == ModelConfig.from_hf(values)
+    assert parse_config(old) == parse_config(values)
     if old["rope_scaling"]:
         old["rope_scaling"]["type"] = old["rope_scaling"].pop("rope_type")  # before transformers 4.45
-        assert ModelConfig.from_hf(old) == ModelConfig.from_hf(values)
+        assert parse_config(old) == parse_config(values)
 
 
 def test_what_is_left_out_takes_the_defaults_of_transformers() -> None:
@@ -120,30 +121,30 @@ def test_what_is_left_out_takes_the_defaults_of_transformers() -> None:
     }
     full = json.loads(transformers.LlamaConfig(**given).to_json_string())
     full["num_key_value_heads"], full["head_dim"] = None, None
-    config = ModelConfig.from_hf({"model_type": "llama", **given})
-    assert config == ModelConfig.from_hf(full)
+    config = parse_config({"model_type": "llama", **given})
+    assert config == parse_config(full)
     assert (config.num_kv_heads, config.head_dim, config.bos_token_id, config.eos_token_ids) == (4, 24, 1, (2,))
 
 
 def test_no_special_tokens() -> None:
-    config = ModelConfig.from_hf({**PUBLISHED_CONFIG, "bos_token_id": None, "eos_token_id": None})
+    config = parse_config({**PUBLISHED_CONFIG, "bos_token_id": None, "eos_token_id": None})
     assert (config.bos_token_id, config.eos_token_ids) == (None, ())
 
 
 def test_llama3_without_original_length_takes_the_context_length() -> None:
     values = {**PUBLISHED_CONFIG, "rope_scaling": dict(PUBLISHED_CONFIG["rope_scaling"])}
     del values["rope_scaling"]["original_max_position_embeddings"]
-    assert ModelConfig.from_hf(values).rope_scaling.original_max_position == 131072
+    assert parse_config(values).rope_scaling.original_max_position == 131072
 
 
 def test_end_tokens_of_generation_config_win(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**PUBLISHED_CONFIG, "eos_token_id": 7}))
-    assert ModelConfig.from_hf(tmp_path).eos_token_ids == (7,)
+    assert read_config(tmp_path).eos_token_ids == (7,)
     (tmp_path / "generation_config.json").write_text(json.dumps(PUBLISHED_GENERATION))
-    assert ModelConfig.from_hf(tmp_path).eos_token_ids == (128001, 128008, 128009)
-    assert ModelConfig.from_hf(tmp_path / "config.json") == ModelConfig.from_hf(str(tmp_path))
+    assert read_config(tmp_path).eos_token_ids == (128001, 128008, 128009)
+    assert read_config(tmp_path / "config.json") == read_config(tmp_path)
     (tmp_path / "generation_config.json").write_text("{}")
-    assert ModelConfig.from_hf(tmp_path).eos_token_ids == (7,)
+    assert read_config(tmp_path).eos_token_ids == (7,)
 
 
 @settings(max_examples=50, deadline=None)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from configs import MAX_POSITION, SMALL_CONFIGS
 
 import models.packing
 from models.config import ModelConfig
@@ -20,6 +19,7 @@ from models.random_weights import RandomWeights
 from models.rope import rope_table
 from models.tape import BLOCK_ROWS, TILES_PER_PAGE, Matrix
 from models.weights import EMBEDDING, Weights, expected_tensors
+from tests.support.configs import MAX_POSITION, SMALL_CONFIGS, small_config
 
 RAGGED = [
     "head24_odd_blocks",
@@ -27,10 +27,6 @@ RAGGED = [
     "ragged_sizes",
     "wide_mlp_long_k",
 ]  # rows and columns of padding
-
-
-def small_config(name: str) -> ModelConfig:
-    return ModelConfig.from_hf({"model_type": "llama", **SMALL_CONFIGS[name], "max_position_embeddings": MAX_POSITION})
 
 
 def integer_weights(config: ModelConfig) -> Weights:

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from configs import SMALL_CONFIGS
 
 from models.checkpoint import open_checkpoint
-from models.config import PRESETS, ModelConfig
+from models.config import PRESETS
 from models.errors import UserError
 from models.random_weights import BLOCK_VALUES, RandomWeights
 from models.weights import EMBEDDING, expected_tensors
+from tests.support.configs import small_config
 
-SMALL = ModelConfig.from_hf({"model_type": "llama", **SMALL_CONFIGS["all_biases_linear_head24"]})
+SMALL = small_config("all_biases_linear_head24")
 WIDE = replace(SMALL, hidden_size=512, vocab_size=2048)  # an embedding of four blocks
 
 

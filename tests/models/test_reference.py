@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from configs import MAX_POSITION, SMALL_CONFIGS, make_model, save_checkpoint
 
 from models.checkpoint import open_checkpoint
 from models.reference import Reference
 from models.weights import Weights
+from tests.support.configs import MAX_POSITION, SMALL_CONFIGS, make_model, save_checkpoint
 
 TOKENS = 48
 # On one machine both give the same bits; other sizes of matrix product may be summed in other orders. A chain of a few
@@ -62,9 +62,7 @@ def test_whole_context_with_scaled_rope(tmp_path: Path) -> None:
 def test_greedy_text_is_that_of_transformers(tmp_path: Path) -> None:
     name = "gqa4_llama3_tied"
     prompt = tokens_for(name, 5)
-    expected = (
-        make_model(name).generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt) :].tolist()
-    )
+    expected = make_model(name).generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt) :].tolist()
     reference = open_reference(save_checkpoint(name, tmp_path))
     assert reference.generate(prompt, 20) == expected
     assert len(expected) > 5

@@ -17,9 +17,7 @@ CASES = {
     "llama-3.2-1b": BASE,
     "llama-3-8b": PRESETS["llama-3-8b"],
     "linear": replace(BASE, rope_scaling=RopeScaling("linear", factor=4.0), rope_theta=10000.0),
-    "llama3 short": replace(
-        BASE, rope_scaling=RopeScaling("llama3", factor=8.0, original_max_position=32), head_dim=24
-    ),
+    "llama3 short": replace(BASE, rope_scaling=RopeScaling("llama3", factor=8.0, original_max_position=32), head_dim=24),
     "llama3 uneven": replace(BASE, rope_scaling=RopeScaling("llama3", 3.0, 0.5, 7.0, 100), head_dim=128),
 }
 

@@ -99,9 +99,7 @@ def test_rope_pairs_share_a_block(config: ModelConfig) -> None:
         for slot in range(config.group + 1):
             first, second = rows[kv_head, slot, :, 0].reshape(-1), rows[kv_head, slot, :, 1].reshape(-1)
             is_key = slot == config.group
-            head = (
-                query_rows + kv_head * config.head_dim if is_key else (kv_head * config.group + slot) * config.head_dim
-            )
+            head = query_rows + kv_head * config.head_dim if is_key else (kv_head * config.group + slot) * config.head_dim
             half = config.head_dim // 2
             assert np.array_equal(first[:half], head + np.arange(half))
             assert np.array_equal(second[:half], head + half + np.arange(half))

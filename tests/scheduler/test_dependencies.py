@@ -8,8 +8,6 @@ import networkx as nx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from orderings import Ordered, machine_order, needed, stage
-from program_cases import Lowered, lowered, programs, shapes, small_config, small_program
 
 from instructions.attention import Attention
 from instructions.base import Instruction
@@ -24,6 +22,9 @@ from scheduler.dependencies import derive, members
 from scheduler.errors import ScheduleError
 from scheduler.lower import lower
 from scheduler.program import Program
+from tests.support.configs import small_config
+from tests.support.orderings import Ordered, machine_order, needed, stage
+from tests.support.program_cases import Lowered, lowered, programs, shapes, small_program
 
 NAMES = ["mha", "gqa4_llama3_tied", "gqa8", "head24_odd_blocks", "ragged_sizes", "all_biases_linear_head24"]
 CASES = [(name, sms, slices) for name in NAMES for sms, slices in ((1, 1), (3, 1), (5, 2), (16, 3), (61, 1))]

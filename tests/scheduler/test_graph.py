@@ -10,12 +10,12 @@ import networkx as nx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from program_cases import preset_program, programs, small_program
 
 from instructions.codec import Word
 from scheduler.errors import ScheduleError
 from scheduler.graph import check_order, describe, longest_path, program_graph, token_graph
 from scheduler.program import Program
+from tests.support.program_cases import preset_program, programs, small_program
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from program_cases import configs, lowered, shapes, small_config
 
 from instructions.attention import Attention
 from instructions.qkv import Qkv
@@ -16,6 +15,8 @@ from models.config import PRESETS, ModelConfig
 from scheduler.build import make_shape
 from scheduler.errors import ScheduleError
 from scheduler.lower import lower, split_blocks
+from tests.support.configs import small_config
+from tests.support.program_cases import configs, lowered, shapes
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(1, 200))

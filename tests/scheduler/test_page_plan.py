@@ -7,7 +7,6 @@ from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
-from program_cases import programs, small_config
 
 from instructions.shape import HELD_PAGES
 from models.config import PRESETS
@@ -16,6 +15,8 @@ from scheduler.build import build_program, make_shape
 from scheduler.errors import ScheduleError
 from scheduler.pages import ring_depth, staging_bytes
 from scheduler.program import Program
+from tests.support.configs import small_config
+from tests.support.program_cases import programs
 
 
 @settings(max_examples=40, deadline=None)

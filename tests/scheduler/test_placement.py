@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from program_cases import Lowered, lowered, preset_program, shapes, small_config
 
 from instructions.shape import Shape
 from models.config import PRESETS
@@ -14,6 +13,8 @@ from scheduler.build import build_program, make_shape
 from scheduler.dependencies import members
 from scheduler.errors import ScheduleError
 from scheduler.place import POLICIES, Queues, stages
+from tests.support.configs import small_config
+from tests.support.program_cases import Lowered, lowered, preset_program, shapes
 
 POLICY_NAMES = sorted(POLICIES)
 

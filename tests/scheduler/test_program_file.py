@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from program_cases import preset_program, programs, small_program
 
 from models.errors import UserError
+from scheduler.build import load_program
 from scheduler.check import check
-from scheduler.program import ARRAYS, MAGIC, VERSION, Program, load_program, read_program
+from scheduler.program import ARRAYS, MAGIC, VERSION, Program, read_program
+from tests.support.program_cases import preset_program, programs, small_program
 
 
 def same(one: Program, other: Program) -> bool:

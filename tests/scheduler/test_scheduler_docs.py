@@ -1,23 +1,23 @@
 """docs/scheduler.md shows real lines of a real program and real predictions: a change of the scheduler must change them too.
 
 The lines come from `python -m scheduler --model llama-3.2-1b --bucket 256 --disassemble`, the figures from
-`python -m bench.simulate`.
+`python -m scheduler.simulate`.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
-from program_cases import preset_program
 
 from scheduler.costs import MACHINES, MachineModel
 from scheduler.graph import critical_path, program_graph
 from scheduler.place import POLICIES
 from scheduler.simulate import simulate
+from tests.support import ROOT
+from tests.support.program_cases import preset_program
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "scheduler.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "scheduler.md").read_text(encoding="utf-8")
 
 
 def test_the_excerpt_is_of_the_real_program() -> None:

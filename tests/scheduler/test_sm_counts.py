@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from program_cases import small_config
 
-import models
 from instructions.shape import ceil_div
 from models.config import PRESETS, ModelConfig
+from models.hf_config import read_config
 from scheduler.build import build_program, make_shape
 from scheduler.place import POLICIES
 from scheduler.program import Program
-
-BUNDLED = Path(models.__file__).parent / "bundled"
+from tests.support import BUNDLED
+from tests.support.configs import small_config
 
 
 def program(config: ModelConfig, sms: int, policy: str, bucket: int) -> Program:
@@ -45,7 +42,7 @@ def test_awkward_models_on_awkward_counts(name: str) -> None:
 
 @pytest.mark.parametrize("sms", [1, 13, 132, 200])
 def test_the_bundled_model(sms: int) -> None:
-    check(program(ModelConfig.from_hf(BUNDLED), sms, "zigzag", bucket=256), sms)
+    check(program(read_config(BUNDLED), sms, "zigzag", bucket=256), sms)
 
 
 @pytest.mark.parametrize("sms", [1, 199])

@@ -63,9 +63,7 @@ class Vllm(Adapter):
         engine = self.llm.llm_engine
         self.requests += 1
         parameters = self.parameters(tokens, output_kind=RequestOutputKind.DELTA)
-        engine.add_request(
-            f"streamed-{self.requests}", {"type": "token", "prompt_token_ids": list(prompt)}, parameters
-        )
+        engine.add_request(f"streamed-{self.requests}", {"type": "token", "prompt_token_ids": list(prompt)}, parameters)
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if new := list(output.outputs[0].token_ids):

@@ -1,1 +1,0 @@
-"""Planted faults for the schedule checker: `python -m bench.mutations` runs the full campaign."""

@@ -1,0 +1,136 @@
+"""Whole comparisons on the CPU, with fake engines: who is told what, in which order, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.compare import session
+from bench.compare.cli import main
+from bench.compare.contestant import Contestant
+from bench.compare.process import EngineProcess
+from tests.bench.compare.test_compare_process import ended
+from tests.support.compare_cases import FAKES, HERE, save_small
+
+FAST = ["--contexts", "8,16", "--tokens", "6", "--timeout", "60", "--start-timeout", "120"]
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("FAKE_CHILD", str(tmp_path / "child"))
+
+
+@pytest.fixture
+def engines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without read floor and reference, whose processes take seconds to import torch."""
+    monkeypatch.setattr(session.Session, "measure_floor", lambda self: None)
+    monkeypatch.setattr(session.Session, "make_reference", lambda self: False)
+
+
+def compare(model: Path, output: Path, names: str, *more: str) -> tuple[int, dict[str, Any]]:
+    """Run `python -m bench.compare` in this process; its status and its record."""
+    engines = ",".join(f"{FAKES}:{name}" if name[0].isupper() else name for name in names.split(","))
+    places = [f"--engine={name}={sys.executable}:{HERE}" for name in engines.split(",") if ":" in name]
+    status = main(["--model", str(model), "--output", str(output), "--engines", engines, *places, *FAST, *more])
+    return status, json.loads((output / "comparison.json").read_text())
+
+
+def by_name(record: dict[str, Any]) -> dict[str, Any]:
+    return {engine["name"].rpartition(":")[2]: engine for engine in record["runs"][0]["engines"]}
+
+
+@pytest.mark.slow
+def test_good_bad_and_missing_engines(small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One comparison with everything that can happen to an engine; every one of them is in the report."""
+    output = tmp_path / "out"
+    names = "Fake,Whole,Silent,Broken,Dying,NotANumber,vllm"
+    status, record = compare(small_checkpoint, output, names, "--repeats", "2", "--note", "a remark", "--commit", "c0ffee")
+    engines = by_name(record)
+    assert status == 0
+    assert {name: engine["status"] for name, engine in engines.items()} == {
+        "Fake": "measured", "Whole": "measured", "Silent": "measured", "NotANumber": "measured",
+        "Broken": "failed", "Dying": "failed", "vllm": "missing",
+    }  # fmt: skip
+    for context in ("8", "16"):
+        for name in ("Fake", "Whole", "Silent"):
+            repeats = engines[name]["timings"][context]
+            assert len(repeats) == 2 and all(min(entry["short"], entry["long"]) > 0 for entry in repeats)
+            assert [len(entry["stamps"] or ()) for entry in repeats] == [0 if name == "Silent" else 6] * 2
+            assert engines[name]["greedy"][context]["repeatable"]
+    assert len(engines["Fake"]["fidelity"]["kl"]) == 4 * 32
+    assert engines["Silent"]["fidelity"]["error"].endswith("gives no distributions")
+    assert "not finite" in engines["NotANumber"]["fidelity"]["error"]
+    run = record["runs"][0]
+    assert run["reference"] == {"device": "cpu", "positions": 4 * 32} and run["note"] == "a remark"
+    text = (output / "comparison.md").read_text()
+    assert run["machine"]["commit"] == "c0ffee" and "commit c0ffee" in text
+    assert capsys.readouterr().out.startswith(text)
+    for name in engines:
+        assert (f"{FAKES}:{name}" if name != "vllm" else "- vLLM: its Python has no vllm\n  install: ") in text
+    assert re.search(r"Dying: its process ended .*out of memory", text)
+    assert {path.name for path in output.iterdir()} >= {"latency.png", "latency.svg", "fidelity.png", "fidelity.svg"}
+    assert "an engine prints" in (output / "logs" / f"{FAKES}-Fake.log").read_text()
+
+
+@pytest.mark.usefixtures("engines_only")
+def test_engines_take_turns_in_a_changing_order(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[str] = []
+    take = Contestant.turn
+
+    def noted(self: Contestant) -> None:
+        turns.append(self.spec.name[-5:])
+        take(self)
+
+    monkeypatch.setattr(Contestant, "turn", noted)
+    status, record = compare(small_checkpoint, tmp_path / "out", "Fake,Whole", "--repeats", "3")
+    assert status == 0
+    assert turns == [":Fake", "Whole", "Whole", ":Fake", ":Fake", "Whole"]
+    assert all(len(engine["timings"]["8"]) == 3 for engine in by_name(record).values())
+
+
+@pytest.mark.usefixtures("engines_only")
+def test_a_hanging_engine_ends_alone(small_checkpoint: Path, tmp_path: Path) -> None:
+    _, record = compare(small_checkpoint, tmp_path / "out", "Hanging,Fake", "--repeats", "1", "--start-timeout", "6")
+    engines = by_name(record)
+    assert engines["Hanging"]["error"].startswith("no answer to 'time' within 6 s, killed")
+    assert engines["Fake"]["status"] == "measured"
+    assert ended(int((tmp_path / "child").read_text()))
+
+
+@pytest.mark.usefixtures("engines_only")
+def test_the_time_limit_is_kept_and_told(small_checkpoint: Path, tmp_path: Path) -> None:
+    """With less time than is kept back for scores nothing is started, and that is said."""
+    status, record = compare(small_checkpoint, tmp_path / "out", "Fake", "--time-limit", "15")
+    assert status == 1
+    assert by_name(record)["Fake"]["error"] == "not started: the time limit was near"
+    assert "not started: the time limit was near" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+@pytest.mark.usefixtures("engines_only")
+def test_an_interrupt_leaves_a_record_and_no_process(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes: list[EngineProcess | None] = []
+
+    def interrupted(self: session.Session) -> None:
+        processes.extend(contestant.process for contestant in self.contestants)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.Session, "take_turns", interrupted)
+    status, record = compare(small_checkpoint, tmp_path / "out", "Fake")
+    assert status == 130 and by_name(record)["Fake"]["ready_seconds"] > 0
+    assert "interrupted" in capsys.readouterr().err
+    assert len(processes) == 1 and all(process is not None and ended(process.process.pid) for process in processes)

@@ -1,0 +1,214 @@
+"""The GPU backend's host side, with a fake device: launches, stops, faults, and an interrupt at every line of its code."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from instructions.shape import VACANT
+from megakernel.engine import Engine
+from megakernel.gpu import backend as backend_module
+from megakernel.gpu import machine
+from megakernel.gpu.backend import CHUNK, GpuBackend
+from megakernel.gpu.errors import KernelFault
+from megakernel.request import SamplingParams
+from models.packed import PackedModel
+from scheduler.buckets import BucketPrograms
+from tests.support.compile_cases import MODELS
+from tests.support.fake_device import fake_device, next_token
+
+SMS = 4
+PROMPT = [5, 7, 11]
+LENGTH = 70
+CAPACITY = 512  # two context buckets
+
+
+@functools.cache
+def programs() -> BucketPrograms:
+    return BucketPrograms(MODELS["bundled"], SMS, CAPACITY, itemsize=2)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    config, tape = MODELS["bundled"], programs().shape(CAPACITY).tape
+    pages = torch.zeros(1, tape.page_elements, dtype=torch.bfloat16)
+    model = PackedModel(config, torch.bfloat16, tape, pages, torch.zeros(1), torch.zeros(CAPACITY, 1, 2))
+    with fake_device() as device, Engine(GpuBackend(model, programs(), device), chunk=CHUNK) as made:
+        yield made
+
+
+def backend_of(engine: Engine) -> Any:
+    return engine._backend
+
+
+def generate(engine: Engine, tokens: int = LENGTH, stops: tuple[int, ...] = ()) -> list[int]:
+    engine.start(PROMPT, tokens, SamplingParams(stop_token_ids=stops))
+    return list(engine.stream())
+
+
+def expected(tokens: int = LENGTH) -> list[int]:
+    """What the fake device's function gives, without engine or backend."""
+    sequence = list(PROMPT)
+    for _ in range(tokens):
+        sequence.append(next_token(np.array(sequence, np.int32), MODELS["bundled"].vocab_size))
+    return sequence[len(PROMPT) :]
+
+
+def test_tokens_over_both_buckets(engine: Engine) -> None:
+    most = CAPACITY - len(PROMPT)
+    assert generate(engine, most) == expected(most)
+
+
+@pytest.mark.parametrize("place", range(0, LENGTH, 3))
+def test_stops(engine: Engine, place: int) -> None:
+    until = expected().index(expected()[place]) + 1
+    assert generate(engine, stops=(expected()[place],)) == expected()[:until]
+    assert generate(engine) == expected()
+
+
+class Interrupting:
+    """Raises KeyboardInterrupt when line number `number` of the backend's own code is about to run, and counts the lines."""
+
+    FILES = (backend_module.__file__, machine.__file__)
+
+    def __init__(self, number: int) -> None:
+        self.number, self.lines = number, 0
+
+    def __enter__(self) -> Interrupting:
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def trace(self, frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        if frame.f_code.co_filename not in self.FILES:
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.number:
+                raise KeyboardInterrupt
+        return self.trace
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_an_interrupt_at_every_line(engine: Engine, stopping: bool) -> None:
+    """Of a request that abandons one under way, decodes and, in half of the runs, stops early; the next one is right."""
+    stops = (expected()[40],) if stopping else ()
+    wanted = expected(30)
+    number = 0
+    while True:
+        number += 1
+        engine.start(PROMPT, LENGTH)
+        engine.step()
+        try:
+            with Interrupting(number) as interrupting:
+                generate(engine, stops=stops)
+        except KeyboardInterrupt:
+            assert generate(engine, 30) == wanted, f"after an interrupt at line {number}"
+            continue
+        break
+    assert number == interrupting.lines + 1 > 200
+
+
+def test_a_fault_ends_the_request_and_no_other(engine: Engine) -> None:
+    backend = backend_of(engine)
+    engine.start(PROMPT, LENGTH)
+    backend.program(0).result().counters[0] += 1
+    with pytest.raises(KernelFault):
+        list(engine.stream())
+    assert engine.step() is None
+    assert generate(engine) == expected()
+
+
+def test_the_fault_of_an_abandoned_request_concerns_nobody(engine: Engine) -> None:
+    backend = backend_of(engine)
+    engine.start(PROMPT, LENGTH)
+    engine.step()
+    backend.program(0).result().counters[0] += 1
+    for _ in range(CHUNK):
+        engine.step()
+    assert backend.flights, "a launch is under way, or the test shows nothing"
+    assert generate(engine) == expected()
+
+
+def test_counters_begin_anew_before_they_overflow(engine: Engine) -> None:
+    program = backend_of(engine).program(0).result()
+    epoch = np.iinfo(np.int32).max // int(program.program.targets.max()) - CAPACITY // 2
+    generate(engine, 1)
+    program.epoch = epoch
+    program.counters.view(-1, machine.COUNTER_STRIDE)[:, 0] = torch.from_numpy(program.program.targets) * epoch
+    assert generate(engine) == expected()
+    assert program.epoch < CAPACITY
+
+
+def test_positions_beyond_the_bucket_are_refused_before_the_launch(engine: Engine) -> None:
+    program = backend_of(engine).program(0).result()
+    last = program.program.shape.bucket
+    for position, tokens in ((last, 2), (0, last + 2), (0, 0), (-1, 1)):
+        with pytest.raises(ValueError, match=f"^{tokens} tokens from position {position}: .* decodes positions up to {last}$"):
+            program.launch(position, tokens)
+    assert generate(engine) == expected()
+
+
+def test_a_program_for_another_model_or_cache_is_refused_before_the_launch(engine: Engine) -> None:
+    program = backend_of(engine).program(0).result()
+    shape = program.program.shape
+    config = dataclasses.replace(shape.config, rms_eps=1e-3)
+    for changes in ({"capacity": 2 * CAPACITY}, {"config": config}, {"itemsize": 4}):
+        other = dataclasses.replace(program.program, shape=dataclasses.replace(shape, **changes))
+        with pytest.raises(ValueError, match="another model, weight type or KV cache"):
+            machine.check_fit(other, program.state)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(ValueError, match="another model, weight type or KV cache"),
+        ):
+            patch.setattr(program, "program", other)
+            program.launch(0, 1)
+    assert generate(engine) == expected()
+
+
+def test_the_epoch_is_what_the_counter_of_the_token_s_end_says(engine: Engine) -> None:
+    """Whatever number that counter has, and whoever else waits for what."""
+    program = backend_of(engine).program(0).result()
+    generate(engine, 5)
+    end = program.program.end_counter
+    counters = program.counters.view(-1, machine.COUNTER_STRIDE)[:, 0]
+    assert program.program.targets[end] == 1 and int(counters[end]) == program.epoch
+    program.epoch = 0
+    program.resume()
+    assert program.epoch == int(counters[end]) > 0
+
+
+def test_a_value_that_never_comes_is_reported_with_its_reader(engine: Engine) -> None:
+    """Here because its place is not vacant when the token begins; the next request begins with vacant places again."""
+    program = backend_of(engine).program(0).result()
+    generate(engine, 1)
+    program.activations.zero_()
+    expected_message = r"^the kernel was stuck at position \d+: SM 0 at #0: .* told of values, and one of them never came\. "
+    with pytest.raises(KernelFault, match=expected_message):
+        generate(engine)
+    assert (program.activations == VACANT).all()
+    assert generate(engine) == expected()
+
+
+def test_the_last_program_is_that_of_the_last_token(engine: Engine) -> None:
+    """Also where launches under way when a stop token came had switched to the next context bucket."""
+    backend, first = backend_of(engine), programs().sizes[0]
+    most = CAPACITY - len(PROMPT)
+    last = first - len(PROMPT)  # the token chosen at position first - 1, still under the first program
+    distinct = [place for place in range(last + 1) if expected(most).index(expected(most)[place]) == place]
+    place = max(distinct)
+    assert last - place < CHUNK, "a launch beyond the bucket is under way"
+    generate(engine, most, stops=(expected(most)[place],))
+    assert backend.last_program is backend.program(0).result()
+    generate(engine, most)
+    assert backend.last_program is backend.program(1).result()

@@ -1,0 +1,97 @@
+"""The real kernel compiles for Hopper, with no GPU, for every model and under both supported ends of Triton's versions.
+
+No spills, no stack, shared memory within what a thread block may have.  Registers are reported (`pytest -rP`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megakernel.geometry import pages_bytes
+from models.config import ModelConfig
+from scheduler.limits import SHARED_MEMORY
+from tests.support import ROOT
+from tests.support.compile_cases import MODELS, SMS, compiled, geometry_of
+
+Site = Callable[[str], Path]
+OLDEST, NEWEST = "3.6.0", "3.9.0"
+REGISTERS = 64 * 1024  # of one SM
+WARP = 32
+WORKER_WARPS = 4  # the loader's single warp is rounded up to a warp group
+
+pytestmark = pytest.mark.slow
+
+
+def both_versions(*names: str) -> list[Any]:
+    """These models under both versions; one process takes both of a model (tests/conftest.py): its program is built once."""
+    return [pytest.param(name, version, id=f"{name}-{version}") for name in names for version in (OLDEST, NEWEST)]
+
+
+def check(found: dict[str, Any], version: str) -> None:
+    from megakernel.device.kernel import WARPS
+
+    print(found)
+    assert found["triton"] == version
+    assert (found["stack"], found["local"]) == (0, 0), "registers are spilled"
+    assert found["shared"] <= SHARED_MEMORY
+    assert found["registers"] * WARP * (WARPS + WORKER_WARPS) <= REGISTERS, "the block does not fit an SM"
+
+
+@pytest.mark.parametrize(("name", "version"), both_versions(*MODELS))
+def test_every_model_with_attention_in_many_slices(name: str, version: str, triton_site: Site) -> None:
+    geometry = geometry_of(MODELS[name], slices=16)
+    found = compiled(triton_site(version), geometry)
+    check(found, version)
+    assert found["shared"] >= pages_bytes(geometry), "the ring and the staged activations are in that figure"
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_attention_in_few_slices(slices: int, triton_site: Site) -> None:
+    check(compiled(triton_site(OLDEST), geometry_of(MODELS["llama-3.2-1b"], slices)), OLDEST)
+
+
+def test_biases_odd_heads_and_sixteen_queries_a_head(triton_site: Site) -> None:
+    """What none of the four models has: a head of 40 dimensions, 16 query heads sharing one, biases, ragged sizes."""
+    config = ModelConfig(
+        hidden_size=100, intermediate_size=1090, num_layers=1, num_heads=16, num_kv_heads=1, head_dim=40, vocab_size=131,
+        attention_bias=True, mlp_bias=True, max_position=512,
+    )  # fmt: skip
+    geometry = geometry_of(config, slices=4, sms=7)
+    assert (geometry.group_columns, geometry.head_rows) == (16, 48)
+    assert min(geometry.qkv_bias, geometry.o_bias, geometry.gate_up_bias, geometry.down_bias) >= 0
+    check(compiled(triton_site(OLDEST), geometry), OLDEST)
+
+
+def test_a_spill_would_be_seen(triton_site: Site) -> None:
+    """The same kernel, held to too few registers: the report must say that it needs a stack."""
+    found = compiled(triton_site(OLDEST), geometry_of(MODELS["bundled"], slices=16), maxnreg=64)
+    assert found["stack"] > 0
+    with pytest.raises(AssertionError, match="spilled"):
+        check(found, OLDEST)
+
+
+def test_the_command_prints_one_line_of_json(triton_site: Site) -> None:
+    argv = [sys.executable, "-m", "megakernel.compile", "--model", str(ROOT / "models" / "bundled"), "--past", "2000"]
+    environment = os.environ | {"PYTHONPATH": str(triton_site(OLDEST))}
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["sms"] == SMS
+    assert found["slices"] > 1
+    check(found, OLDEST)
+
+
+def test_a_model_that_is_not_there_is_one_clear_line() -> None:
+    argv = [sys.executable, "-m", "megakernel.compile", "--model", "no/such/model"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no/such/model: ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,1 @@
+"""Planted faults for the schedule checker: `python -m tests.mutations` runs the full campaign."""

@@ -1,0 +1,27 @@
+"""transformers' own Llama with tensors of ours, as `from_pretrained` would make it of a checkpoint, without the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from models.config import ModelConfig
+from models.hf_config import hf_values
+
+
+def hf_llama(config: ModelConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: str) -> Any:
+    """A `LlamaForCausalLM` in `dtype`; its RoPE frequencies stay in fp32."""
+    import transformers  # here, because it takes seconds
+
+    options = transformers.LlamaConfig.from_dict(hf_values(config))
+    with torch.device(device):
+        model: Any = transformers.AutoModelForCausalLM.from_config(options, dtype=dtype).eval()
+    state = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= ({"lm_head.weight"} if config.tied_embeddings else set())
+    model.tie_weights()
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+    return model
