@@ -92,7 +92,10 @@ def shortened(text: str) -> str:
 
 
 def note(line: str) -> None:
-    """Says a line on stderr, without what a terminal obeys.  Where that cannot be written nobody is listening, and the command goes on."""
+    """Says a line on stderr, without what a terminal obeys.
+
+    Where that cannot be written nobody is listening, and the command goes on.
+    """
     try:
         print(line.translate(CONTROLS), file=sys.stderr, flush=True)
     except OSError:
