@@ -143,14 +143,24 @@ def parse(argv: list[str] | None) -> Options:
 
 
 class _Loading:
-    """Progress of loading on stderr: redrawn in place on a terminal, silent where lines would pile up."""
+    """Progress of loading on stderr: redrawn in place on a terminal, a line a stage where lines would pile up."""
 
     def __init__(self, model: str) -> None:
         self._model, self._shown, self._terminal = model, "", sys.stderr is not None and sys.stderr.isatty()
 
     def __call__(self, done: int, total: int) -> None:
-        shown = f"loading {self._model}: {100 * done // max(total, 1)} %"
-        if self._terminal and shown != self._shown:
+        if self._terminal:
+            self._show(f"loading {self._model}: {100 * done // max(total, 1)} %")
+
+    def stage(self, doing: str) -> None:
+        """What is done beside reading weights."""
+        if self._terminal:
+            self._show(f"loading {self._model}: {doing}")
+        else:
+            note(doing)
+
+    def _show(self, shown: str) -> None:
+        if shown != self._shown:
             self._shown = shown
             print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
 
@@ -191,6 +201,7 @@ def run(options: Options, load: LoadEngine | None, result: Result) -> None:
             sms=options.sms,
             capacity=options.context,
             progress=loading,
+            stage=loading.stage,
             checkpoint=checkpoint,
         )
     finally:

@@ -1,10 +1,8 @@
-"""What can go wrong while a model runs, on any backend: a `MachineError`, whose message is one line."""
+"""What can go wrong while a model runs, on any backend."""
 
 from __future__ import annotations
 
-
-class MachineError(RuntimeError):
-    """The machine, or the model's own numbers, failed in the middle of a request; nothing is wrong with how it was asked."""
+from models.errors import MachineError
 
 
 class NotNumbers(MachineError):

@@ -29,6 +29,7 @@ DEFAULT_VM_SMS = 4  # enough for every wait to be a wait for another SM; more on
 KERNEL_CAPABILITY = (9, 0)
 
 Progress = Callable[[int, int], None]
+Stage = Callable[[str], None]
 
 
 def load_engine(
@@ -40,6 +41,7 @@ def load_engine(
     policy: str = DEFAULT_POLICY,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
+    stage: Stage | None = None,
 ) -> Engine:
     """An engine for a checkpoint directory, a hub id or "random:<preset>".
 
@@ -50,8 +52,11 @@ def load_engine(
     policy: how instructions are placed on SMs, a name in `scheduler.place`.
     progress: called with weights packed so far and weights in all.
     checkpoint: the model, where it has been opened already.
+    stage: called with what is done once the weights are packed, where that takes long.
 
-    Raises UserError for anything that cannot be, with the mend.
+    The engine is ready when this returns: nothing is left to be compiled.
+
+    Raises UserError for anything that cannot be, with the mend; MachineError where the GPU or a compiler fails.
     """
     chosen = choose_backend(backend)
     if dtype not in DTYPES:
@@ -59,7 +64,7 @@ def load_engine(
     if checkpoint is None:
         checkpoint = open_checkpoint(model)
     capacity = cache_capacity(checkpoint.config, capacity)
-    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress)
+    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress, stage)
     return load_gpu(request) if chosen == "gpu" else load_vm(request)
 
 
@@ -74,6 +79,7 @@ class LoadRequest:
     sms: int | None
     policy: str
     progress: Progress | None
+    stage: Stage | None
 
     def programs(self, default_sms: int) -> BucketPrograms:
         """The programs of this model; raises ScheduleError where none can be made for it."""
@@ -128,6 +134,8 @@ def load_gpu(request: LoadRequest) -> Engine:
     check_memory(request.model, gpu_bytes(programs), torch.cuda.mem_get_info(device)[0], "GPU memory")
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
     model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
+    if request.stage is not None:
+        request.stage("compiling the kernel, some seconds at a model's first start")
     return Engine(GpuBackend(model, programs, device), chunk=CHUNK)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec
 
-from models.errors import UserError
+from models.errors import MachineError, UserError, printable
 from models.process import INTERRUPTED, begin, open_streams, silence, working
 
 USER_ERROR, BROKEN_PIPE = 2, 141  # the latter as a shell reports SIGPIPE
@@ -119,7 +119,7 @@ def command(body: Callable[P, int]) -> Callable[P, int]:
         except BrokenPipeError:
             silence(sys.stdout)
             return BROKEN_PIPE
-        except (UserError, OSError, MemoryError) as error:
+        except (UserError, MachineError, OSError, MemoryError) as error:
             note(f"error: {reason(error)}")
             if isinstance(error, OSError):
                 silence(sys.stdout)
@@ -130,12 +130,12 @@ def command(body: Callable[P, int]) -> Callable[P, int]:
     return main
 
 
-def reason(error: UserError | OSError | MemoryError) -> str:
+def reason(error: UserError | MachineError | OSError | MemoryError) -> str:
     """The error in one line."""
     if isinstance(error, MemoryError):
         return "there is not enough memory: free some, or ask for less"
-    if isinstance(error, UserError):
-        return str(error)
+    if isinstance(error, UserError | MachineError):
+        return printable(str(error))
     what = error.filename
     if what is None and error.errno in UNWRITABLE:
         what = "stdout cannot be written"  # files have names

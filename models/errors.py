@@ -19,6 +19,11 @@ class UserError(Exception):
         super().__init__(printable(message))
 
 
+class MachineError(RuntimeError):
+    """The machine, a compiler or the model's own numbers failed; nothing is wrong with what was asked.  A command ends as it
+    does with a `UserError`."""
+
+
 def printable(text: str) -> str:
     """A text that may hold anything, out of any file, as one line that a terminal only shows: blanks for line breaks,
     escapes for what is no visible character, an ellipsis for the middle of what is very long."""

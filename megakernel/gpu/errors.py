@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 from triton.errors import TritonError
 
-from megakernel.errors import MachineError
-from models.errors import UserError
+from models.errors import MachineError, UserError
 
 
 class GpuError(UserError):

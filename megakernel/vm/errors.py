@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megakernel.errors import MachineError
+from models.errors import MachineError
 
 
 class Fault(Exception):

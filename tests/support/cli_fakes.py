@@ -66,7 +66,9 @@ class Loader:
         self.engine = engine
         self.asked: dict[str, Any] = {}
 
-    def __call__(self, model: str, *, progress: Callable[[int, int], None], checkpoint: object, **asked: Any) -> Engine:
+    def __call__(
+        self, model: str, *, progress: Callable[[int, int], None], checkpoint: object, stage: object, **asked: Any
+    ) -> Engine:
         self.asked = {"model": model, **asked}
         for done in range(3):
             progress(done, 2)

@@ -14,12 +14,15 @@ import pytest
 import torch
 
 from instructions.shape import VACANT
+from megakernel.device import context
 from megakernel.engine import Engine
+from megakernel.errors import NotNumbers
 from megakernel.gpu import backend as backend_module
 from megakernel.gpu import machine
 from megakernel.gpu.backend import CHUNK, GpuBackend
 from megakernel.gpu.errors import KernelFault
 from megakernel.request import SamplingParams
+from models.errors import MachineError
 from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
 from tests.support.compile_cases import MODELS
@@ -36,12 +39,16 @@ def programs() -> BucketPrograms:
     return BucketPrograms(MODELS["bundled"], SMS, CAPACITY, itemsize=2)
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def made_up_model() -> PackedModel:
+    """Of the right sizes where the fake kernel looks."""
     config, tape = MODELS["bundled"], programs().shape(CAPACITY).tape
     pages = torch.zeros(1, tape.page_elements, dtype=torch.bfloat16)
-    model = PackedModel(config, torch.bfloat16, tape, pages, torch.zeros(1), torch.zeros(CAPACITY, 1, 2))
-    with fake_device() as device, Engine(GpuBackend(model, programs(), device), chunk=CHUNK) as made:
+    return PackedModel(config, torch.bfloat16, tape, pages, torch.zeros(1), torch.zeros(CAPACITY, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with fake_device() as device, Engine(GpuBackend(made_up_model(), programs(), device), chunk=CHUNK) as made:
         yield made
 
 
@@ -212,3 +219,57 @@ def test_the_last_program_is_that_of_the_last_token(engine: Engine) -> None:
     assert backend.last_program is backend.program(0).result()
     generate(engine, most)
     assert backend.last_program is backend.program(1).result()
+
+
+def test_a_program_that_could_not_be_made_is_tried_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = backend_of(engine)
+    generate(engine)
+    whole = backend.programs.program
+    monkeypatch.setitem(backend.built, 1, backend.built[1])
+    del backend.built[1]
+
+    def failing(place: int) -> Any:
+        raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(backend.programs, "program", failing)
+    long = CAPACITY - len(PROMPT)
+    with pytest.raises(MachineError) as caught:
+        generate(engine, long)
+    assert str(caught.value) == (
+        "making a program failed: RuntimeError: CUDA error: out of memory; free GPU memory or try again"
+    )
+    monkeypatch.setattr(backend.programs, "program", whole)
+    assert generate(engine, long) == expected(long)
+
+
+def test_logits_that_are_no_numbers_end_the_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = machine.megakernel
+
+    class Overflowing:
+        arg_names = launch.names
+
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            def run(*arguments: Any, **options: Any) -> None:
+                control = dict(zip(launch.names, arguments, strict=True))["control"]
+                control[context.NO_NUMBERS.value], control[context.STOP.value] = 1, len(PROMPT)
+
+            return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "megakernel", Overflowing())
+        with pytest.raises(NotNumbers, match=f"the logits at position {len(PROMPT) - 1} are no finite numbers"):
+            generate(engine)
+    assert generate(engine) == expected()
+
+
+def test_the_kernel_is_compiled_before_the_backend_is_ready(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: a program of another bucket compiles nothing."""
+    compiled: list[Any] = []
+    monkeypatch.setattr(
+        machine.megakernel, "warmup", lambda *arguments, **options: compiled.append(arguments[-1]), raising=False
+    )
+    backend = GpuBackend(made_up_model(), programs(), torch.device("cpu"))
+    assert len(compiled) == 1
+    with Engine(backend, chunk=CHUNK) as made:
+        assert generate(made, CAPACITY - len(PROMPT)) == expected(CAPACITY - len(PROMPT))
+    assert len(compiled) == 1
