@@ -265,9 +265,8 @@ def test_logits_that_are_no_numbers_end_the_request(engine: Engine, monkeypatch:
 def test_the_kernel_is_compiled_before_the_backend_is_ready(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once: a program of another bucket compiles nothing."""
     compiled: list[Any] = []
-    monkeypatch.setattr(
-        machine.megakernel, "warmup", lambda *arguments, **options: compiled.append(arguments[-1]), raising=False
-    )
+    patch = functools.partial(monkeypatch.setattr, machine.megakernel, "warmup", raising=False)
+    patch(lambda *arguments, **options: compiled.append(arguments[-1]))
     backend = GpuBackend(made_up_model(), programs(), torch.device("cpu"))
     assert len(compiled) == 1
     with Engine(backend, chunk=CHUNK) as made:
