@@ -4,7 +4,7 @@ A program is made for a most number of past positions, its bucket: its page plan
 engine keeps a few programs and switches between tokens.  Which one decodes a token depends on its position alone, so a result
 never depends on how a sequence was cut into launches.
 
-Few and far apart, because each costs scheduling and compiling, and because a program with more slices than a short context
+Few and far apart, because each costs scheduling and a proof, and because a program with more slices than a short context
 needs loses little: the first serves short contexts with no combination of slices, the second contexts of some thousands, and
 from there on they grow by 4, so that few page uses pass empty.
 """
@@ -12,15 +12,19 @@ from there on they grow by 4, so that few page uses pass empty.
 from __future__ import annotations
 
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock, Thread
 
 from instructions.shape import Shape
 from models.config import ModelConfig
 from scheduler.build import DEFAULT_POLICY, build_program, make_shape
+from scheduler.errors import ScheduleError
 from scheduler.program import Program
 
 FIRST_PAGES = 2  # KV pages of the first bucket
 SECOND_PAGES = 32  # of the second
+MAKING = Lock()  # one program is made at a time: it is all Python, and two at once would take as long
 GROWTH = 4  # from each bucket to the next, from there on
 
 
@@ -68,5 +72,20 @@ class BucketPrograms:
     def program(self, place: int) -> Program:
         """A program by its place in `sizes`; raises ScheduleError where none can be made."""
         if place not in self._built:
-            self._built[place] = build_program(self.shape(self.sizes[place]), self.sms, self.policy)
+            with MAKING:
+                if place not in self._built:
+                    self._built[place] = build_program(self.shape(self.sizes[place]), self.sms, self.policy)
         return self._built[place]
+
+    def build_ahead(self) -> Thread:
+        """Begin to make all programs, in order, in a thread of their own; one that cannot be made is refused when it is asked
+        for."""
+
+        def build() -> None:
+            with suppress(ScheduleError):
+                for place in range(len(self.sizes)):
+                    self.program(place)
+
+        thread = Thread(target=build, name="programs", daemon=True)
+        thread.start()
+        return thread

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, NONE, Scheduled, Word, disassemble
 from megakernel.device import down, matvec
 from megakernel.engine import Engine
 from megakernel.gpu import machine
 from megakernel.gpu.errors import KernelFault
+from megakernel.words import device_words
 from scheduler.program import Program
 from tests.support.gpu_models import random_tokens
 
@@ -45,10 +47,13 @@ def expected(engine: Engine) -> list[int]:
 
 @contextmanager
 def running(engine: Engine, changed: Program) -> Iterator[None]:
-    """The engine decodes the first context bucket with another program."""
+    """The engine decodes the first context bucket with other records, though the host knows it by the true ones."""
     backend: Any = engine._backend
     good, bad = backend.program(0), Future[Any]()
-    bad.set_result(machine.GpuProgram(changed, backend.state))
+    program = machine.GpuProgram(dataclasses.replace(changed, words=good.result().program.words), backend.state)
+    program.program, program.words = changed, torch.from_numpy(device_words(changed)).to(backend.state.device)
+    torch.cuda.synchronize()
+    bad.set_result(program)
     backend.built[0] = bad
     try:
         yield

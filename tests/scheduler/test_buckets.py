@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from typing import cast
+
 import pytest
 
+from instructions.shape import Shape
 from models.config import PRESETS
+from scheduler import buckets
 from scheduler.buckets import FIRST_PAGES, BucketPrograms, bucket_of, bucket_sizes
+from scheduler.errors import ScheduleError
+from scheduler.program import Program
 
 
 @pytest.mark.parametrize("capacity", [1, 15, 16, 17, 512, 513, 4096, 131072])
@@ -34,3 +41,29 @@ def test_programs_are_built_once_and_serve_their_bucket() -> None:
     assert program is programs.program(programs.place(0)) is not programs.program(programs.place(first + 1))
     assert (program.shape.bucket, program.shape.capacity) == (first, first + page), "capacities are whole KV pages"
     assert programs.program(1).shape.cache_pages == program.shape.cache_pages, "all programs share one cache"
+
+
+def test_programs_made_ahead_are_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once, however many ask for it meanwhile; one that cannot be made says so to who asks."""
+    made: list[int] = []
+
+    def build(shape: Shape, sms: int, policy: str) -> Program:
+        made.append(shape.bucket)
+        time.sleep(0.01)
+        if shape.bucket == FIRST_PAGES * shape.page_positions and len(made) > 3:
+            raise ScheduleError("cannot be made")
+        return cast("Program", shape)
+
+    monkeypatch.setattr(buckets, "build_program", build)
+    programs = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5000, itemsize=2)
+    thread = programs.build_ahead()
+    found = [programs.program(place) for place in range(len(programs.sizes))]
+    thread.join()
+    assert made == list(programs.sizes)
+    assert [programs.program(place) for place in range(len(programs.sizes))] == found
+    assert made == list(programs.sizes)
+
+    refusing = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5000, itemsize=2)
+    refusing.build_ahead().join()
+    with pytest.raises(ScheduleError, match="cannot be made"):
+        refusing.program(0)
