@@ -1,8 +1,8 @@
 """The engine's backend on a Hopper GPU: launches of a few tokens each, the next one under way while the last is read.
 
 The model's one kernel is compiled before the backend is ready.  Programs of the context buckets are moved to the GPU, and made
-where that has not been done ahead, by one thread in the background, in the order in which a request will need them.  Whatever touches the GPU, in either thread, does so on the
-backend's device and stream.
+where that has not been done ahead, by one thread in the background, in the order in which a request will need them.  Whatever
+touches the GPU, in either thread, does so on the backend's device and stream.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def test_programs_made_ahead_are_those_that_are_asked_for(monkeypatch: pytest.Mo
         return cast("Program", shape)
 
     monkeypatch.setattr(buckets, "build_program", build)
-    programs = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5000, itemsize=2)
+    programs = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5120, itemsize=2)
     thread = programs.build_ahead()
     found = [programs.program(place) for place in range(len(programs.sizes))]
     thread.join()
@@ -63,7 +63,7 @@ def test_programs_made_ahead_are_those_that_are_asked_for(monkeypatch: pytest.Mo
     assert [programs.program(place) for place in range(len(programs.sizes))] == found
     assert made == list(programs.sizes)
 
-    refusing = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5000, itemsize=2)
+    refusing = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5120, itemsize=2)
     refusing.build_ahead().join()
     with pytest.raises(ScheduleError, match="cannot be made"):
         refusing.program(0)
