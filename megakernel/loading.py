@@ -133,11 +133,14 @@ def load_gpu(request: LoadRequest) -> Engine:
     programs = request.programs(sms)
     check_memory(request.model, gpu_bytes(programs), torch.cuda.mem_get_info(device)[0], "GPU memory")
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
-    programs.build_ahead()  # a request that comes to the next bucket shall not wait for it
+    places = range(len(programs.sizes))
+    programs.build_ahead(places[1:2])  # soon reached, and a request shall not wait for it
     model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
     if request.stage is not None:
         request.stage("compiling the kernel, some seconds at a model's first start")
-    return Engine(GpuBackend(model, programs, device), chunk=CHUNK)
+    engine = Engine(GpuBackend(model, programs, device), chunk=CHUNK)
+    programs.build_ahead(places[2:])  # seconds before any request can come to them
+    return engine
 
 
 def load_vm(request: LoadRequest) -> Engine:

@@ -12,6 +12,7 @@ from there on they grow by 4, so that few page uses pass empty.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock, Thread
@@ -77,13 +78,13 @@ class BucketPrograms:
                     self._built[place] = build_program(self.shape(self.sizes[place]), self.sms, self.policy)
         return self._built[place]
 
-    def build_ahead(self) -> Thread:
-        """Begin to make all programs, in order, in a thread of their own; one that cannot be made is refused when it is asked
+    def build_ahead(self, places: Iterable[int]) -> Thread:
+        """Begin to make programs, in this order, in a thread of their own; one that cannot be made is refused when it is asked
         for."""
 
         def build() -> None:
             with suppress(ScheduleError):
-                for place in range(len(self.sizes)):
+                for place in places:
                     self.program(place)
 
         thread = Thread(target=build, name="programs", daemon=True)

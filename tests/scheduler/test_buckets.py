@@ -56,14 +56,15 @@ def test_programs_made_ahead_are_those_that_are_asked_for(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(buckets, "build_program", build)
     programs = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5120, itemsize=2)
-    thread = programs.build_ahead()
-    found = [programs.program(place) for place in range(len(programs.sizes))]
+    places = range(len(programs.sizes))
+    thread = programs.build_ahead(places)
+    found = [programs.program(place) for place in places]
     thread.join()
     assert made == list(programs.sizes)
-    assert [programs.program(place) for place in range(len(programs.sizes))] == found
+    assert [programs.program(place) for place in places] == found
     assert made == list(programs.sizes)
 
     refusing = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5120, itemsize=2)
-    refusing.build_ahead().join()
+    refusing.build_ahead([0, 1]).join()
     with pytest.raises(ScheduleError, match="cannot be made"):
         refusing.program(0)
