@@ -11,7 +11,7 @@ from megakernel.device.sync import ALL, LONG_WAIT, agree, wait_all
 from megakernel.device.trace import STAGED, stamp
 from megakernel.device.values import look, look_again, partials_of, put, vacant, values_of
 
-CHUNK = gl.constexpr(16)  # slices a pass: all there are, but on machines with more than 16 SMs for each KV head
+MAXIMA = gl.constexpr(128)  # of slices and columns that a pass holds: 16 slices of 8 columns, as many as there mostly are
 FEW = gl.constexpr(8)  # slices for which a shorter pass pays
 CHECKED = gl.constexpr(512)  # values that are looked through at a time
 TOGETHER_ELEMENTS = gl.constexpr(4096)  # 32 registers of each of the consumer's threads
@@ -24,15 +24,16 @@ def head_layout():
 
 
 @gluon.constexpr_function
-def slices_together(elements):
-    """How many slices of so many elements are loaded at a time."""
-    return max(1, min(FEW.value, TOGETHER_ELEMENTS.value // elements))
+def slices_together(elements, most):
+    """How many slices of so many elements are loaded at a time, in a pass of at most so many; all are powers of two."""
+    return max(1, min(most, FEW.value, TOGETHER_ELEMENTS.value // elements))
 
 
 @gluon.constexpr_function
-def fewest(elements):
-    """How many slices of so many elements a pass takes where they are few; both passes of wide heads have no registers left."""
-    return FEW.value if elements * FEW.value <= TOGETHER_ELEMENTS.value else CHUNK.value
+def slices_a_pass(columns, dims, few):
+    """How many slices one pass takes in at most, and where they are few; wide heads leave no registers for both kinds of pass."""
+    most = max(1, MAXIMA.value // columns)
+    return min(FEW.value, most) if few and columns * dims * FEW.value <= TOGETHER_ELEMENTS.value else most
 
 
 @gluon.jit
@@ -46,7 +47,7 @@ def add_chunk(S: gl.constexpr, source, slices, m, total, out, MOST: gl.constexpr
     HEAD: gl.constexpr = head_layout()
     COLUMNS: gl.constexpr = out.shape[0]
     DIMS: gl.constexpr = out.shape[1]
-    TOGETHER: gl.constexpr = slices_together(COLUMNS * DIMS)
+    TOGETHER: gl.constexpr = slices_together(COLUMNS * DIMS, MOST)
     heads = gl.arange(0, COLUMNS, gl.SliceLayout(1, HEAD))
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))
     known = heads < S.group
@@ -92,7 +93,8 @@ def combine(S: gl.constexpr, memory, ring, step):
     COLUMNS: gl.constexpr = S.group_columns
     DIMS: gl.constexpr = power_of_two(S.head_rows)
     HEAD: gl.constexpr = head_layout()
-    FEWEST: gl.constexpr = fewest(COLUMNS * DIMS)
+    CHUNK: gl.constexpr = slices_a_pass(COLUMNS, DIMS, False)
+    FEWEST: gl.constexpr = slices_a_pass(COLUMNS, DIMS, True)
     slices = memory.bucket.slices
     source = partials_of(S, memory, step) + step.record.a * (slices * ROWS)
     out = gl.zeros([COLUMNS, DIMS], gl.float32, HEAD)
