@@ -31,7 +31,7 @@ def slices_together(elements, most):
 
 @gluon.constexpr_function
 def slices_a_pass(columns, dims, few):
-    """How many slices one pass takes in at most, and where they are few; wide heads leave no registers for both kinds of pass."""
+    """How many slices one pass takes in at most, and where they are few; wide heads leave no registers for two passes."""
     most = max(1, MAXIMA.value // columns)
     return min(FEW.value, most) if few and columns * dims * FEW.value <= TOGETHER_ELEMENTS.value else most
 
