@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import tma
-from triton.language.core import _aggregate as aggregate
+from triton.language.core import _aggregate
 
 __all__ = ["OPTIONS", "aggregate", "barrier", "copy_page", "reinterpret"]
 
 # Compiler options of every launch.  Fusing a product and a sum into one FMA was the default, from 3.10 on it is asked for.
 OPTIONS = {"enable_fp_fusion": True}
+
+
+def aggregate(cls: type) -> Any:
+    """A Triton aggregate whose constructor takes the annotated fields, in their order.
+
+    Triton's cache goes by the source of a constructor, and by the constants that it uses: so the names are one of them, or a
+    kernel whose fields were renamed or exchanged would be taken for the one compiled before.
+    """
+    FIELDS = gl.constexpr(tuple(cls.__annotations__))
+
+    @gluon.constexpr_function
+    def __init__(self, *values):
+        for name, value in zip(FIELDS.value, values, strict=True):
+            setattr(self, name, value)
+
+    cls.__init__ = __init__
+    return _aggregate(cls)
+
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 

@@ -74,15 +74,6 @@ class Bucket:
     end_counter: gl.tensor
     records: gl.tensor
 
-    @gluon.constexpr_function
-    def __init__(self, slices, head_pages, partial_stride, partial_second, end_counter, records):
-        self.slices = slices
-        self.head_pages = head_pages
-        self.partial_stride = partial_stride
-        self.partial_second = partial_second
-        self.end_counter = end_counter
-        self.records = records
-
 
 @aggregate
 class Memory:
@@ -101,23 +92,6 @@ class Memory:
     stamps: gl.tensor  # int64, see `megakernel.stamps`; with S.trace
     bucket: Bucket
 
-    @gluon.constexpr_function
-    def __init__(
-        self, weights, cache, activations, constants, rope, words, counters, tokens, control, patience, stamps, bucket
-    ):
-        self.weights = weights
-        self.cache = cache
-        self.activations = activations
-        self.constants = constants
-        self.rope = rope
-        self.words = words
-        self.counters = counters
-        self.tokens = tokens
-        self.control = control
-        self.patience = patience
-        self.stamps = stamps
-        self.bucket = bucket
-
 
 @aggregate
 class Ring:
@@ -133,19 +107,6 @@ class Ring:
     reached: gl.shared_memory_descriptor  # [32] int32: number of the record that the consumer runs, counted from the launch
     doing: gl.shared_memory_descriptor  # [32] int32: its opcode
     loading: gl.shared_memory_descriptor  # [32] int32: the page use n that the loader is at, -1 - n once its page is free
-
-    @gluon.constexpr_function
-    def __init__(self, pages, full, empty, begun, taken, last, staging, reached, doing, loading):
-        self.pages = pages
-        self.full = full
-        self.empty = empty
-        self.begun = begun
-        self.taken = taken
-        self.last = last
-        self.staging = staging
-        self.reached = reached
-        self.doing = doing
-        self.loading = loading
 
 
 @gluon.constexpr_function
@@ -195,41 +156,6 @@ class Record:
     b: gl.tensor
     c: gl.tensor
 
-    @gluon.constexpr_function
-    def __init__(
-        self,
-        opcode,
-        layer,
-        page,
-        pages,
-        waits,
-        wait0,
-        wait1,
-        target0,
-        target1,
-        signal0,
-        signal1,
-        release,
-        a,
-        b,
-        c,
-    ):
-        self.opcode = opcode
-        self.layer = layer
-        self.page = page
-        self.pages = pages
-        self.waits = waits
-        self.wait0 = wait0
-        self.wait1 = wait1
-        self.target0 = target0
-        self.target1 = target1
-        self.signal0 = signal0
-        self.signal1 = signal1
-        self.release = release
-        self.a = a
-        self.b = b
-        self.c = c
-
 
 @aggregate
 class Load:
@@ -243,16 +169,6 @@ class Load:
     target: gl.tensor
     slice: gl.tensor  # of attention
 
-    @gluon.constexpr_function
-    def __init__(self, opcode, page, pages, tape, wait, target, slice):
-        self.opcode = opcode
-        self.page = page
-        self.pages = pages
-        self.tape = tape
-        self.wait = wait
-        self.target = target
-        self.slice = slice
-
 
 @aggregate
 class Step:
@@ -265,16 +181,6 @@ class Step:
     position: gl.tensor
     epoch: gl.tensor
     trace: gl.tensor  # where its time stamps go
-
-    @gluon.constexpr_function
-    def __init__(self, record, sm, index, use, position, epoch, trace):
-        self.record = record
-        self.sm = sm
-        self.index = index
-        self.use = use
-        self.position = position
-        self.epoch = epoch
-        self.trace = trace
 
 
 @gluon.jit

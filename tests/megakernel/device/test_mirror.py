@@ -97,10 +97,9 @@ def fetched(fetcher: str, record: str) -> dict[str, int]:
     assert call.func.id == record
     assert {ast.unparse(argument.func) for argument in call.args} == {"word"}
     words = [eval(ast.unparse(argument.args[1]), constants(context)) for argument in call.args]
-    [init] = [node for node in definition(context, record).body if isinstance(node, ast.FunctionDef)]
-    fields = [argument.arg for argument in init.args.args[1:]]
-    stored = [ast.unparse(node) for node in init.body]
-    assert stored == [f"self.{field} = {field}" for field in fields]
+    declared: Any = definition(context, record)
+    assert [ast.unparse(decorator) for decorator in declared.decorator_list] == ["aggregate"], "takes its fields in their order"
+    fields = [ast.unparse(node.target) for node in declared.body if isinstance(node, ast.AnnAssign)]
     return dict(zip(fields, words, strict=True))
 
 
