@@ -18,13 +18,11 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from megakernel.device.compat import OPTIONS
-from megakernel.device.context import Sizes
-from megakernel.device.kernel import RUNTIME_ARGUMENTS, WARPS, megakernel
+from megakernel.device.kernel import RUNTIME_ARGUMENTS, megakernel
 from megakernel.geometry import Geometry, make_geometry
+from megakernel.options import OPTIONS, TMA_LAYOUT, WARPS, Sizes
 from models.command import Parser, add_model, command, start
 from models.errors import UserError
 from scheduler.buckets import BucketPrograms
@@ -44,7 +42,6 @@ POINTERS = {
     "control": "*i32",
     "stamps": "*i64",
 }
-PAGE_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Resources:
 
 def compile_for_hopper(geometry: Geometry, **options: Any) -> Any:
     """The compiled kernel for compute capability 9.0; `options` are Triton's own, beside those that every launch uses."""
-    descriptor = f"tensordesc<bf16[128, 64],{PAGE_LAYOUT!r}>"
+    descriptor = f"tensordesc<bf16[128, 64],{TMA_LAYOUT!r}>"
     signature = {"tape": descriptor, "cache": descriptor, **POINTERS}
     signature |= {name: "i64" if name == "patience" else "i32" for name in RUNTIME_ARGUMENTS}
     signature["S"] = "constexpr"

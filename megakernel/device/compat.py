@@ -10,10 +10,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import tma
 from triton.language.core import _aggregate
 
-__all__ = ["OPTIONS", "aggregate", "barrier", "copy_page", "reinterpret"]
-
-# Compiler options of every launch.  Fusing a product and a sum into one FMA was the default, from 3.10 on it is asked for.
-OPTIONS = {"enable_fp_fusion": True}
+__all__ = ["aggregate", "barrier", "copy_page", "reinterpret"]
 
 
 def aggregate(cls: type) -> Any:

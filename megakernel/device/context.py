@@ -1,14 +1,12 @@
 """What every device function is given: pointers to global memory, the shared-memory ring, and the record being run."""
 
-from dataclasses import fields
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from instructions.codec import WORDS, Word
+from megakernel import control_block
+from megakernel.control_block import Control
 from megakernel.device.compat import aggregate
-from megakernel.geometry import Geometry
-from scheduler.limits import MAX_SMS
 
 OPCODE = gl.constexpr(int(Word.OPCODE))
 LAYER = gl.constexpr(int(Word.LAYER))
@@ -25,42 +23,21 @@ RELEASE = gl.constexpr(int(Word.RELEASE))
 PAYLOAD = gl.constexpr(int(Word.PAYLOAD))
 RECORD = gl.constexpr(WORDS)
 
-# Words of the control block, int32: written by the kernel, read by the host after a launch.
-STOP = gl.constexpr(0)  # first position that is not to be decoded: set when a stop token was chosen
-FAULT = gl.constexpr(1)  # 1 once some wait has expired
-PROMPT_LENGTH = gl.constexpr(2)
-TOP_K = gl.constexpr(3)
-SEED_LOW = gl.constexpr(4)
-SEED_HIGH = gl.constexpr(5)
-INVERSE_TEMPERATURE = gl.constexpr(6)  # fp32 bits; 0: greedy
-TOP_P = gl.constexpr(7)  # fp32 bits
-NO_NUMBERS = gl.constexpr(8)  # 1 once some logit was no number, or not finite: then STOP is set, too
-STOP_TOKENS = gl.constexpr(9)  # how many, then the tokens
-REPORTS = gl.constexpr(64)  # from here on, what each consumer, then each loader was stuck in: 1, record, counter,
-#                             wanted, seen, position; counter -1: a value
-LOADERS = gl.constexpr(MAX_SMS)  # place of the first loader among the reports
-REPORT_WORDS = gl.constexpr(8)
-CONTROL_WORDS = gl.constexpr(64 + 2 * 8 * MAX_SMS)
+STOP = gl.constexpr(int(Control.STOP))
+FAULT = gl.constexpr(int(Control.FAULT))
+PROMPT_LENGTH = gl.constexpr(int(Control.PROMPT_LENGTH))
+TOP_K = gl.constexpr(int(Control.TOP_K))
+SEED_LOW = gl.constexpr(int(Control.SEED_LOW))
+SEED_HIGH = gl.constexpr(int(Control.SEED_HIGH))
+INVERSE_TEMPERATURE = gl.constexpr(int(Control.INVERSE_TEMPERATURE))
+TOP_P = gl.constexpr(int(Control.TOP_P))
+NO_NUMBERS = gl.constexpr(int(Control.NO_NUMBERS))
+STOP_TOKENS = gl.constexpr(int(Control.STOP_TOKENS))
+REPORTS = gl.constexpr(control_block.REPORTS)
+REPORT_WORDS = gl.constexpr(control_block.REPORT_WORDS)
+LOADERS = gl.constexpr(control_block.LOADERS)
 
 DONE = gl.constexpr(2**31 - 1)  # what the loader says it is at when it has ended
-
-
-class Sizes:
-    """A `Geometry` as the kernel takes it: each of its numbers is a compile-time constant in the device functions."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
-        for field in fields(geometry):
-            setattr(self, field.name, gl.constexpr(getattr(geometry, field.name)))
-
-    def __repr__(self) -> str:
-        return repr(self.geometry)
-
-    def __hash__(self) -> int:
-        return hash(self.geometry)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sizes) and self.geometry == other.geometry
 
 
 @aggregate

@@ -13,7 +13,6 @@ from megakernel.device.matvec import LINES, PAGE_COLUMNS, TILE
 from megakernel.device.prefetcher import prefetcher
 from megakernel.geometry import Bucket as BucketNumbers
 
-WARPS = 4  # of the consumer
 LOADER_WARPS = gl.constexpr(1)  # and of the prefetcher
 LOADER_REGISTERS = gl.constexpr(200)  # they need few, but with less than about 150 ptxas 12.9 spills what both roles share
 RUNTIME_ARGUMENTS = ["position", "epoch", "tokens", "patience", *BucketNumbers._fields]

@@ -11,29 +11,28 @@ import numpy as np
 
 from instructions.base import SamplingState
 from instructions.codec import NONE, Scheduled, disassemble
-from megakernel.device import context
+from megakernel.control_block import CONTROL_WORDS, LOADERS, REPORT_WORDS, REPORTS, Control
 from megakernel.errors import NotNumbers
 from megakernel.gpu.errors import GpuError, KernelFault
 from scheduler.program import Program
 
 NEVER = np.iinfo(np.int32).max
-WORDS = context.CONTROL_WORDS.value
-MOST_STOP_TOKENS = context.REPORTS.value - context.STOP_TOKENS.value - 1
+MOST_STOP_TOKENS = REPORTS - Control.STOP_TOKENS - 1
 
 
 def control_words(prompt_length: int, sampling: SamplingState, stop_tokens: Collection[int]) -> np.ndarray:
-    """A fresh control block for a request, int32 [WORDS]; raises GpuError for too many stop tokens."""
+    """A fresh control block for a request, int32 [CONTROL_WORDS]; raises GpuError for too many stop tokens."""
     if len(stop_tokens) > MOST_STOP_TOKENS:
         raise GpuError(f"{len(stop_tokens)} stop tokens; the GPU backend takes at most {MOST_STOP_TOKENS}")
-    words = np.zeros(WORDS, dtype=np.int32)
+    words = np.zeros(CONTROL_WORDS, dtype=np.int32)
     inverse = np.float32(1.0) / np.float32(sampling.temperature) if sampling.temperature else np.float32(0.0)
-    words[context.STOP.value] = NEVER
-    words[context.PROMPT_LENGTH.value] = prompt_length
-    words[context.TOP_K.value] = min(sampling.top_k, NEVER)
-    words[context.SEED_LOW.value : context.SEED_HIGH.value + 1] = np.array([sampling.seed], np.int64).view(np.int32)
-    words[context.INVERSE_TEMPERATURE.value] = inverse.view(np.int32)
-    words[context.TOP_P.value] = np.float32(sampling.top_p).view(np.int32)
-    first = context.STOP_TOKENS.value
+    words[Control.STOP] = NEVER
+    words[Control.PROMPT_LENGTH] = prompt_length
+    words[Control.TOP_K] = min(sampling.top_k, NEVER)
+    words[Control.SEED_LOW : Control.SEED_HIGH + 1] = np.array([sampling.seed], np.int64).view(np.int32)
+    words[Control.INVERSE_TEMPERATURE] = inverse.view(np.int32)
+    words[Control.TOP_P] = np.float32(sampling.top_p).view(np.int32)
+    first = Control.STOP_TOKENS
     words[first] = len(stop_tokens)
     words[first + 1 : first + 1 + len(stop_tokens)] = sorted(stop_tokens)
     return words
@@ -61,25 +60,25 @@ class Outcome:
     @property
     def stop_position(self) -> int:
         """First position that is not to be decoded, or NEVER."""
-        return int(self.words[context.STOP.value])
+        return int(self.words[Control.STOP])
 
     @property
     def faulty(self) -> bool:
         """Whether some wait expired."""
-        return bool(self.words[context.FAULT.value])
+        return bool(self.words[Control.FAULT])
 
     @property
     def numberless(self) -> bool:
         """Whether the last token's logits were no numbers."""
-        return bool(self.words[context.NO_NUMBERS.value])
+        return bool(self.words[Control.NO_NUMBERS])
 
     @property
     def stuck(self) -> list[Stuck]:
         """What every consumer and loader was stuck in that was."""
-        reports = self.words[context.REPORTS.value :].reshape(-1, context.REPORT_WORDS.value)
+        reports = self.words[REPORTS:].reshape(-1, REPORT_WORDS)
         found = []
         for place in np.flatnonzero(reports[:, 0]):
-            loader, sm = divmod(int(place), context.LOADERS.value)
+            loader, sm = divmod(int(place), LOADERS)
             record, counter, wanted, seen, position = (int(word) for word in reports[place, 1:6])
             found.append(Stuck(sm, record, counter, wanted, seen, position, bool(loader)))
         return found

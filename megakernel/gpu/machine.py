@@ -16,12 +16,11 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from instructions.base import SamplingState
 from instructions.shape import VACANT
-from megakernel.compile import PAGE_LAYOUT
-from megakernel.device.compat import OPTIONS
-from megakernel.device.context import Sizes
-from megakernel.device.kernel import WARPS, megakernel
+from megakernel.control_block import CONTROL_WORDS
+from megakernel.device.kernel import megakernel
 from megakernel.geometry import COUNTER_STRIDE, make_bucket, make_geometry
-from megakernel.gpu.control import WORDS, Outcome, control_words
+from megakernel.gpu.control import Outcome, control_words
+from megakernel.options import OPTIONS, TMA_LAYOUT, WARPS, Sizes
 from megakernel.stamps import Clock, Point, nanoseconds
 from megakernel.words import device_words
 from models.packed import PackedModel
@@ -42,10 +41,10 @@ class GpuState:
         self.rope = model.rope.to(device)
         self.cache = torch.zeros(cache_pages, PAGE_BYTES // 2, dtype=torch.bfloat16, device=device)
         self.tokens = torch.zeros(model.capacity + 1, dtype=torch.int32, device=device)
-        self.control = torch.zeros(WORDS, dtype=torch.int32, device=device)
+        self.control = torch.zeros(CONTROL_WORDS, dtype=torch.int32, device=device)
         torch.cuda.current_stream(device).synchronize()  # launches on any stream find all this
         self.tape_descriptor, self.cache_descriptor = (
-            TensorDescriptor.from_tensor(pages.view(-1, 64), [128, 64], PAGE_LAYOUT) for pages in (self.weights, self.cache)
+            TensorDescriptor.from_tensor(pages.view(-1, 64), [128, 64], TMA_LAYOUT) for pages in (self.weights, self.cache)
         )
 
     def start(self, prompt: Sequence[int], sampling: SamplingState, stop_tokens: Collection[int]) -> None:
@@ -155,7 +154,7 @@ class GpuProgram:
         grid = (self.program.sms,)
         megakernel[grid](*self.arguments(position, tokens), **LAUNCH_OPTIONS)
         self.enqueued += tokens
-        control = torch.empty(WORDS, dtype=torch.int32, pin_memory=True)
+        control = torch.empty(CONTROL_WORDS, dtype=torch.int32, pin_memory=True)
         chosen = torch.empty(tokens, dtype=torch.int32, pin_memory=True)
         control.copy_(self.state.control, non_blocking=True)
         chosen.copy_(self.state.tokens[position + 1 : position + 1 + tokens], non_blocking=True)

@@ -36,7 +36,7 @@ def both_versions(*names: str) -> list[Any]:
 
 
 def check(found: dict[str, Any], version: str) -> None:
-    from megakernel.device.kernel import WARPS
+    from megakernel.options import WARPS
 
     print(found)
     assert found["triton"] == version

@@ -18,13 +18,11 @@ import torch
 
 from instructions.codec import MAX_SIGNALS, NONE, Word
 from instructions.shape import VACANT
-from megakernel.device import context
+from megakernel.control_block import REPORTS, Control
 from megakernel.geometry import COUNTER_STRIDE
 from megakernel.gpu import machine
 
-STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS, REPORTS = (
-    word.value for word in (context.STOP, context.FAULT, context.PROMPT_LENGTH, context.STOP_TOKENS, context.REPORTS)
-)
+STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS = Control.STOP, Control.FAULT, Control.PROMPT_LENGTH, Control.STOP_TOKENS
 
 
 def next_token(tokens: np.ndarray, vocabulary: int) -> int:

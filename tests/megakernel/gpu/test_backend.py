@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from instructions.shape import VACANT
-from megakernel.device import context
+from megakernel.control_block import Control
 from megakernel.engine import Engine
 from megakernel.errors import NotNumbers
 from megakernel.gpu import backend as backend_module
@@ -251,7 +251,7 @@ def test_logits_that_are_no_numbers_end_the_request(engine: Engine, monkeypatch:
         def __getitem__(self, grid: tuple[int]) -> Any:
             def run(*arguments: Any, **options: Any) -> None:
                 control = dict(zip(launch.names, arguments, strict=True))["control"]
-                control[context.NO_NUMBERS.value], control[context.STOP.value] = 1, len(PROMPT)
+                control[Control.NO_NUMBERS], control[Control.STOP] = 1, len(PROMPT)
 
             return run
 

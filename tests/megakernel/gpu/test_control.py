@@ -11,8 +11,8 @@ import pytest
 
 from instructions.base import GREEDY, SamplingState
 from instructions.codec import NONE, decode, disassemble, encode
-from megakernel.device import context
-from megakernel.gpu.control import MOST_STOP_TOKENS, NEVER, WORDS, Outcome, Stuck, control_words
+from megakernel.control_block import CONTROL_WORDS, REPORT_WORDS, REPORTS, Control
+from megakernel.gpu.control import MOST_STOP_TOKENS, NEVER, Outcome, Stuck, control_words
 from megakernel.gpu.errors import GpuError, KernelFault
 from scheduler.build import build_program, make_shape
 from scheduler.check import check
@@ -59,8 +59,8 @@ def grid_stuck_by(silent: set[tuple[int, int]]) -> list[Stuck]:
 def message(stuck: Sequence[Stuck]) -> str:
     """The error for a grid whose SMs noted these."""
     words = control_words(1, GREEDY, ())
-    words[context.FAULT.value] = 1
-    reports = words[context.REPORTS.value :].reshape(-1, context.REPORT_WORDS.value)
+    words[Control.FAULT] = 1
+    reports = words[REPORTS:].reshape(-1, REPORT_WORDS)
     for one in stuck:
         reports[one.sm, :6] = (1, one.record, one.counter, one.wanted, one.seen, one.position)
     with pytest.raises(KernelFault) as caught:
@@ -128,8 +128,8 @@ def test_a_value_that_no_counter_told_of() -> None:
     alone = dataclasses.replace(alone, words=words)
     assert check(alone).valid
     control = control_words(1, GREEDY, ())
-    control[context.FAULT.value] = 1
-    control[context.REPORTS.value :][:6] = (1, 1, NONE, 0, 0, POSITION)
+    control[Control.FAULT] = 1
+    control[REPORTS:][:6] = (1, 1, NONE, 0, 0, POSITION)
     with pytest.raises(KernelFault, match=r"SM 0 at #1: qkv .*; one of the values that it reads never came\. "):
         Outcome(control).raise_fault(alone)
 
@@ -150,20 +150,20 @@ def test_control_words() -> None:
     seed = 2**63 - 5
     words = control_words(7, SamplingState(0.25, 40, 0.5, seed), {9, 3, 4})
     assert words.dtype == np.int32
-    assert words.shape == (WORDS,)
-    assert words[context.STOP.value] == NEVER
-    assert words[context.PROMPT_LENGTH.value] == 7
-    assert words[context.TOP_K.value] == 40
-    low, high = (int(words[word.value]) & 0xFFFFFFFF for word in (context.SEED_LOW, context.SEED_HIGH))
+    assert words.shape == (CONTROL_WORDS,)
+    assert words[Control.STOP] == NEVER
+    assert words[Control.PROMPT_LENGTH] == 7
+    assert words[Control.TOP_K] == 40
+    low, high = (int(words[word]) & 0xFFFFFFFF for word in (Control.SEED_LOW, Control.SEED_HIGH))
     assert low | high << 32 == seed
-    assert words[context.INVERSE_TEMPERATURE.value].view(np.float32) == 4.0
-    assert words[context.TOP_P.value].view(np.float32) == 0.5
-    assert words[context.STOP_TOKENS.value :][:4].tolist() == [3, 3, 4, 9]
-    assert control_words(1, GREEDY, ())[context.INVERSE_TEMPERATURE.value] == 0
+    assert words[Control.INVERSE_TEMPERATURE].view(np.float32) == 4.0
+    assert words[Control.TOP_P].view(np.float32) == 0.5
+    assert words[Control.STOP_TOKENS :][:4].tolist() == [3, 3, 4, 9]
+    assert control_words(1, GREEDY, ())[Control.INVERSE_TEMPERATURE] == 0
 
 
 def test_too_many_stop_tokens_are_refused() -> None:
     words = control_words(1, GREEDY, range(MOST_STOP_TOKENS))
-    assert not words[context.REPORTS.value :].any(), "the tokens end where the reports begin"
+    assert not words[REPORTS:].any(), "the tokens end where the reports begin"
     with pytest.raises(GpuError, match=f"{MOST_STOP_TOKENS + 1} stop tokens; the GPU backend takes at most {MOST_STOP_TOKENS}"):
         control_words(1, GREEDY, range(MOST_STOP_TOKENS + 1))

@@ -1,0 +1,31 @@
+"""The control block's layout: int32 words through which host and kernel tell each other what to do and what went wrong.
+
+Plain integers, for the host (`megakernel.gpu.control`) and the kernel (`megakernel.device.context`) alike.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from scheduler.limits import MAX_SMS
+
+
+class Control(IntEnum):
+    """The words of a request; the kernel writes STOP, FAULT and NO_NUMBERS, which the host reads after a launch."""
+
+    STOP = 0  # first position that is not to be decoded: set when a stop token was chosen
+    FAULT = 1  # 1 once some wait has expired
+    PROMPT_LENGTH = 2
+    TOP_K = 3
+    SEED_LOW = 4
+    SEED_HIGH = 5
+    INVERSE_TEMPERATURE = 6  # fp32 bits; 0: greedy
+    TOP_P = 7  # fp32 bits
+    NO_NUMBERS = 8  # 1 once some logit was no number, or not finite: then STOP is set, too
+    STOP_TOKENS = 9  # how many, then the tokens
+
+
+REPORTS = 64  # from here on, what each consumer, then each loader was stuck in
+REPORT_WORDS = 8  # 1, record, counter, wanted, seen, position; counter -1: a value
+LOADERS = MAX_SMS  # place of the first loader among the reports
+CONTROL_WORDS = REPORTS + 2 * REPORT_WORDS * MAX_SMS

@@ -1,0 +1,32 @@
+"""What compiling the kernel and launching it have in common on the host: its sizes, its warps, its options, its tensor maps."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from triton.experimental.gluon import language as gl
+
+from megakernel.geometry import Geometry
+
+WARPS = 4  # of the consumer
+# Compiler options of every launch.  Fusing a product and a sum into one FMA was the default, from 3.10 on it is asked for.
+OPTIONS = {"enable_fp_fusion": True}
+TMA_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)  # of a page, as the descriptors say it
+
+
+class Sizes:
+    """A `Geometry` as the kernel takes it: each of its numbers is a compile-time constant in the device functions."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        for field in fields(geometry):
+            setattr(self, field.name, gl.constexpr(getattr(geometry, field.name)))
+
+    def __repr__(self) -> str:
+        return repr(self.geometry)
+
+    def __hash__(self) -> int:
+        return hash(self.geometry)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sizes) and self.geometry == other.geometry
