@@ -51,10 +51,9 @@ class Rig:
         """The launches that decode `tokens` tokens, each of at most `longest`."""
         end = position + tokens
         while position < end:
-            last = self.programs.sizes[self.programs.place(position)]  # the highest position of this bucket
-            count = min(end - position, longest, last + 1 - position)
-            yield self.program(position), position, count
-            position += count
+            _, stop = self.programs.cut(position, min(end, position + longest))
+            yield self.program(position), position, stop - position
+            position = stop
 
     def decode(self, position: int, tokens: int, longest: int = 10**9) -> list[int]:
         """Decode `tokens` tokens from a position; returns the tokens that follow them, up to a stop token."""

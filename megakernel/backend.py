@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from instructions.base import SamplingState
 from megakernel.request import SamplingParams
 from models.config import ModelConfig
 
@@ -33,3 +34,8 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back memory and device; the backend is of no use afterwards."""
+
+
+def sampling_state(sampling: SamplingParams) -> SamplingState:
+    """What of a request's sampling a machine is told, beside its stop tokens."""
+    return SamplingState(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)

@@ -70,6 +70,12 @@ class BucketPrograms:
         """Which program decodes the token with `past` positions before it, as a place in `sizes`."""
         return bucket_of(past, self.sizes)
 
+    def cut(self, position: int, end: int) -> tuple[int, int]:
+        """Which program decodes the token at `position`, as a place in `sizes`, and where a launch from there to `end` has to
+        stop, because another program goes on."""
+        place = self.place(position)
+        return place, min(end, self.sizes[place] + 1)
+
     def program(self, place: int) -> Program:
         """A program by its place in `sizes`; raises ScheduleError where none can be made."""
         if place not in self._built:

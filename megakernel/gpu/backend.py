@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-from instructions.base import SamplingState
+from megakernel.backend import sampling_state
 from megakernel.gpu.control import Outcome
 from megakernel.gpu.errors import KernelFault, one_line
 from megakernel.gpu.machine import Flight, GpuProgram, GpuState
@@ -66,8 +66,7 @@ class GpuBackend:
     def begin(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
         """`start`, on the device."""
         self.abandon()
-        state = SamplingState(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
-        self.state.start(prompt, state, sampling.stop_token_ids)
+        self.state.start(prompt, sampling_state(sampling), sampling.stop_token_ids)
         self.ready.clear()
         self.prompt_length, self.position, self.stopped = len(prompt), 0, False
         self.end = len(prompt) - 1 + limit
@@ -112,10 +111,9 @@ class GpuBackend:
 
     def take_off(self) -> None:
         """Enqueue the next launch: the prompt in long ones that end with it, then a few tokens at a time."""
-        place = self.programs.place(self.position)
         in_prompt = self.position < self.prompt_length
         end = self.prompt_length if in_prompt else self.position + CHUNK
-        end = min(end, self.position + self.longest, self.programs.sizes[place] + 1, self.end)
+        place, end = self.programs.cut(self.position, min(end, self.position + self.longest, self.end))
         self.flights.append(self.program(place).result().launch(self.position, end - self.position))
         self.position = end
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from instructions.base import SamplingState
+from megakernel.backend import sampling_state
 from megakernel.request import SamplingParams
 from megakernel.vm.state import DecodeState
 from megakernel.vm.vm import Vm
@@ -28,16 +28,14 @@ class VmBackend:
         self.machines: dict[int, Vm] = {}
 
     def start(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
-        state = SamplingState(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
-        self.state.start(prompt, state, sampling.stop_token_ids)
+        self.state.start(prompt, sampling_state(sampling), sampling.stop_token_ids)
 
     def decode(self, count: int) -> list[int]:
         state, known = self.state, len(self.state.tokens)
         end = known - 1 + count  # the token after position p is number p + 1
         while state.position < end and not state.stopped:
-            place = self.programs.place(state.position)
-            last = self.programs.sizes[place]  # the highest position this bucket decodes
-            self.machine(place).launch(min(end, last + 1) - state.position)
+            place, stop = self.programs.cut(state.position, end)
+            self.machine(place).launch(stop - state.position)
         return state.tokens[known:]
 
     def logits(self) -> torch.Tensor:

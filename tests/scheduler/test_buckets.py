@@ -68,3 +68,13 @@ def test_programs_made_ahead_are_those_that_are_asked_for(monkeypatch: pytest.Mo
     refusing.build_ahead([0, 1]).join()
     with pytest.raises(ScheduleError, match="cannot be made"):
         refusing.program(0)
+
+
+def test_launches_are_cut_where_another_program_goes_on() -> None:
+    programs = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5120, itemsize=2)
+    first, second, last = programs.sizes
+    assert programs.cut(0, 10) == (0, 10)
+    assert programs.cut(first - 3, first + 1) == (0, first + 1), "the last position of a bucket is its own"
+    assert programs.cut(first - 3, second) == (0, first + 1)
+    assert programs.cut(first + 1, second) == (1, second)
+    assert programs.cut(second + 1, last) == (2, last)
