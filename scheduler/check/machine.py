@@ -70,7 +70,8 @@ def machine_findings(listing: Listing) -> Iterator[Finding]:
     }
     for what, tokens in bounds.items():
         if tokens < shape.capacity:
-            yield Finding("limits", f"{what} after {tokens} tokens; the KV cache holds {shape.capacity}")
+            message = f"{what} after {tokens} tokens; the KV cache holds {shape.capacity}: use more SMs, or a shorter cache"
+            yield Finding("limits", message)
     lines = PAGE_BYTES // TILE_BYTES  # what the TMA counts
     numbers = {
         "lines of the weight tape": shape.tape.pages * lines,
