@@ -139,7 +139,7 @@ def load_gpu(request: LoadRequest) -> Engine:
     if request.stage is not None:
         request.stage("compiling the kernel, some seconds at a model's first start")
     engine = Engine(GpuBackend(model, programs, device), chunk=CHUNK)
-    programs.build_ahead(places[2:])  # seconds before any request can come to them
+    programs.build_ahead(places[2:])  # a request comes to them after some seconds at the earliest
     return engine
 
 
