@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from triton.experimental.gluon import language as gl
-
-from megakernel.geometry import Geometry
 
 WARPS = 4  # of the consumer
 # Compiler options of every launch.  Fusing a product and a sum into one FMA was the default, from 3.10 on it is asked for.
@@ -15,9 +14,9 @@ TMA_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, r
 
 
 class Sizes:
-    """A `Geometry` as the kernel takes it: each of its numbers is a compile-time constant in the device functions."""
+    """A `Geometry`, or another frozen dataclass of numbers, as a kernel takes it: each is a compile-time constant there."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Any) -> None:
         self.geometry = geometry
         for field in fields(geometry):
             setattr(self, field.name, gl.constexpr(getattr(geometry, field.name)))

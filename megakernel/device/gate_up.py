@@ -10,6 +10,12 @@ from megakernel.device.values import put_once, values_of
 
 
 @gluon.jit
+def swiglu(gate, up):
+    """SiLU of the gates times the ups."""
+    return gate / (1.0 + gl.exp(-gate)) * up
+
+
+@gluon.jit
 def gate_up(S: gl.constexpr, memory, ring, step):
     """Row blocks a to a + b of the layer's gate/up matrix; rows 0 to 7 of a block are gates, 8 to 15 their ups."""
     UNITS: gl.constexpr = ROWS // 2
@@ -34,5 +40,5 @@ def gate_up(S: gl.constexpr, memory, ring, step):
             gate += gl.load(bias)
             up += gl.load(bias + UNITS)
         unit = (step.record.a + i) * UNITS + row
-        out = gate / (1.0 + gl.exp(-gate)) * up
+        out = swiglu(gate, up)
         put_once(S, step, target + unit, out, (unit < S.intermediate) & (column == 0))

@@ -13,11 +13,17 @@ LARGEST = gl.constexpr(3.3895313892515355e38)  # of bf16
 
 
 @gluon.jit
-def cache_address(S: gl.constexpr, memory, layer, head, value, position, row):
+def cache_address(S: gl.constexpr, cache, head_pages, layer, head, value, position, row):
     """Where the cache holds row `row` of a K (value 0) or V (value 1) head at one position."""
-    page = ((layer * S.kv_heads + head) * 2 + value) * memory.bucket.head_pages + position // S.page_positions
+    page = ((layer * S.kv_heads + head) * 2 + value) * head_pages + position // S.page_positions
     line = (row // TILE) * S.page_positions + position % S.page_positions
-    return memory.cache + page.to(gl.int64) * PAGE_ELEMENTS + line * TILE + row % TILE
+    return cache + page.to(gl.int64) * PAGE_ELEMENTS + line * TILE + row % TILE
+
+
+@gluon.jit
+def rotate(low, high, cosine, sine):
+    """The two halves of RoPE pairs, turned by an angle."""
+    return low * cosine - high * sine, high * cosine + low * sine
 
 
 @gluon.jit
@@ -60,7 +66,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
             low += gl.load(bias)
             high += gl.load(bias + HALF)
         if part <= S.group:  # a query or key: rotate its pairs
-            low, high = low * cosine - high * sine, high * cosine + low * sine
+            low, high = rotate(low, high, cosine, sine)
         inside = column == 0
         target = values_of(S, memory, step)
         if part < S.group:
@@ -70,7 +76,9 @@ def qkv(S: gl.constexpr, memory, ring, step):
         put_once(S, step, target + inner * ROWS + row, low, inside)
         put_once(S, step, target + inner * ROWS + row + HALF, high, inside)
         if part >= S.group:
-            cached = cache_address(S, memory, layer, head, part - S.group, step.position, inner * ROWS + row)
+            cached = cache_address(
+                S, memory.cache, memory.bucket.head_pages, layer, head, part - S.group, step.position, inner * ROWS + row
+            )
             gl.store(cached, finite(low).to(gl.bfloat16), mask=inside)
             gl.store(cached + HALF, finite(high).to(gl.bfloat16), mask=inside)
             proxy_fence()  # later tokens read these rows by TMA
