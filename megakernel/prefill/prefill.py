@@ -92,7 +92,7 @@ class Prefill:
         self.enqueue(size)  # of no token: loads the kernels
         torch.cuda.current_stream(self.state.device).synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(self.state.device)):
+        with torch.cuda.graph(graph):
             self.enqueue(size)
         self.graphs[size] = graph
 
@@ -234,8 +234,8 @@ def layer_pages(tape: TapeLayout, kind: str) -> int:
 
 
 def square_places(config: ModelConfig) -> int:
-    """Sums of squares that a token's residual stream is told in: one a tile, rounded up to a power of two."""
-    return next_power_of_two(ceil_div(config.hidden_size, 128))
+    """Sums of squares that a token's residual stream is told in: one for 64 columns, rounded up to a power of two."""
+    return next_power_of_two(ceil_div(config.hidden_size, 64))
 
 
 def attention_tiling(config: ModelConfig, sizes: Sizes) -> AttentionTiling:

@@ -58,7 +58,7 @@ class Cut:
     split: int
 
 
-SHAPES = ((64, 128), (128, 128), (128, 256))  # of tiles: tokens by rows
+SHAPES = ((64, 64), (64, 128), (128, 128), (128, 256))  # of tiles: tokens by rows
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 STEP_CYCLES = 1.25 / 4096  # of a multiplication and addition on an SM's tensor cores, as they are fed in practice
 BYTE_CYCLES = 1 / 26  # of a byte that an SM reads, from L2 with all others

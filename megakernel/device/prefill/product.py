@@ -143,21 +143,34 @@ def multiply(T: gl.constexpr, operands, use, steps, WHO: gl.constexpr):
 
 
 @gluon.jit
-def add_parts(T: gl.constexpr, work, item, acc, WHO: gl.constexpr):
+def add_parts(T: gl.constexpr, work, chunk, item, acc, WHO: gl.constexpr):
     """The sum of all parts of a tile and whether this one was the last to come; the others need not go on."""
     LAYOUT: gl.constexpr = accumulators(T.tile)
+    SIZE: gl.constexpr = ROWS * T.tile
+    TOGETHER: gl.constexpr = 256 // T.tile  # parts that are loaded together: as many as fit the registers
     rows = gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))[:, None]
     columns = gl.arange(0, T.tile, gl.SliceLayout(0, LAYOUT))[None, :]
-    SIZE: gl.constexpr = ROWS * T.tile
+    known = (item.row * T.tokens + WHO * ROWS + rows < chunk.count) & (columns >= 0)
     place = item.tile * T.consumers + WHO
     parts = work.parts + place.to(gl.int64) * (work.split * SIZE) + rows * T.tile + columns
-    gl.store(parts + item.part * SIZE, acc, cache_modifier=".cg")
+    gl.store(parts + item.part * SIZE, acc, mask=known, cache_modifier=".cg")
     barrier()
     arrived = gl.atomic_add(work.arrivals + place, 1, sem="acq_rel", scope="gpu")
     last = arrived == work.split - 1
     if last:
-        acc = gl.load(parts, cache_modifier=".cg")
-        for part in range(1, work.split):
-            acc += gl.load(parts + part * SIZE, cache_modifier=".cg")
+        acc = gl.zeros([ROWS, T.tile], gl.float32, LAYOUT)
+        for part in range(0, work.split, TOGETHER):
+            if TOGETHER == 4:
+                first = gl.load(parts + part * SIZE, mask=known, other=0.0, cache_modifier=".cg")
+                second = gl.load(parts + (part + 1) * SIZE, mask=known & (part + 1 < work.split), other=0.0, cache_modifier=".cg")
+                third = gl.load(parts + (part + 2) * SIZE, mask=known & (part + 2 < work.split), other=0.0, cache_modifier=".cg")
+                fourth = gl.load(parts + (part + 3) * SIZE, mask=known & (part + 3 < work.split), other=0.0, cache_modifier=".cg")
+                acc = acc + first + second + third + fourth
+            elif TOGETHER == 2:
+                first = gl.load(parts + part * SIZE, mask=known, other=0.0, cache_modifier=".cg")
+                second = gl.load(parts + (part + 1) * SIZE, mask=known & (part + 1 < work.split), other=0.0, cache_modifier=".cg")
+                acc = acc + first + second
+            else:
+                acc += gl.load(parts + part * SIZE, mask=known, other=0.0, cache_modifier=".cg")
         gl.store(work.arrivals + place, 0)
     return acc, last

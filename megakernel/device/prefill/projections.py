@@ -14,7 +14,6 @@ from megakernel.device.prefill.product import (
     BLOCK,
     ROWS,
     Work,
-    accumulators,
     add_parts,
     item_at,
     item_count,
@@ -36,7 +35,7 @@ class Activations:
     """What a chunk of tokens leaves between the kernels; row i belongs to the chunk's token i.
 
     residual: fp32 [chunk, hidden].  normed: bf16 [chunk, hidden stride], the residual times a norm's weights.  squares: fp32
-    [chunk, square places], sums of the residual's squares.  queries: bf16 [chunk, heads, padded head], rotated, rows in the
+    [chunk, square places], sums of the residual's squares over 64 columns each.  queries: bf16 [chunk, heads, padded head], rotated, rows in the
     order of the tape.  units: bf16 [chunk, intermediate stride].
     """
 
@@ -168,13 +167,12 @@ def keep_residual(
 ):
     """The residual plus a product and its bias (an offset in the constants, -1: none), and the next product's input.
 
-    `acc` are the tile's columns from `first` on; returns their sums of squares [64].
+    `acc` are the tile's columns from `first` on.
     """
     if acc.shape[1] > PIECE:
         left, right = column_halves(acc)
-        sums = keep_residual(S, T, constants, bias, norm, at, chunk, item, left, first, WHO)
-        more = keep_residual(S, T, constants, bias, norm, at, chunk, item, right, first + acc.shape[1] // 2, WHO)
-        return sums + more
+        keep_residual(S, T, constants, bias, norm, at, chunk, item, left, first, WHO)
+        keep_residual(S, T, constants, bias, norm, at, chunk, item, right, first + acc.shape[1] // 2, WHO)
     else:
         rows = token_rows(T, item, WHO, gl.SliceLayout(1, acc.type.layout))
         columns = item.column * T.tile + first + gl.arange(0, acc.shape[1], gl.SliceLayout(0, acc.type.layout))
@@ -188,17 +186,18 @@ def keep_residual(
         normed = at.normed + rows[:, None] * T.normed + columns[None, :]
         gl.store(normed, (x * weights[None, :]).to(gl.bfloat16), mask=known)
         sums = gl.sum(gl.where(known, x * x, 0.0), axis=1)
-        return gl.convert_layout(sums, gl.SliceLayout(1, accumulators(T.tile)))
+        place = (item.column * T.tile + first) // PIECE
+        gl.store(at.squares + rows * T.squares + place, sums, mask=(rows < chunk.count) & (place < T.squares))
 
 
 @gluon.jit
-def tile_product(T: gl.constexpr, work, operands, use, item, WHO: gl.constexpr):
+def tile_product(T: gl.constexpr, work, chunk, operands, use, item, WHO: gl.constexpr):
     """The product of an item, whether it is whole, and the ring's use after it."""
     steps = item.last - item.first
     acc = multiply(T, operands, use, steps, WHO)
     whole = True
     if work.split > 1:
-        acc, whole = add_parts(T, work, item, acc, WHO)
+        acc, whole = add_parts(T, work, chunk, item, acc, WHO)
     return acc, whole, use + steps
 
 
@@ -208,7 +207,7 @@ def consume_qkv(S: gl.constexpr, T: gl.constexpr, model, at, work, chunk, operan
     use = 0
     for index in range(gl.program_id(0), item_count(T, work, chunk), gl.num_programs(0)):
         item = item_at(T, work, chunk, index)
-        acc, whole, use = tile_product(T, work, operands, use, item, WHO)
+        acc, whole, use = tile_product(T, work, chunk, operands, use, item, WHO)
         if whole:
             scale = norm_scale(S, T, at.squares, chunk, item, WHO)
             keep_qkv(S, T, model, at, work, chunk, item, scale, acc, 0, WHO)
@@ -220,7 +219,7 @@ def consume_units(S: gl.constexpr, T: gl.constexpr, model, at, work, chunk, oper
     use = 0
     for index in range(gl.program_id(0), item_count(T, work, chunk), gl.num_programs(0)):
         item = item_at(T, work, chunk, index)
-        acc, whole, use = tile_product(T, work, operands, use, item, WHO)
+        acc, whole, use = tile_product(T, work, chunk, operands, use, item, WHO)
         if whole:
             scale = norm_scale(S, T, at.squares, chunk, item, WHO)
             keep_units(S, T, model, at, work, chunk, item, scale, acc, 0, WHO)
@@ -232,11 +231,9 @@ def consume_residual(S: gl.constexpr, T: gl.constexpr, model, bias, norm, at, wo
     use = 0
     for index in range(gl.program_id(0), item_count(T, work, chunk), gl.num_programs(0)):
         item = item_at(T, work, chunk, index)
-        acc, whole, use = tile_product(T, work, operands, use, item, WHO)
+        acc, whole, use = tile_product(T, work, chunk, operands, use, item, WHO)
         if whole:
-            sums = keep_residual(S, T, model.constants, bias, norm, at, chunk, item, acc, 0, WHO)
-            rows = token_rows(T, item, WHO, gl.SliceLayout(1, accumulators(T.tile)))
-            gl.store(at.squares + rows * T.squares + item.column, sums, mask=rows < chunk.count)
+            keep_residual(S, T, model.constants, bias, norm, at, chunk, item, acc, 0, WHO)
 
 
 ARGUMENTS = ["layer", "columns", "steps", "split", "head_pages", "bias", "norm"]  # numbers on which nothing is specialised
