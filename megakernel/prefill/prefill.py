@@ -84,7 +84,7 @@ class Prefill:
     def cuts_of(self, size: int) -> dict[str, Cut]:
         """How each product of a class is cut."""
         matrices = {kind: self.tape.matrix(kind) for kind in self.inputs}
-        return {kind: choose_cut(size, matrix.rows, matrix.columns, self.sms) for kind, matrix in matrices.items()}
+        return {kind: choose_cut(kind, size, matrix.rows, matrix.columns, self.sms) for kind, matrix in matrices.items()}
 
     def capture(self, size: int) -> None:
         """Compile a class's kernels and record their chain."""

@@ -59,22 +59,31 @@ class Cut:
 
 
 SHAPES = ((64, 64), (64, 128), (128, 128), (128, 256))  # of tiles: tokens by rows
-SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
-STEP_CYCLES = 1.25 / 4096  # of a multiplication and addition on an SM's tensor cores, as they are fed in practice
-BYTE_CYCLES = 1 / 26  # of a byte that an SM reads, from L2 with all others
-TILE_CYCLES = 4000  # of beginning a tile and of finishing it
-PART_CYCLES = 3000  # of leaving and adding a part
+SPLITS = (1, 2, 3, 4, 8)
+PRODUCTS = 4096 / 1.12  # multiplications and additions a cycle of an SM's tensor cores, as they are fed in practice
+BURST_BYTES, L2_BYTES = 64, 40  # bytes a cycle that an SM reads from L2, for one tile and for many one after another
+HBM_BYTES = 1800  # bytes a cycle that all read from memory
+PART_BYTES = 20  # of parts that an SM writes and reads
+KERNEL_CYCLES = 7000  # of beginning and ending a kernel
+FINISH = {"qkv": 0.5, "o": 0.65, "gate_up": 0.12, "down": 0.65}  # cycles an element of finishing a tile
+PART_CYCLES = 6000  # of agreeing on who adds the parts
 
 
-def choose_cut(tokens: int, rows: int, columns: int, sms: int) -> Cut:
-    """The cut of a product of `tokens` tokens with a matrix [rows, columns] that should take the fewest cycles."""
+def choose_cut(kind: str, tokens: int, rows: int, columns: int, sms: int) -> Cut:
+    """The cut of a product of `tokens` tokens with a matrix [rows, columns] that should take the fewest cycles.
+
+    The model is fitted to measurements on an H100 (docs/notebook/prefill.md).
+    """
 
     def cycles(cut: Cut) -> float:
-        tiles = ceil_div(tokens, cut.tokens) * ceil_div(rows, cut.tile)
-        steps = ceil_div(ceil_div(columns, STEP), cut.split)
-        step = max(2 * cut.tokens * cut.tile * STEP * STEP_CYCLES, (cut.tokens + cut.tile) * STEP * 2 * BYTE_CYCLES)
-        waves = ceil_div(tiles * cut.split, sms)
-        return waves * (steps * step + TILE_CYCLES + (PART_CYCLES * cut.split**0.5 if cut.split > 1 else 0))
+        items = ceil_div(tokens, cut.tokens) * ceil_div(rows, cut.tile) * cut.split
+        elements, steps = cut.tokens * cut.tile, ceil_div(ceil_div(columns, STEP), cut.split)
+        waves = ceil_div(items, sms)
+        bandwidth = BURST_BYTES if waves == 1 else L2_BYTES
+        step = max(2 * elements * STEP / PRODUCTS, (cut.tokens + cut.tile) * STEP * 2 / bandwidth)
+        adding = PART_CYCLES + elements * 4 * (1 + cut.split) / PART_BYTES if cut.split > 1 else 0
+        working = waves * (steps * step + FINISH[kind] * elements + adding)
+        return KERNEL_CYCLES + max(working, 2 * rows * columns / HBM_BYTES + adding)
 
     splits = [split for split in SPLITS if split <= ceil_div(columns, STEP)]
     return min((Cut(*shape, split) for shape in SHAPES for split in splits), key=cycles)
