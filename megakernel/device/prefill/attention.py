@@ -101,16 +101,24 @@ def masked(A: gl.constexpr, scores, positions, block):
 
 @gluon.jit
 def weigh(A: gl.constexpr, scores, most, total):
-    """One step of online softmax: the block's weights [64, keys], the new maximum and sum, and what earlier results shrink by.
+    """One step of online softmax: the block's weights [64, keys], the new maximum and sums, and what earlier results shrink by.
 
-    A query that has seen no key yet has the maximum -inf, and weighs all with 0.
+    A query that has seen no key yet has the maximum -inf, and weighs all with 0.  A query's sum is kept in 8 parts, of every
+    eighth key, so that no threads need to exchange them before the end.
     """
     FACTOR: gl.constexpr = A.scale * LOG2_E
     peak = gl.maximum(most, gl.max(scores, axis=1))
     base = gl.where(peak == float("-inf"), 0.0, peak * FACTOR)
     weights = gl.exp2(scores * FACTOR - base[:, None])
     shrink = gl.exp2(most * FACTOR - base)
-    return weights, peak, total * shrink + gl.sum(weights, axis=1), shrink
+    sums = gl.sum(gl.reshape(weights, [QUERIES, A.keys // 8, 8]), axis=1)
+    return weights, peak, total * gl.convert_layout(shrink, gl.SliceLayout(1, sums.type.layout))[:, None] + sums, shrink
+
+
+@gluon.jit
+def no_sums(A: gl.constexpr, scores):
+    """The sums [64, 8] before the first block."""
+    return gl.sum(gl.reshape(gl.zeros_like(scores), [QUERIES, A.keys // 8, 8]), axis=1)
 
 
 @gluon.jit
@@ -141,7 +149,7 @@ def attend_tile(A: gl.constexpr, chunk, tile, queries, blocks, ring, use, out, W
         release(A.slots, ring, use)
         scores = masked(A, scores, positions, mine - 1)
         most = gl.full([QUERIES], float("-inf"), gl.float32, TOKENS)
-        weights, most, total, shrink = weigh(A, scores, most, gl.zeros([QUERIES], gl.float32, TOKENS))
+        weights, most, total, shrink = weigh(A, scores, most, no_sums(A, scores))
         p = gl.convert_layout(weights.to(gl.bfloat16), WEIGHTS)
         acc = gl.zeros([QUERIES, A.width], gl.float32, RESULT)
         for i in range(1, mine):
@@ -164,7 +172,7 @@ def attend_tile(A: gl.constexpr, chunk, tile, queries, blocks, ring, use, out, W
         acc = warpgroup_mma(p, keys_of(A, blocks, slot), acc)
         release(A.slots, ring, use + 1)
         use += 2
-        acc = acc / gl.convert_layout(total, gl.SliceLayout(1, RESULT))[:, None]
+        acc = acc / gl.convert_layout(gl.sum(total, axis=1), gl.SliceLayout(1, RESULT))[:, None]
         rows = first + gl.arange(0, QUERIES, gl.SliceLayout(1, RESULT))[:, None]
         dims = gl.arange(0, A.width, gl.SliceLayout(0, RESULT))[None, :]
         place = out + rows * (A.heads * A.head_rows) + tile.head * A.head_rows + dims
