@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from typing import Any
 
 from triton.experimental.gluon import language as gl
 
@@ -14,13 +14,18 @@ OPTIONS = {"enable_fp_fusion": True}
 TMA_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)  # of a page, as the descriptors say it
 
 
-class Sizes:
-    """A `Geometry` as the kernel takes it: each of its numbers is a compile-time constant in the device functions."""
+def constants(numbers: Any) -> dict[str, gl.constexpr]:
+    """The fields of a dataclass or named tuple as compile-time constants, those within its fields too."""
+    table = {name: getattr(numbers, name) for name in type(numbers).__annotations__}
+    return {name: gl.constexpr(Sizes(value) if isinstance(value, tuple) else value) for name, value in table.items()}
 
-    def __init__(self, geometry: Geometry) -> None:
+
+class Sizes:
+    """A `Geometry`, or a part of it, as the kernel takes it: its numbers are compile-time constants in the device functions."""
+
+    def __init__(self, geometry: Geometry | tuple[Any, ...]) -> None:
         self.geometry = geometry
-        for field in fields(geometry):
-            setattr(self, field.name, gl.constexpr(getattr(geometry, field.name)))
+        vars(self).update(constants(geometry))
 
     def __repr__(self) -> str:
         return repr(self.geometry)

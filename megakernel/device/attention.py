@@ -15,7 +15,7 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
 from megakernel.device.sync import ALL, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, vacant, values_of
+from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
 
 FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 
@@ -38,7 +38,7 @@ def query_places(S: gl.constexpr, memory, step):
     DIMS: gl.constexpr = S.head_tiles * TILE
     heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout()))[:, None]
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))[None, :]
-    source = values_of(S, memory, step) + S.q + step.record.layer * S.q_stride + step.record.a * (S.group * S.head_rows)
+    source = rows_of(S, memory, step, S.q, step.record.layer) + step.record.a * (S.group * S.head_rows)
     return source + heads * S.head_rows + dims, (heads < S.group) & (dims < S.head_rows)
 
 
@@ -164,7 +164,7 @@ def current_places(S: gl.constexpr, memory, step):
 
     Loaded together with the queries and used after the pages: the last slice alone takes them in.
     """
-    source = values_of(S, memory, step) + S.new_kv + step.record.layer * S.new_kv_stride
+    source = rows_of(S, memory, step, S.new_kv, step.record.layer)
     return source + step.record.a * (2 * S.head_rows)
 
 
@@ -194,7 +194,7 @@ def store_output(S: gl.constexpr, memory, step, m, total, acc):
     rows = output_dims(S)
     inside = (rows < S.head_rows) & (columns < S.group)
     if memory.bucket.slices == 1:
-        target = values_of(S, memory, step) + S.attn + step.record.layer * S.attn_stride
+        target = rows_of(S, memory, step, S.attn, step.record.layer)
         target += step.record.a * (S.group * S.head_rows)
         out = acc / gl.expand_dims(gl.expand_dims(total, 0), 0)
         put(S, step, target + columns * S.head_rows + rows, out, inside)

@@ -9,7 +9,7 @@ from megakernel.device.clocks import cycles
 from megakernel.device.matvec import power_of_two, vector_layout
 from megakernel.device.sync import ALL, LONG_WAIT, agree, wait_all
 from megakernel.device.trace import STAGED, stamp
-from megakernel.device.values import look, look_again, partials_of, put, vacant, values_of
+from megakernel.device.values import look, look_again, partials_of, put, rows_of, vacant
 
 MAXIMA = gl.constexpr(128)  # of slices and columns that a pass holds: 16 slices of 8 columns, as many as there mostly are
 FEW = gl.constexpr(8)  # slices for which a shorter pass pays
@@ -120,6 +120,6 @@ def combine(S: gl.constexpr, memory, ring, step):
                 sure = 1 - any_vacant(S, source, slices)
     stamp(S, step.trace, STAGED)
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))[None, :]
-    target = values_of(S, memory, step) + S.attn + step.record.layer * S.attn_stride
+    target = rows_of(S, memory, step, S.attn, step.record.layer)
     target += step.record.a * (S.group * S.head_rows)
     put(S, step, target + heads * S.head_rows + dims, out / total[:, None], (heads < S.group) & (dims < S.head_rows))

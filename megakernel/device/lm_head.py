@@ -7,7 +7,7 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import ROWS, block_index, row_block, stage_norm
 from megakernel.device.sampling import best_of, load_sampling, score
-from megakernel.device.values import values_of
+from megakernel.device.values import rows_of
 
 
 @gluon.jit
@@ -18,8 +18,8 @@ def lm_head(S: gl.constexpr, memory, ring, step):
         memory,
         ring,
         step,
-        values_of(S, memory, step) + S.x + S.layers * S.x_stride,
-        memory.constants + S.final_norm,
+        rows_of(S, memory, step, S.x, S.layers),
+        memory.constants + S.head.norm.first,
         S.hidden,
         S.epsilon,
     )
@@ -31,7 +31,7 @@ def lm_head(S: gl.constexpr, memory, ring, step):
     for i in range(step.record.b):
         rows = (step.record.a + i) * ROWS + row
         inside = rows < S.vocabulary
-        logits = row_block(S, ring, step, step.use + i * S.hidden_pages, S.hidden_pages)
+        logits = row_block(S, ring, step, step.use + i * S.head.pages, S.head.pages)
         gl.store(memory.activations + S.logits + rows, logits, mask=inside & (column == 0))
         scores = gl.where(gl.abs(logits) < float("inf"), logits, float("inf"))  # so that `Sample` learns of it
         if inverse_temperature > 0.0:

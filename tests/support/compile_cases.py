@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pickle
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,10 @@ SMS = 132  # of an H100 or H200
 CAPACITY = 2048
 MODELS = {**PRESETS, "bundled": read_config(BUNDLED)}
 CHILD = """
-import json, sys
+import json, pickle, sys
 from megakernel.compile import describe
-from megakernel.geometry import Geometry
-fields, options = json.load(sys.stdin)
-print(json.dumps(describe(Geometry(**fields), **options)))
+geometry, options = json.load(sys.stdin)
+print(json.dumps(describe(pickle.loads(bytes.fromhex(geometry)), **options)))
 """
 
 
@@ -40,7 +39,7 @@ def geometry_of(config: ModelConfig, slices: int, sms: int = SMS) -> Geometry:
 def compiled(site: Path, geometry: Geometry, **options: Any) -> dict[str, Any]:
     """What `megakernel.compile.describe` says of the kernel under the Triton that lies in the folder `site`."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    request = json.dumps([asdict(geometry), options])
+    request = json.dumps([pickle.dumps(geometry).hex(), options])
     done = subprocess.run(
         [sys.executable, "-c", CHILD], input=request, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=280
     )
