@@ -6,8 +6,6 @@ from typing import Any
 
 from triton.experimental.gluon import language as gl
 
-from megakernel.geometry import Geometry
-
 WARPS = 4  # of the consumer
 # Compiler options of every launch.  Fusing a product and a sum into one FMA was the default, from 3.10 on it is asked for.
 OPTIONS = {"enable_fp_fusion": True}
@@ -23,7 +21,7 @@ def constants(numbers: Any) -> dict[str, gl.constexpr]:
 class Sizes:
     """A `Geometry`, or a part of it, as the kernel takes it: its numbers are compile-time constants in the device functions."""
 
-    def __init__(self, geometry: Geometry | tuple[Any, ...]) -> None:
+    def __init__(self, geometry: Any) -> None:
         self.geometry = geometry
         vars(self).update(constants(geometry))
 

@@ -13,7 +13,7 @@ EARLY = gl.constexpr(16)  # signals before the last when the first part of the i
 
 @gluon.jit
 def down(S: gl.constexpr, memory, ring, step):
-    """Row blocks a to a + b of the layer's down projection."""
+    """Row blocks `block` to `block + blocks` of the layer's down projection."""
     layer = step.record.layer
     source, residual = rows_of(S, memory, step, S.mlp, layer), rows_of(S, memory, step, S.x_mid, layer)
     projection(S, memory, ring, step, source, residual, rows_of(S, memory, step, S.x, layer + 1), S.down, EARLY)

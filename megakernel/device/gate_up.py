@@ -11,7 +11,8 @@ from megakernel.device.values import put_once, rows_of
 
 @gluon.jit
 def gate_up(S: gl.constexpr, memory, ring, step):
-    """Row blocks a to a + b of the layer's gate/up matrix; rows 0 to 7 of a block are gates, 8 to 15 their ups."""
+    """Row blocks `block` to `block + blocks` of the layer's gate/up matrix; of a block's rows 0 to 7 are gates, 8 to 15 their
+    ups."""
     UNITS: gl.constexpr = ROWS // 2
     layer = step.record.layer
     stage_norm(
@@ -27,12 +28,13 @@ def gate_up(S: gl.constexpr, memory, ring, step):
     index, index_high = halves(block_index())
     row, column = index // 16, index % 16
     target = rows_of(S, memory, step, S.mlp, layer)
-    for i in range(step.record.b):
+    block, blocks = step.record.a, step.record.b
+    for i in range(blocks):
         gate, up = halves(row_block(S, ring, step, step.use + i * S.gate_up.pages, S.gate_up.pages))
         if S.gate_up.bias.first >= 0:
-            bias = layer_constants(memory, S.gate_up.bias, layer) + (step.record.a + i) * ROWS + row
+            bias = layer_constants(memory, S.gate_up.bias, layer) + (block + i) * ROWS + row
             gate += gl.load(bias)
             up += gl.load(bias + UNITS)
-        unit = (step.record.a + i) * UNITS + row
+        unit = (block + i) * UNITS + row
         out = gate / (1.0 + gl.exp(-gate)) * up
         put_once(S, step, target + unit, out, (unit < S.down.columns) & (column == 0))

@@ -12,7 +12,7 @@ from megakernel.device.values import rows_of
 
 @gluon.jit
 def lm_head(S: gl.constexpr, memory, ring, step):
-    """Row blocks a to a + b of the head; c is the run's slot in "best"."""
+    """Row blocks `block` to `block + blocks` of the head; the best of them goes to `slot` of "best"."""
     stage_norm(
         S,
         memory,
@@ -28,8 +28,9 @@ def lm_head(S: gl.constexpr, memory, ring, step):
     row, column = index // 16, index % 16
     best = gl.full([16, 8], float("-inf"), gl.float32, index.type.layout)
     best_row = gl.full([16, 8], 0, gl.int32, index.type.layout)
-    for i in range(step.record.b):
-        rows = (step.record.a + i) * ROWS + row
+    block, blocks, slot = step.record.a, step.record.b, step.record.c
+    for i in range(blocks):
+        rows = (block + i) * ROWS + row
         inside = rows < S.vocabulary
         logits = row_block(S, ring, step, step.use + i * S.head.pages, S.head.pages)
         gl.store(memory.activations + S.logits + rows, logits, mask=inside & (column == 0))
@@ -40,6 +41,6 @@ def lm_head(S: gl.constexpr, memory, ring, step):
         best = gl.where(better, scores, best)
         best_row = gl.where(better, rows, best_row)
     top, top_row = best_of(gl.max(best, axis=1), gl.max(gl.where(best == gl.max(best, axis=1)[:, None], best_row, 0), axis=1))
-    target = memory.activations + S.best + step.record.c * 2
+    target = memory.activations + S.best + slot * 2
     gl.store(target, top)
     gl.store(target + 1, top_row.to(gl.float32))

@@ -12,7 +12,7 @@ from megakernel.device.values import rows_of
 
 @gluon.jit
 def o_proj(S: gl.constexpr, memory, ring, step):
-    """Row blocks a to a + b of the layer's output projection."""
+    """Row blocks `block` to `block + blocks` of the layer's output projection."""
     layer = step.record.layer
     source, residual = rows_of(S, memory, step, S.attn, layer), rows_of(S, memory, step, S.x, layer)
     projection(S, memory, ring, step, source, residual, rows_of(S, memory, step, S.x_mid, layer), S.o, ALL)

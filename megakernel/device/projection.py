@@ -22,13 +22,14 @@ def projection(
     matrix: gl.constexpr,
     EARLY: gl.constexpr,
 ):
-    """target[rows] = residual[rows] + W[rows] round(source) + bias[rows], for row blocks a to a + b."""
+    """target[rows] = residual[rows] + W[rows] round(source) + bias[rows], for row blocks `block` to `block + blocks`."""
     bias = layer_constants(memory, matrix.bias, step.record.layer)
     wait_all(S, memory, step, EARLY)
     index = block_index()
     row, column = index // 16, index % 16
-    for i in range(step.record.b):
-        rows = (step.record.a + i) * ROWS + row
+    block, blocks = step.record.a, step.record.b
+    for i in range(blocks):
+        rows = (block + i) * ROWS + row
         inside = rows < S.hidden
         before = look(residual + rows, inside)
         if i == 0:

@@ -32,7 +32,7 @@ def finite(values):
 
 @gluon.jit
 def qkv(S: gl.constexpr, memory, ring, step):
-    """Row blocks a to a + b of the layer's QKV matrix."""
+    """Row blocks `block` to `block + blocks` of the layer's QKV matrix."""
     HALF: gl.constexpr = ROWS // 2
     layer = step.record.layer
     stage_norm(
@@ -47,16 +47,17 @@ def qkv(S: gl.constexpr, memory, ring, step):
     )
     index, index_high = halves(block_index())
     row, column = index // 16, index % 16  # rows 0 to 7 of the block; index_high has the same rows, 8 further
-    for i in range(step.record.b):
-        block = step.record.a + i
-        slot, inner = block // S.head_blocks, block % S.head_blocks
+    block, blocks = step.record.a, step.record.b
+    for i in range(blocks):
+        here = block + i
+        slot, inner = here // S.head_blocks, here % S.head_blocks
         head, part = slot // (S.group + 2), slot % (S.group + 2)
         pair = inner * HALF + row
         angle = memory.rope + (step.position * (S.head_rows // 2) + pair) * 2
         cosine, sine = gl.load(angle), gl.load(angle + 1)
         low, high = halves(row_block(S, ring, step, step.use + i * S.qkv.pages, S.qkv.pages))
         if S.qkv.bias.first >= 0:
-            bias = layer_constants(memory, S.qkv.bias, layer) + block * ROWS + row
+            bias = layer_constants(memory, S.qkv.bias, layer) + here * ROWS + row
             low += gl.load(bias)
             high += gl.load(bias + HALF)
         if part <= S.group:  # a query or key: rotate its pairs

@@ -29,10 +29,10 @@ print(json.dumps(describe(pickle.loads(bytes.fromhex(geometry)), **options)))
 
 
 @functools.cache
-def geometry_of(config: ModelConfig, slices: int, sms: int = SMS) -> Geometry:
-    """The geometry of a program whose attention is split into so many slices."""
+def geometry_of(config: ModelConfig, sms: int = SMS) -> Geometry:
+    """The geometry of a model's programs: every bucket and every number of slices has the same."""
     capacity = min(CAPACITY, config.max_position)
-    shape = make_shape(config, sms=sms, capacity=capacity, bucket=capacity, slices=slices)
+    shape = make_shape(config, sms=sms, capacity=capacity, bucket=capacity)
     return make_geometry(build_program(shape, sms))
 
 
