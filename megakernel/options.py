@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from triton.experimental.gluon import language as gl
@@ -13,13 +12,18 @@ OPTIONS = {"enable_fp_fusion": True}
 TMA_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)  # of a page, as the descriptors say it
 
 
+def constants(numbers: Any) -> dict[str, gl.constexpr]:
+    """The fields of a dataclass or named tuple as compile-time constants, those within its fields too."""
+    table = {name: getattr(numbers, name) for name in type(numbers).__annotations__}
+    return {name: gl.constexpr(Sizes(value) if isinstance(value, tuple) else value) for name, value in table.items()}
+
+
 class Sizes:
-    """A `Geometry`, or another frozen dataclass of numbers, as a kernel takes it: each is a compile-time constant there."""
+    """A `Geometry`, a part of it or other numbers, as a kernel takes them: compile-time constants in the device functions."""
 
     def __init__(self, geometry: Any) -> None:
         self.geometry = geometry
-        for field in fields(geometry):
-            setattr(self, field.name, gl.constexpr(getattr(geometry, field.name)))
+        vars(self).update(constants(geometry))
 
     def __repr__(self) -> str:
         return repr(self.geometry)

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Lock, Thread
+from threading import Lock
 
 from instructions.shape import Shape
 from models.config import ModelConfig
+from scheduler.ahead import Ahead
 from scheduler.build import DEFAULT_POLICY, build_program, make_shape
-from scheduler.errors import ScheduleError
 from scheduler.program import Program
 
 FIRST_PAGES = 2  # KV pages of the first bucket
@@ -56,6 +55,7 @@ class BucketPrograms:
     itemsize: int
     policy: str = DEFAULT_POLICY
     _built: dict[int, Program] = field(default_factory=dict)
+    _ahead: Ahead | None = field(default=None, repr=False, compare=False)
 
     def shape(self, bucket: int) -> Shape:
         """The shape of one bucket's program; raises ScheduleError for numbers no program can be made for."""
@@ -78,21 +78,22 @@ class BucketPrograms:
 
     def program(self, place: int) -> Program:
         """A program by its place in `sizes`; raises ScheduleError where none can be made."""
+        if place not in self._built and self._ahead is not None and (made := self._ahead.take(place)) is not None:
+            self._built.setdefault(place, made)
         if place not in self._built:
             with MAKING:
                 if place not in self._built:
                     self._built[place] = build_program(self.shape(self.sizes[place]), self.sms, self.policy)
         return self._built[place]
 
-    def build_ahead(self, places: Iterable[int]) -> Thread:
-        """Begin to make programs, in this order, in a thread of their own; one that cannot be made is refused when it is asked
-        for."""
+    def build_ahead(self, places: Iterable[int]) -> None:
+        """Begin to make programs, in this order, in a process of their own; one that cannot be made is refused when it is asked
+        for.  Ends with this process, or with `close`."""
+        self.close()
+        numbers = {name: getattr(self, name) for name in ("sms", "capacity", "itemsize", "policy")}
+        self._ahead = Ahead(self.config.to_dict(), numbers, places, lambda place: self.shape(self.sizes[place]))
 
-        def build() -> None:
-            with suppress(ScheduleError):
-                for place in places:
-                    self.program(place)
-
-        thread = Thread(target=build, name="programs", daemon=True)
-        thread.start()
-        return thread
+    def close(self) -> None:
+        """Make nothing ahead any more."""
+        if self._ahead is not None:
+            self._ahead.close()

@@ -160,7 +160,8 @@ def read_program(path: Path) -> Program:
         raise ProgramFormatError(f"{path}: not a saved program; make one with `python -m scheduler`")
     if header.get("version") != VERSION:
         raise ProgramFormatError(f"{path}: program version {header.get('version')}, this is {VERSION}; make it again")
-    check_arrays(path, arrays)
+    if not arrays_fit(arrays):
+        raise ProgramFormatError(f"{path}: arrays of the wrong type or size; make the program again")
     try:
         config = ModelConfig.from_dict(header["config"])
         numbers = [whole_number(header, name) for name in ("itemsize", "capacity", "bucket", "slices")]
@@ -185,13 +186,12 @@ def text(header: dict[str, Any], name: str) -> str:
     return value
 
 
-def check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Refuse arrays whose types or sizes cannot belong together."""
+def arrays_fit(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether the types and sizes of a program's arrays can belong together."""
     words, starts = arrays["words"], arrays["starts"]
     good = all(array.dtype == np.int32 for array in arrays.values())
     good = good and words.ndim == 2 and words.shape[1] == WORDS
     good = good and all(arrays[name].ndim == 1 for name in ("starts", "targets", "uses"))
     good = good and len(starts) >= 2 and len(arrays["uses"]) == len(starts) - 1
     good = good and starts[0] == 0 and starts[-1] == len(words) and bool(np.all(np.diff(starts) >= 0))
-    if not good:
-        raise ProgramFormatError(f"{path}: arrays of the wrong type or size; make the program again")
+    return good

@@ -114,7 +114,7 @@ def shared_word(place):
 class Record:
     """The words of one record that the consumer needs, in registers: fetched while the record before it runs.
 
-    a, b and c are the first payload words.
+    a, b and c are the first payload words; each twin gives them the names of the instruction's fields.
     """
 
     opcode: gl.tensor

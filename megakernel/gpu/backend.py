@@ -91,6 +91,7 @@ class GpuBackend:
     def close(self) -> None:
         with self.on_device("closing"):
             self.abandon()
+        self.programs.close()
         self.builder.shutdown(wait=True, cancel_futures=True)
         self.built.clear()
         self.last_program = None

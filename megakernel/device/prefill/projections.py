@@ -10,6 +10,7 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.compat import aggregate
 from megakernel.device.gate_up import swiglu
+from megakernel.device.matvec import layer_constants
 from megakernel.device.prefill.product import (
     BLOCK,
     ROWS,
@@ -115,8 +116,8 @@ def keep_qkv(
         known = (rows < chunk.count) & (block < T.blocks)
         slot, inner = block // S.head_blocks, block % S.head_blocks
         head, part = slot // (S.group + 2), slot % (S.group + 2)
-        if S.qkv_bias >= 0:
-            bias = model.constants + S.qkv_bias + work.layer * S.bias_stride + block * BLOCK + within
+        if S.qkv.bias.first >= 0:
+            bias = layer_constants(model, S.qkv.bias, work.layer) + block * BLOCK + within
             low += gl.load(bias, mask=block < T.blocks, other=0.0)
             high += gl.load(bias + HALF, mask=block < T.blocks, other=0.0)
         position = chunk.start + rows
@@ -152,12 +153,12 @@ def keep_units(
         rows = token_rows(T, item, WHO, TOKENS)[:, None, None]
         block = (item.column * (T.tile // BLOCK) + first // BLOCK + gl.arange(0, acc.shape[1] // BLOCK, BLOCKS))[None, :, None]
         within = gl.arange(0, HALF, WITHIN)[None, None, :]
-        if S.gate_up_bias >= 0:
-            bias = model.constants + S.gate_up_bias + work.layer * S.bias_stride + block * BLOCK + within
+        if S.gate_up.bias.first >= 0:
+            bias = layer_constants(model, S.gate_up.bias, work.layer) + block * BLOCK + within
             gate += gl.load(bias, mask=block < T.blocks, other=0.0)
             up += gl.load(bias + HALF, mask=block < T.blocks, other=0.0)
         unit = block * HALF + within
-        known = (rows < chunk.count) & (unit < S.intermediate)
+        known = (rows < chunk.count) & (unit < S.down.columns)
         gl.store(at.units + rows * T.units + unit, swiglu(gate, up).to(gl.bfloat16), mask=known)
 
 
