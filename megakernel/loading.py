@@ -134,7 +134,7 @@ def load_gpu(request: LoadRequest) -> Engine:
     check_memory(request.model, gpu_bytes(programs), torch.cuda.mem_get_info(device)[0], "GPU memory")
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
     places = range(len(programs.sizes))
-    programs.build_ahead(places[1:2])  # soon reached, and a request shall not wait for it
+    programs.build_ahead(places[:2])  # of the first the tail is missing; the second is soon reached: no request shall wait
     model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
     if request.stage is not None:
         request.stage("compiling the kernel, some seconds at a model's first start")

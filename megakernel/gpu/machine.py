@@ -40,6 +40,7 @@ class GpuState:
         self.constants = model.constants.to(device)
         self.rope = model.rope.to(device)
         self.cache = torch.zeros(cache_pages, PAGE_BYTES // 2, dtype=torch.bfloat16, device=device)
+        self.hidden = torch.zeros(model.config.hidden_size, dtype=torch.float32, device=device)  # what prefill leaves
         self.tokens = torch.zeros(model.capacity + 1, dtype=torch.int32, device=device)
         self.control = torch.zeros(CONTROL_WORDS, dtype=torch.int32, device=device)
         torch.cuda.current_stream(device).synchronize()  # launches on any stream find all this
@@ -119,6 +120,7 @@ class GpuProgram:
             self.activations.view(torch.float32),
             state.constants,
             state.rope,
+            state.hidden,
             self.words,
             self.starts,
             self.uses,

@@ -45,12 +45,12 @@ def test_programs_are_built_once_and_serve_their_bucket() -> None:
 
 def test_programs_made_ahead_are_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each once, however many ask for it meanwhile; one that cannot be made says so to who asks."""
-    made: list[int] = []
+    made: list[tuple[int, bool]] = []
 
     def build(shape: Shape, sms: int, policy: str) -> Program:
-        made.append(shape.bucket)
+        made.append((shape.bucket, shape.tail))
         time.sleep(0.01)
-        if shape.bucket == FIRST_PAGES * shape.page_positions and len(made) > 3:
+        if shape.bucket == FIRST_PAGES * shape.page_positions and len(made) > 6:
             raise ScheduleError("cannot be made")
         return cast("Program", shape)
 
@@ -58,11 +58,11 @@ def test_programs_made_ahead_are_those_that_are_asked_for(monkeypatch: pytest.Mo
     programs = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5120, itemsize=2)
     places = range(len(programs.sizes))
     thread = programs.build_ahead(places)
-    found = [programs.program(place) for place in places]
+    found = [programs.program(place, tail) for place in places for tail in (True, False)]
     thread.join()
-    assert made == list(programs.sizes)
-    assert [programs.program(place) for place in places] == found
-    assert made == list(programs.sizes)
+    assert made == [(size, tail) for size in programs.sizes for tail in (True, False)]
+    assert [programs.program(place, tail) for place in places for tail in (True, False)] == found
+    assert len(made) == len(found)
 
     refusing = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5120, itemsize=2)
     refusing.build_ahead([0, 1]).join()
