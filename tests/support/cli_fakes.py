@@ -28,7 +28,7 @@ class FakeEngine:
         self.started: tuple[list[int], int, SamplingParams] | None = None
         self.stopped = self.closed = False
         self.kept = 0
-        self.chunk = 0  # tokens of the prompt that are read at one go; 0: all
+        self.chunk = 4096  # tokens of the prompt that are read at one go
 
     def __enter__(self) -> FakeEngine:
         return self
@@ -46,8 +46,8 @@ class FakeEngine:
     def stream(self) -> Iterator[int]:
         assert self.started is not None
         prompt, max_tokens, sampling = self.started
-        for done in range(self.chunk, len(prompt) + self.chunk, self.chunk or len(prompt)):
-            self.progress(min(done, len(prompt)) if self.chunk else len(prompt), len(prompt))
+        for done in range(0, len(prompt), self.chunk):
+            self.progress(min(done + self.chunk, len(prompt)), len(prompt))
         for index, token in enumerate(self.tokens[:max_tokens]):
             if index == self.interrupt_at:
                 raise KeyboardInterrupt
