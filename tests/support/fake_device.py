@@ -100,7 +100,7 @@ class FakeKernel:
             activations[here], activations[second - here] = 0, VACANT
             counters += targets
             if tail:
-                assert rows[position] == tokens[position] and given["hidden"][0] == hidden_of(rows[: position + 1])
+                assert rows[position] == tokens[position] and given["hidden_state"][0] == hidden_of(rows[: position + 1])
             rows[position] = tokens[position]
             if position + 1 >= control[PROMPT_LENGTH]:
                 chosen = next_token(rows[: position + 1], vocabulary)
