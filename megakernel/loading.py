@@ -133,7 +133,7 @@ def load_gpu(request: LoadRequest) -> Engine:
     programs = request.programs(sms)
     check_memory(request.model, gpu_bytes(programs), torch.cuda.mem_get_info(device)[0], "GPU memory")
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
-    programs.build_ahead(range(1, len(programs.sizes)))  # a request shall not wait for them
+    programs.build_ahead(range(len(programs.sizes)))  # a request shall not wait for them
     try:
         model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
         if request.stage is not None:

@@ -25,6 +25,7 @@ from instructions.shape import Shape
 from scheduler import program_process
 from scheduler.program import ARRAYS, MOST_BYTES, Program, arrays_fit
 
+Which = tuple[int, bool]  # a program's place among the buckets, and whether its tail is meant
 PATIENCE = 60.0  # seconds; a program takes 1 to 5
 
 
@@ -38,17 +39,17 @@ def digest(program: Program) -> str:
     return found.hexdigest()
 
 
-def send(file: IO[bytes], place: int, program: Program) -> None:
+def send(file: IO[bytes], which: Which, program: Program) -> None:
     """Write a proven program: a line of JSON, then the bytes of its arrays."""
     sizes = [getattr(program, name).shape for name in ARRAYS]
-    line = {"place": place, "ring": program.ring, "policy": program.policy, "sizes": sizes, "digest": digest(program)}
+    line = {"which": which, "ring": program.ring, "policy": program.policy, "sizes": sizes, "digest": digest(program)}
     file.write(json.dumps(line).encode() + b"\n")
     for name in ARRAYS:
         file.write(getattr(program, name).tobytes())
     file.flush()
 
 
-def receive(file: IO[bytes], shape_of: Callable[[int], Shape]) -> tuple[int, Program]:
+def receive(file: IO[bytes], shape_of: Callable[[Which], Shape]) -> tuple[Which, Program]:
     """What `send` wrote; raises EOFError at the end, ValueError or KeyError where it is anything else than what was sent."""
     line = file.readline()
     if not line:
@@ -62,22 +63,23 @@ def receive(file: IO[bytes], shape_of: Callable[[int], Shape]) -> tuple[int, Pro
         arrays[name] = np.frombuffer(file.read(count), dtype=np.int32).reshape(size)
     if not arrays_fit(arrays):
         raise ValueError("arrays of the wrong size")
-    program = Program(shape_of(header["place"]), header["policy"], header["ring"], **arrays)
+    place, tail = header["which"]
+    program = Program(shape_of((place, tail)), header["policy"], header["ring"], **arrays)
     if digest(program) != header["digest"]:
         raise ValueError("not the program that was proven")
-    return header["place"], program
+    return (place, tail), program
 
 
 class Ahead:
-    """Programs being made, in the order of their places."""
+    """Programs being made, in the order in which they are wanted."""
 
     def __init__(
-        self, config: dict[str, Any], numbers: dict[str, Any], places: Iterable[int], shape_of: Callable[[int], Shape]
-    ):
+        self, config: dict[str, Any], numbers: dict[str, Any], wanted: Iterable[Which], shape_of: Callable[[Which], Shape]
+    ) -> None:
         self._changed = Condition()
-        self._coming, self._made = list(places), dict[int, Program]()
+        self._coming, self._made = list(wanted), dict[Which, Program]()
         path = [str(Path(__file__).parents[1]), *sys.path]
-        request = {"path": path, "config": config, "numbers": numbers, "places": self._coming}
+        request = {"path": path, "config": config, "numbers": numbers, "wanted": self._coming}
         command = [sys.executable, "-I", "-S", program_process.__file__]
         try:
             self._process = subprocess.Popen(
@@ -96,11 +98,11 @@ class Ahead:
         )
         self._thread.start()
 
-    def take(self, place: int) -> Program | None:
-        """The program of a place, as soon as it has come; None where it will not come."""
+    def take(self, which: Which) -> Program | None:
+        """A program, as soon as it has come; None where it will not come."""
         with self._changed:
-            self._changed.wait_for(lambda: place not in self._coming, PATIENCE)
-            return self._made.get(place)
+            self._changed.wait_for(lambda: which not in self._coming, PATIENCE)
+            return self._made.get(which)
 
     def close(self) -> None:
         """End the process; nothing more will come."""
@@ -112,18 +114,18 @@ class Ahead:
             self._process.kill()
             self._process.wait()
 
-    def _receive(self, request: bytes, shape_of: Callable[[int], Shape]) -> None:
+    def _receive(self, request: bytes, shape_of: Callable[[Which], Shape]) -> None:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         with suppress(OSError, EOFError, ValueError, KeyError, TypeError):
             stdin.write(request)
             stdin.flush()
             while True:
-                place, program = receive(stdout, shape_of)
+                which, program = receive(stdout, shape_of)
                 with self._changed:
-                    if place in self._coming:
-                        self._made[place] = program
-                        self._coming.remove(place)
+                    if which in self._coming:
+                        self._made[which] = program
+                        self._coming.remove(which)
                     self._changed.notify_all()
         self.close()
         for file in (stdin, stdout):

@@ -26,7 +26,7 @@ from scheduler.errors import ProgramFormatError
 from scheduler.npz import open_arrays
 
 MAGIC = "megakernel-program"
-VERSION = 2
+VERSION = 3
 ARRAYS = ("words", "starts", "targets", "uses")
 MOST_HEADER, MOST_TEXT = 64 * 1024, 200  # bytes, characters
 MOST_BYTES = 64 * 1024 * 1024  # of an array: half a million instructions, some fifty times those of a large model
@@ -126,6 +126,7 @@ class Program:
             "capacity": self.shape.capacity,
             "bucket": self.shape.bucket,
             "slices": self.shape.slices,
+            "tail": self.shape.tail,
             "policy": self.policy,
             "ring": self.ring,
         }
@@ -164,8 +165,9 @@ def read_program(path: Path) -> Program:
         raise ProgramFormatError(f"{path}: arrays of the wrong type or size; make the program again")
     try:
         config = ModelConfig.from_dict(header["config"])
-        numbers = [whole_number(header, name) for name in ("itemsize", "capacity", "bucket", "slices")]
-        return Program(Shape(config, *numbers), text(header, "policy"), whole_number(header, "ring"), **arrays)
+        numbers = {name: whole_number(header, name) for name in ("itemsize", "capacity", "bucket", "slices")}
+        shape = Shape(config, **numbers, tail=flag(header, "tail"))
+        return Program(shape, text(header, "policy"), whole_number(header, "ring"), **arrays)
     except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:
         raise ProgramFormatError(f"{path}: damaged header ({error}); make the program again") from None
 
@@ -175,6 +177,14 @@ def whole_number(header: dict[str, Any], name: str) -> int:
     value = header[name]
     if type(value) is not int or not 0 <= value <= INT32_MAX:
         raise ValueError(f"{name} is no whole number from 0 to {INT32_MAX}")
+    return value
+
+
+def flag(header: dict[str, Any], name: str) -> bool:
+    """A yes or no of the header."""
+    value = header[name]
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is neither true nor false")
     return value
 
 

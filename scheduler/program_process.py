@@ -40,8 +40,8 @@ def main() -> None:
 
     programs = BucketPrograms(ModelConfig.from_dict(request["config"]), **request["numbers"])
     try:
-        for place in request["places"]:
-            send(sys.stdout.buffer, place, programs.program(place))
+        for place, tail in request["wanted"]:
+            send(sys.stdout.buffer, (place, tail), programs.program(place, tail))
     except ScheduleError:  # refused once more when it is asked for
         pass
     os._exit(0)

@@ -54,13 +54,14 @@ class Bucket:
 
 @aggregate
 class Memory:
-    """Global memory.  weights, cache: bf16; activations, constants, rope: fp32; the rest int32."""
+    """Global memory.  weights, cache: bf16; activations, constants, rope, hidden: fp32; the rest int32."""
 
     weights: gl.tensor
     cache: gl.tensor
     activations: gl.tensor
     constants: gl.tensor
     rope: gl.tensor
+    hidden: gl.tensor  # the residual stream that prefill left, for `hand_over`
     words: gl.tensor
     counters: gl.tensor
     tokens: gl.tensor

@@ -126,8 +126,17 @@ class Prefill:
         """The chain of kernels for a chunk of up to `size` tokens."""
         state, layers = self.state, self.config.num_layers
         read_embedding[(min(size, 4 * self.sms),)](
-            state.weights, state.tokens, state.constants, self.words, self.residual, self.normed, self.squares,
-            self.sizes, Sizes(self.tiling("qkv", self.cuts[size]["qkv"])), num_warps=4, **OPTIONS,
+            state.weights,
+            state.tokens,
+            state.constants,
+            self.words,
+            self.residual,
+            self.normed,
+            self.squares,
+            self.sizes,
+            Sizes(self.tiling("qkv", self.cuts[size]["qkv"])),
+            num_warps=4,
+            **OPTIONS,
         )
         product = partial(self.product, size)
         for layer in range(layers - 1):
@@ -148,17 +157,38 @@ class Prefill:
         tiling = self.tiling(kind, cut)
         tiles = self.table(("all", ceil_div(matrix.blocks, cut.tile // BLOCK_ROWS))) if tiles is None else tiles
         kernel[(self.sms,)](
-            self.input_descriptor(kind, cut.tokens), self.weight_descriptor(kind, cut.tile), self.words, tiles,
-            self.parts, self.arrivals, self.residual, self.normed, self.squares, self.queries, self.units,
-            state.constants, state.rope, state.cache,
-            layer, len(tiles), ceil_div(matrix.columns, STEP), cut.split, self.head_pages, *rest,
-            self.sizes, Sizes(tiling), num_warps=4, **OPTIONS,
+            self.input_descriptor(kind, cut.tokens),
+            self.weight_descriptor(kind, cut.tile),
+            self.words,
+            tiles,
+            self.parts,
+            self.arrivals,
+            self.residual,
+            self.normed,
+            self.squares,
+            self.queries,
+            self.units,
+            state.constants,
+            state.rope,
+            state.cache,
+            layer,
+            len(tiles),
+            ceil_div(matrix.columns, STEP),
+            cut.split,
+            self.head_pages,
+            *rest,
+            self.sizes,
+            Sizes(tiling),
+            num_warps=4,
+            **OPTIONS,
         )
 
     def attend(self, layer: int) -> None:
         """Enqueue one layer's attention."""
         a = self.attention
-        queries = self.descriptor("queries", lambda: TensorDescriptor.from_tensor(self.queries, [CONSUMER_TOKENS, a.width], TMA_LAYOUT))
+        queries = self.descriptor(
+            "queries", lambda: TensorDescriptor.from_tensor(self.queries, [CONSUMER_TOKENS, a.width], TMA_LAYOUT)
+        )
         read_attention[(self.sms,)](
             queries, self.cache_descriptor(), self.words, self.mixed, layer, self.head_pages, Sizes(a), num_warps=4, **OPTIONS
         )
@@ -198,7 +228,9 @@ class Prefill:
 
     def input_descriptor(self, kind: str, tokens: int) -> TensorDescriptor:
         """A product's input, by boxes of `tokens` tokens and one step along K."""
-        return self.descriptor((kind, tokens), lambda: TensorDescriptor.from_tensor(self.inputs[kind], [tokens, STEP], TMA_LAYOUT))
+        return self.descriptor(
+            (kind, tokens), lambda: TensorDescriptor.from_tensor(self.inputs[kind], [tokens, STEP], TMA_LAYOUT)
+        )
 
     def weight_descriptor(self, kind: str, tile: int) -> TensorDescriptor:
         """The matrices of a kind on the tape, [layer, block, line, column], by boxes of one tile of one layer's rows."""

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from dataclasses import fields
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -27,10 +28,15 @@ BIASED = ModelConfig(
     hidden_size=600, intermediate_size=1100, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=24, vocab_size=333,
     attention_bias=True, mlp_bias=True,
 )  # fmt: skip
-CONFIGS = {"biased": BIASED, "llama-3.2-1b": MODELS["llama-3.2-1b"], "bundled": MODELS["bundled"]}
+CONFIGS = {
+    "biased": BIASED,
+    "one layer": dataclasses.replace(BIASED, num_layers=1),
+    "llama-3.2-1b": MODELS["llama-3.2-1b"],
+    "bundled": MODELS["bundled"],
+}
 
 
-def make(config: ModelConfig, sms: int = 12, **options: int) -> Program:
+def make(config: ModelConfig, sms: int = 12, **options: Any) -> Program:
     return build_program(make_shape(config, sms=sms, capacity=512, bucket=512, **options), sms)
 
 
@@ -62,13 +68,14 @@ def test_every_layer_lies_where_the_strides_say(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_one_kernel_serves_every_bucket_and_every_length_of_cache(name: str) -> None:
+def test_one_kernel_serves_every_bucket_its_tail_and_every_length_of_cache(name: str) -> None:
     """What is compiled is the same; what is not, is told at run time."""
     config, slices = CONFIGS[name], (1, 2, 5)
     shapes = [
-        make_shape(config, sms=12, capacity=capacity, bucket=capacity // 2, slices=count)
+        make_shape(config, sms=12, capacity=capacity, bucket=capacity // 2, slices=count, tail=tail)
         for capacity in (128, 384, 512)
         for count in slices
+        for tail in (False, True)
     ]
     programs = [build_program(shape, 12) for shape in shapes]
     assert len({make_geometry(program) for program in programs}) == 1

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from instructions.shape import Shape
 from models.config import PRESETS
 from scheduler import program_process
-from scheduler.ahead import Ahead, digest, receive, send
+from scheduler.ahead import Ahead, Which, digest, receive, send
 from scheduler.buckets import BucketPrograms
 from scheduler.errors import ScheduleError
 from tests.support import ROOT
@@ -58,8 +59,9 @@ def test_they_are_those_that_would_be_made_here_and_the_process_ends() -> None:
     places = range(len(here.sizes))
     there.build_ahead(places)
     for place in places:
-        assert ahead_of(there).take(place) is there.program(place)
-        assert digest(there.program(place)) == digest(here.program(place))
+        for tail in (True, False):
+            assert ahead_of(there).take((place, tail)) is there.program(place, tail)
+            assert digest(there.program(place, tail)) == digest(here.program(place, tail))
     ahead = ahead_of(there)
     ahead._thread.join(20)
     assert ahead._process.returncode == 0, "it has ended, and has been waited for"
@@ -71,21 +73,22 @@ def test_only_what_was_proven_is_accepted() -> None:
     programs = small()
     program = programs.program(0)
     file = io.BytesIO()
-    send(file, 0, program)
+    send(file, (0, False), program)
     data = file.getvalue()
 
-    def shape_of(place: int):  # type: ignore[no-untyped-def]
-        return programs.shape(programs.sizes[place])
+    def shape_of(which: Which) -> Shape:
+        return programs.shape(programs.sizes[which[0]], which[1])
 
-    place, found = receive(io.BytesIO(data), shape_of)
-    assert (place, digest(found)) == (0, digest(program))
+    which, found = receive(io.BytesIO(data), shape_of)
+    assert (which, digest(found)) == ((0, False), digest(program))
     np.testing.assert_array_equal(found.words, program.words)
     changed = bytearray(data)
     changed[len(data) // 2] ^= 1
     for bad in (
         bytes(changed),
         data[:-4],
-        data.replace(b'"place": 0', b'"place": 1', 1),
+        data.replace(b'"which": [0', b'"which": [1', 1),
+        data.replace(b"false", b"true", 1),
         data.replace(b'"ring": ', b'"ring": 1', 1),
     ):
         with pytest.raises(ValueError, match="wrong size|reshape|not the program that was proven|buffer size"):
@@ -107,7 +110,7 @@ def test_a_process_that_cannot_be_started_or_fails_is_made_up_for_here(monkeypat
     monkeypatch.setattr(program_process, "__file__", str(failing))
     programs = small()
     programs.build_ahead([0])
-    assert ahead_of(programs).take(0) is None
+    assert ahead_of(programs).take((0, False)) is None
     assert programs.program(0).sms == 4
     monkeypatch.setattr(sys, "executable", "/no/such/interpreter")
     programs = small()
@@ -128,7 +131,7 @@ def test_no_pytorch_and_no_terminal_over_there() -> None:
     programs.build_ahead(range(len(programs.sizes)))
     pid = ahead_of(programs)._process.pid
     assert os.getsid(pid) != os.getsid(0), "Ctrl-C does not reach it"
-    assert ahead_of(programs).take(0) is not None
+    assert ahead_of(programs).take((0, False)) is not None
     maps = Path(f"/proc/{pid}/maps").read_text()
     assert "numpy" in maps
     assert not any(name in maps for name in ("libtorch", "libcuda", "triton"))

@@ -46,10 +46,10 @@ def test_programs_are_built_once_and_serve_their_bucket() -> None:
 
 def test_each_is_made_once_and_what_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many ask for it meanwhile; one that cannot be made says so to who asks."""
-    made: list[int] = []
+    made: list[tuple[int, bool]] = []
 
     def build(shape: Shape, sms: int, policy: str) -> Program:
-        made.append(shape.bucket)
+        made.append((shape.bucket, shape.tail))
         time.sleep(0.01)
         if len(made) == 1:
             raise ScheduleError("cannot be made")
@@ -61,9 +61,11 @@ def test_each_is_made_once_and_what_failed_is_tried_again(monkeypatch: pytest.Mo
         programs.program(0)
     places = range(len(programs.sizes))
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(programs.program, [*places] * 4))
-    assert sorted(made[1:]) == list(programs.sizes)
-    assert len({id(program) for program in found}) == len(places)
+        found = list(
+            pool.map(programs.program, [*places] * 8, [tail for tail in (True, False) for _ in range(4 * len(places))])
+        )
+    assert sorted(made[1:]) == sorted((size, tail) for size in programs.sizes for tail in (True, False))
+    assert len({id(program) for program in found}) == 2 * len(places)
 
 
 def test_launches_are_cut_where_another_program_goes_on() -> None:

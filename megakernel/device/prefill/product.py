@@ -162,13 +162,21 @@ def add_parts(T: gl.constexpr, work, chunk, item, acc, WHO: gl.constexpr):
         for part in range(0, work.split, TOGETHER):
             if TOGETHER == 4:
                 first = gl.load(parts + part * SIZE, mask=known, other=0.0, cache_modifier=".cg")
-                second = gl.load(parts + (part + 1) * SIZE, mask=known & (part + 1 < work.split), other=0.0, cache_modifier=".cg")
-                third = gl.load(parts + (part + 2) * SIZE, mask=known & (part + 2 < work.split), other=0.0, cache_modifier=".cg")
-                fourth = gl.load(parts + (part + 3) * SIZE, mask=known & (part + 3 < work.split), other=0.0, cache_modifier=".cg")
+                second = gl.load(
+                    parts + (part + 1) * SIZE, mask=known & (part + 1 < work.split), other=0.0, cache_modifier=".cg"
+                )
+                third = gl.load(
+                    parts + (part + 2) * SIZE, mask=known & (part + 2 < work.split), other=0.0, cache_modifier=".cg"
+                )
+                fourth = gl.load(
+                    parts + (part + 3) * SIZE, mask=known & (part + 3 < work.split), other=0.0, cache_modifier=".cg"
+                )
                 acc = acc + first + second + third + fourth
             elif TOGETHER == 2:
                 first = gl.load(parts + part * SIZE, mask=known, other=0.0, cache_modifier=".cg")
-                second = gl.load(parts + (part + 1) * SIZE, mask=known & (part + 1 < work.split), other=0.0, cache_modifier=".cg")
+                second = gl.load(
+                    parts + (part + 1) * SIZE, mask=known & (part + 1 < work.split), other=0.0, cache_modifier=".cg"
+                )
                 acc = acc + first + second
             else:
                 acc += gl.load(parts + part * SIZE, mask=known, other=0.0, cache_modifier=".cg")

@@ -242,8 +242,27 @@ ARGUMENTS = ["layer", "columns", "steps", "split", "head_pages", "bias", "norm"]
 
 @gluon.jit(do_not_specialize=ARGUMENTS)
 def read_qkv(
-    x, w, chunk, tiles, parts, arrivals, residual, normed, squares, queries, units, constants, rope, cache,
-    layer, columns, steps, split, head_pages, S: gl.constexpr, T: gl.constexpr,
+    x,
+    w,
+    chunk,
+    tiles,
+    parts,
+    arrivals,
+    residual,
+    normed,
+    squares,
+    queries,
+    units,
+    constants,
+    rope,
+    cache,
+    layer,
+    columns,
+    steps,
+    split,
+    head_pages,
+    S: gl.constexpr,
+    T: gl.constexpr,
 ):
     """Norm, QKV, RoPE; keys and values to the cache."""
     chunk = read_chunk(chunk)
@@ -274,8 +293,27 @@ def read_qkv(
 
 @gluon.jit(do_not_specialize=ARGUMENTS)
 def read_gate_up(
-    x, w, chunk, tiles, parts, arrivals, residual, normed, squares, queries, units, constants, rope, cache,
-    layer, columns, steps, split, head_pages, S: gl.constexpr, T: gl.constexpr,
+    x,
+    w,
+    chunk,
+    tiles,
+    parts,
+    arrivals,
+    residual,
+    normed,
+    squares,
+    queries,
+    units,
+    constants,
+    rope,
+    cache,
+    layer,
+    columns,
+    steps,
+    split,
+    head_pages,
+    S: gl.constexpr,
+    T: gl.constexpr,
 ):
     """Norm, gate and up, SwiGLU."""
     chunk = read_chunk(chunk)
@@ -306,8 +344,29 @@ def read_gate_up(
 
 @gluon.jit(do_not_specialize=ARGUMENTS)
 def read_residual(
-    x, w, chunk, tiles, parts, arrivals, residual, normed, squares, queries, units, constants, rope, cache,
-    layer, columns, steps, split, head_pages, bias, norm, S: gl.constexpr, T: gl.constexpr,
+    x,
+    w,
+    chunk,
+    tiles,
+    parts,
+    arrivals,
+    residual,
+    normed,
+    squares,
+    queries,
+    units,
+    constants,
+    rope,
+    cache,
+    layer,
+    columns,
+    steps,
+    split,
+    head_pages,
+    bias,
+    norm,
+    S: gl.constexpr,
+    T: gl.constexpr,
 ):
     """A product added to the residual: the output and down projections."""
     chunk = read_chunk(chunk)

@@ -80,7 +80,7 @@ def test_the_prefetcher_knows_who_is_short() -> None:
     """By the bits of an int32 that it shifts right, so opcodes go up to 30."""
     assert all(0 < kind.OPCODE <= 30 for kind in INSTRUCTIONS)
     short = {kind.MNEMONIC for kind in INSTRUCTIONS if constants(prefetcher)["SHORT"] >> kind.OPCODE & 1}
-    assert short == {"embed", "attention", "combine", "o_proj", "gate_up", "sample"}
+    assert short == {"embed", "attention", "combine", "o_proj", "gate_up", "sample", "hand_over"}
 
 
 @pytest.mark.parametrize("name", sorted(set(Word.__members__) - {"LAGS"}))  # which the GPU gets in WAITS
