@@ -138,7 +138,7 @@ def attend_tile(A: gl.constexpr, chunk, tile, queries, blocks, ring, use, out, W
     mine = gl.where(first < chunk.count, blocks_seen(A, chunk, first + QUERIES - 1), 0)
     clear = (chunk.start + first + 1) // A.keys  # blocks of which every query sees all
     positions = chunk.start + first + gl.arange(0, QUERIES, TOKENS)
-    for i in range(2 * (tile.blocks - mine)):  # blocks that only later queries see
+    for _ in range(2 * (tile.blocks - mine)):  # blocks that only later queries see
         wait_landed(A.slots, ring, use)
         release(A.slots, ring, use)
         use += 1

@@ -36,8 +36,8 @@ class Activations:
     """What a chunk of tokens leaves between the kernels; row i belongs to the chunk's token i.
 
     residual: fp32 [chunk, hidden].  normed: bf16 [chunk, hidden stride], the residual times a norm's weights.  squares: fp32
-    [chunk, square places], sums of the residual's squares over 64 columns each.  queries: bf16 [chunk, heads, padded head], rotated, rows in the
-    order of the tape.  units: bf16 [chunk, intermediate stride].
+    [chunk, square places], sums of the residual's squares over 64 columns each.  queries: bf16 [chunk, heads, padded head],
+    rotated, rows in the order of the tape.  units: bf16 [chunk, intermediate stride].
     """
 
     residual: gl.tensor
