@@ -14,7 +14,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from instructions.dimensions import ceil_div
 from megakernel.device.prefill.attention import read_attention
 from megakernel.device.prefill.embedding import read_embedding
-from megakernel.device.prefill.projections import read_gate_up, read_qkv, read_residual
+from megakernel.device.prefill.projections import read_product
 from megakernel.gpu.machine import GpuState
 from megakernel.options import OPTIONS, TMA_LAYOUT, Sizes
 from megakernel.prefill.plan import KINDS, Plan, padded
@@ -25,7 +25,6 @@ LINES = TILES_PER_PAGE * BLOCK_ROWS  # 128-byte lines of a page
 PAGE_ELEMENTS = PAGE_BYTES // 2
 BOX_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)  # of weights, keys and values
 LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": 4, **OPTIONS}
-PRODUCTS = {"qkv": read_qkv, "o": read_residual, "gate_up": read_gate_up, "down": read_residual}  # by the matrix's kind
 
 
 @dataclass(frozen=True)
@@ -91,18 +90,18 @@ class Chain:
             yield self.product(size, "down", layer, plan.tape.norm_offset("attention", layer + 1))
         yield self.product(size, "qkv", last, keys_alone=True)
 
-    def product(self, size: int, kind: str, layer: int, norm: int | None = None, keys_alone: bool = False) -> Launch:
+    def product(self, size: int, kind: str, layer: int, norm: int = -1, keys_alone: bool = False) -> Launch:
         """One matrix of a layer; `norm` is where the weights of the norm begin that reads what it adds to the residual."""
         plan, state = self.plan, self.state
         cut, matrix = plan.cut(size, kind), plan.tape.matrix(kind, layer)
         tiles = self.table(kind, cut.tile, keys_alone)
         pointers = (self.parts, self.arrivals, self.residual, self.normed, self.squares, self.queries, self.units)
         numbers = (layer, len(tiles), ceil_div(matrix.columns, STEP), cut.split, self.head_pages)
-        rest = () if norm is None else (matrix.bias_offset, norm)
+        rest = (matrix.bias_offset, norm)
         operands = (self.box(kind, cut.tokens), self.weight_box(kind, cut.tile), self.words, tiles)
         model = (state.constants, state.rope, state.cache)
         sizes = (self.sizes, Sizes(plan.tiling(kind, cut)))
-        return Launch(PRODUCTS[kind], plan.sms, (*operands, *pointers, *model, *numbers, *rest, *sizes))
+        return Launch(read_product, plan.sms, (*operands, *pointers, *model, *numbers, *rest, *sizes))
 
     def attention(self, layer: int) -> Launch:
         """One layer's attention."""

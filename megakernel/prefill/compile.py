@@ -10,8 +10,9 @@ from triton.experimental.gluon._runtime import GluonASTSource
 
 from megakernel.device.prefill.attention import read_attention
 from megakernel.device.prefill.embedding import read_embedding
+from megakernel.device.prefill.projections import read_product
 from megakernel.options import TMA_LAYOUT, Sizes
-from megakernel.prefill.chain import BOX_LAYOUT, LAUNCH_OPTIONS, PRODUCTS
+from megakernel.prefill.chain import BOX_LAYOUT, LAUNCH_OPTIONS
 from megakernel.prefill.plan import KINDS, Plan
 from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling, Tiling
 from models.tape import BLOCK_ROWS
@@ -67,5 +68,5 @@ def kernels(plan: Plan) -> list[tuple[Any, Tiling | AttentionTiling]]:
     }
     for size in plan.classes:
         for kind in KINDS:
-            found[PRODUCTS[kind], plan.tiling(kind, plan.cut(size, kind))] = None
+            found[read_product, plan.tiling(kind, plan.cut(size, kind))] = None
     return list(found)

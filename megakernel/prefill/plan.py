@@ -76,11 +76,12 @@ class Plan:
     def tiling(self, kind: str, cut: Cut) -> Tiling:
         """What a product's kernel is told."""
         return Tiling(
+            kind="residual" if kind in ("o", "down") else kind,
             tokens=cut.tokens,
             tile=cut.tile,
             slots=slots(cut.tokens, cut.tile),
             consumers=cut.tokens // CONSUMER_TOKENS,
-            blocks=self.tape.matrix(kind).blocks,
+            blocks=self.tape.matrix(kind).blocks if kind in ("qkv", "gate_up") else 0,
             squares=self.squares,
             heads=self.config.num_heads,
             head=self.head_width,

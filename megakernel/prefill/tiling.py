@@ -15,10 +15,13 @@ RING_BYTES = 200 * 1024  # of shared memory, for the operands
 class Tiling:
     """One kernel's tiles: `tokens` tokens by `tile` rows of a matrix, `slots` steps along K ahead.
 
+    `kind` is what becomes of the product: "qkv", "gate_up", or "residual" where it is added to that.
+
     The rest are a model's sizes: row blocks of the matrix, places of a token's sums of squares, query heads and elements
     of one as the queries are stored, elements from one token to the next in `normed` and `units`.
     """
 
+    kind: str
     tokens: int
     tile: int
     slots: int

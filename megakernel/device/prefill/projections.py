@@ -203,147 +203,35 @@ def tile_product(T: gl.constexpr, work, chunk, operands, use, item, WHO: gl.cons
 
 
 @gluon.jit
-def consume_qkv(S: gl.constexpr, T: gl.constexpr, model, at, work, chunk, operands, WHO: gl.constexpr):
-    """Consumer `WHO` of the QKV matrix."""
-    use = 0
-    for index in range(gl.program_id(0), item_count(T, work, chunk), gl.num_programs(0)):
-        item = item_at(T, work, chunk, index)
-        acc, whole, use = tile_product(T, work, chunk, operands, use, item, WHO)
-        if whole:
-            scale = norm_scale(S, T, at.squares, chunk, item, WHO)
+def keep(S: gl.constexpr, T: gl.constexpr, model, at, work, chunk, item, acc, bias, norm, WHO: gl.constexpr):
+    """Finish a tile as its matrix asks."""
+    if T.kind == "residual":
+        keep_residual(S, T, model.constants, bias, norm, at, chunk, item, acc, 0, WHO)
+    else:
+        scale = norm_scale(S, T, at.squares, chunk, item, WHO)
+        if T.kind == "qkv":
             keep_qkv(S, T, model, at, work, chunk, item, scale, acc, 0, WHO)
-
-
-@gluon.jit
-def consume_units(S: gl.constexpr, T: gl.constexpr, model, at, work, chunk, operands, WHO: gl.constexpr):
-    """Consumer `WHO` of the gate/up matrix."""
-    use = 0
-    for index in range(gl.program_id(0), item_count(T, work, chunk), gl.num_programs(0)):
-        item = item_at(T, work, chunk, index)
-        acc, whole, use = tile_product(T, work, chunk, operands, use, item, WHO)
-        if whole:
-            scale = norm_scale(S, T, at.squares, chunk, item, WHO)
+        else:
             keep_units(S, T, model, at, work, chunk, item, scale, acc, 0, WHO)
 
 
 @gluon.jit
-def consume_residual(S: gl.constexpr, T: gl.constexpr, model, bias, norm, at, work, chunk, operands, WHO: gl.constexpr):
-    """Consumer `WHO` of the output and down projections."""
+def consume(S: gl.constexpr, T: gl.constexpr, model, at, work, chunk, operands, bias, norm, WHO: gl.constexpr):
+    """Consumer `WHO`: its tokens of all of this SM's items."""
     use = 0
     for index in range(gl.program_id(0), item_count(T, work, chunk), gl.num_programs(0)):
         item = item_at(T, work, chunk, index)
         acc, whole, use = tile_product(T, work, chunk, operands, use, item, WHO)
         if whole:
-            keep_residual(S, T, model.constants, bias, norm, at, chunk, item, acc, 0, WHO)
+            keep(S, T, model, at, work, chunk, item, acc, bias, norm, WHO)
 
 
-ARGUMENTS = ["layer", "columns", "steps", "split", "head_pages", "bias", "norm"]  # numbers on which nothing is specialised
-
-
-@gluon.jit(do_not_specialize=ARGUMENTS)
-def read_qkv(
-    x,
-    w,
-    chunk,
-    tiles,
-    parts,
-    arrivals,
-    residual,
-    normed,
-    squares,
-    queries,
-    units,
-    constants,
-    rope,
-    cache,
-    layer,
-    columns,
-    steps,
-    split,
-    head_pages,
-    S: gl.constexpr,
-    T: gl.constexpr,
-):
-    """Norm, QKV, RoPE; keys and values to the cache."""
-    chunk = read_chunk(chunk)
-    work = Work(layer, tiles, columns, steps, split, parts, arrivals)
-    at = Activations(residual, normed, squares, queries, units)
-    model = Model(constants, rope, cache, head_pages)
-    operands = make_operands(T, x, w)
-    if T.consumers == 2:
-        gl.warp_specialize(
-            [
-                (consume_qkv, (S, T, model, at, work, chunk, operands, 0)),
-                (consume_qkv, (S, T, model, at, work, chunk, operands, 1)),
-                (load_operands, (T, x, w, work, chunk, operands)),
-            ],
-            [4, 1],
-            [CONSUMER_REGISTERS, LOADER_REGISTERS],
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (consume_qkv, (S, T, model, at, work, chunk, operands, 0)),
-                (load_operands, (T, x, w, work, chunk, operands)),
-            ],
-            [1],
-            [LOADER_REGISTERS],
-        )
+# Numbers on which nothing is specialised.
+ARGUMENTS = ["layer", "columns", "steps", "split", "head_pages", "bias", "norm"]
 
 
 @gluon.jit(do_not_specialize=ARGUMENTS)
-def read_gate_up(
-    x,
-    w,
-    chunk,
-    tiles,
-    parts,
-    arrivals,
-    residual,
-    normed,
-    squares,
-    queries,
-    units,
-    constants,
-    rope,
-    cache,
-    layer,
-    columns,
-    steps,
-    split,
-    head_pages,
-    S: gl.constexpr,
-    T: gl.constexpr,
-):
-    """Norm, gate and up, SwiGLU."""
-    chunk = read_chunk(chunk)
-    work = Work(layer, tiles, columns, steps, split, parts, arrivals)
-    at = Activations(residual, normed, squares, queries, units)
-    model = Model(constants, rope, cache, head_pages)
-    operands = make_operands(T, x, w)
-    if T.consumers == 2:
-        gl.warp_specialize(
-            [
-                (consume_units, (S, T, model, at, work, chunk, operands, 0)),
-                (consume_units, (S, T, model, at, work, chunk, operands, 1)),
-                (load_operands, (T, x, w, work, chunk, operands)),
-            ],
-            [4, 1],
-            [CONSUMER_REGISTERS, LOADER_REGISTERS],
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (consume_units, (S, T, model, at, work, chunk, operands, 0)),
-                (load_operands, (T, x, w, work, chunk, operands)),
-            ],
-            [1],
-            [LOADER_REGISTERS],
-        )
-
-
-@gluon.jit(do_not_specialize=ARGUMENTS)
-def read_residual(
+def read_product(
     x,
     w,
     chunk,
@@ -368,7 +256,11 @@ def read_residual(
     S: gl.constexpr,
     T: gl.constexpr,
 ):
-    """A product added to the residual: the output and down projections."""
+    """One matrix of a layer, for all tokens of a chunk: x and w are TMA descriptors of its input and of its kind on the tape.
+
+    `bias` and `norm` are for what is added to the residual: where its bias and the weights of the next norm start in the
+    constants.
+    """
     chunk = read_chunk(chunk)
     work = Work(layer, tiles, columns, steps, split, parts, arrivals)
     at = Activations(residual, normed, squares, queries, units)
@@ -377,8 +269,8 @@ def read_residual(
     if T.consumers == 2:
         gl.warp_specialize(
             [
-                (consume_residual, (S, T, model, bias, norm, at, work, chunk, operands, 0)),
-                (consume_residual, (S, T, model, bias, norm, at, work, chunk, operands, 1)),
+                (consume, (S, T, model, at, work, chunk, operands, bias, norm, 0)),
+                (consume, (S, T, model, at, work, chunk, operands, bias, norm, 1)),
                 (load_operands, (T, x, w, work, chunk, operands)),
             ],
             [4, 1],
@@ -387,7 +279,7 @@ def read_residual(
     else:
         gl.warp_specialize(
             [
-                (consume_residual, (S, T, model, bias, norm, at, work, chunk, operands, 0)),
+                (consume, (S, T, model, at, work, chunk, operands, bias, norm, 0)),
                 (load_operands, (T, x, w, work, chunk, operands)),
             ],
             [1],
