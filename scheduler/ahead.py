@@ -22,9 +22,9 @@ from typing import IO, Any
 import numpy as np
 
 from instructions.shape import Shape
-from scheduler import program_process
 from scheduler.program import ARRAYS, MOST_BYTES, Program, arrays_fit
 
+PROCESS = Path(__file__).with_name("program_process.py")
 Which = tuple[int, bool]  # a program's place among the buckets, and whether its tail is meant
 PATIENCE = 60.0  # seconds; a program takes 1 to 5
 
@@ -42,15 +42,15 @@ def digest(program: Program) -> str:
 def send(file: IO[bytes], which: Which, program: Program) -> None:
     """Write a proven program: a line of JSON, then the bytes of its arrays."""
     sizes = [getattr(program, name).shape for name in ARRAYS]
-    line = {"which": which, "ring": program.ring, "policy": program.policy, "sizes": sizes, "digest": digest(program)}
+    line = {"which": which, "ring": program.ring, "sizes": sizes, "digest": digest(program)}
     file.write(json.dumps(line).encode() + b"\n")
     for name in ARRAYS:
         file.write(getattr(program, name).tobytes())
     file.flush()
 
 
-def receive(file: IO[bytes], shape_of: Callable[[Which], Shape]) -> tuple[Which, Program]:
-    """What `send` wrote; raises EOFError at the end, ValueError or KeyError where it is anything else than what was sent."""
+def receive(file: IO[bytes], shape_of: Callable[[Which], Shape], sms: int, policy: str) -> tuple[Which, Program]:
+    """What `send` wrote of such a program; raises EOFError at the end, ValueError or LookupError where it is anything else."""
     line = file.readline()
     if not line:
         raise EOFError
@@ -61,10 +61,10 @@ def receive(file: IO[bytes], shape_of: Callable[[Which], Shape]) -> tuple[Which,
         if not 0 <= count <= MOST_BYTES:
             raise ValueError(f"{name} of {count} bytes")
         arrays[name] = np.frombuffer(file.read(count), dtype=np.int32).reshape(size)
-    if not arrays_fit(arrays):
+    if not arrays_fit(arrays) or len(arrays["uses"]) != sms:
         raise ValueError("arrays of the wrong size")
     place, tail = header["which"]
-    program = Program(shape_of((place, tail)), header["policy"], header["ring"], **arrays)
+    program = Program(shape_of((place, tail)), policy, header["ring"], **arrays)
     if digest(program) != header["digest"]:
         raise ValueError("not the program that was proven")
     return (place, tail), program
@@ -80,7 +80,7 @@ class Ahead:
         self._coming, self._made = list(wanted), dict[Which, Program]()
         path = [str(Path(__file__).parents[1]), *sys.path]
         request = {"path": path, "config": config, "numbers": numbers, "wanted": self._coming}
-        command = [sys.executable, "-I", "-S", program_process.__file__]
+        command = [sys.executable, "-I", "-S", str(PROCESS)]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -93,9 +93,9 @@ class Ahead:
             self._coming.clear()
             return
         atexit.register(self.close)
-        self._thread = Thread(
-            target=self._receive, args=(json.dumps(request).encode() + b"\n", shape_of), name="ahead", daemon=True
-        )
+        line = json.dumps(request).encode() + b"\n"
+        arguments = (line, shape_of, numbers["sms"], numbers["policy"])
+        self._thread = Thread(target=self._receive, args=arguments, name="ahead", daemon=True)
         self._thread.start()
 
     def take(self, which: Which) -> Program | None:
@@ -114,14 +114,14 @@ class Ahead:
             self._process.kill()
             self._process.wait()
 
-    def _receive(self, request: bytes, shape_of: Callable[[Which], Shape]) -> None:
+    def _receive(self, request: bytes, shape_of: Callable[[Which], Shape], sms: int, policy: str) -> None:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
-        with suppress(OSError, EOFError, ValueError, KeyError, TypeError):
+        with suppress(OSError, EOFError, ValueError, LookupError, TypeError):
             stdin.write(request)
             stdin.flush()
             while True:
-                which, program = receive(stdout, shape_of)
+                which, program = receive(stdout, shape_of, sms, policy)
                 with self._changed:
                     if which in self._coming:
                         self._made[which] = program

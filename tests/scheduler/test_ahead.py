@@ -15,7 +15,7 @@ import pytest
 
 from instructions.shape import Shape
 from models.config import PRESETS
-from scheduler import program_process
+from scheduler import ahead as module
 from scheduler.ahead import Ahead, Which, digest, receive, send
 from scheduler.buckets import BucketPrograms
 from scheduler.errors import ScheduleError
@@ -79,20 +79,21 @@ def test_only_what_was_proven_is_accepted() -> None:
     def shape_of(which: Which) -> Shape:
         return programs.shape(programs.sizes[which[0]], which[1])
 
-    which, found = receive(io.BytesIO(data), shape_of)
+    which, found = receive(io.BytesIO(data), shape_of, 4, "balanced")
     assert (which, digest(found)) == ((0, False), digest(program))
     np.testing.assert_array_equal(found.words, program.words)
     changed = bytearray(data)
     changed[len(data) // 2] ^= 1
-    for bad in (
-        bytes(changed),
-        data[:-4],
-        data.replace(b'"which": [0', b'"which": [1', 1),
-        data.replace(b"false", b"true", 1),
-        data.replace(b'"ring": ', b'"ring": 1', 1),
-    ):
+    renamed = [data.replace(b'"which": [0', b'"which": [1', 1), data.replace(b"false", b"true", 1)]
+    renamed.append(data.replace(b'"ring": ', b'"ring": 1', 1))
+    for bad in (bytes(changed), data[:-4], *renamed):
+        assert bad != data
         with pytest.raises(ValueError, match="wrong size|reshape|not the program that was proven|buffer size"):
-            receive(io.BytesIO(bad), shape_of)
+            receive(io.BytesIO(bad), shape_of, 4, "balanced")
+    with pytest.raises(ValueError, match="wrong size"):
+        receive(io.BytesIO(data), shape_of, 5, "balanced")
+    with pytest.raises(ValueError, match="not the program that was proven"):
+        receive(io.BytesIO(data), shape_of, 4, "another")
 
 
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM])
@@ -107,7 +108,7 @@ def test_a_process_that_dies_is_made_up_for_here(death: signal.Signals) -> None:
 def test_a_process_that_cannot_be_started_or_fails_is_made_up_for_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     failing = tmp_path / "failing.py"
     failing.write_text("print('nonsense')")
-    monkeypatch.setattr(program_process, "__file__", str(failing))
+    monkeypatch.setattr(module, "PROCESS", failing)
     programs = small()
     programs.build_ahead([0])
     assert ahead_of(programs).take((0, False)) is None
