@@ -13,10 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
+from triton.errors import TritonError
 
 from megakernel.backend import sampling_state
+from megakernel.errors import one_line
 from megakernel.gpu.control import Outcome
-from megakernel.gpu.errors import KernelFault, one_line
+from megakernel.gpu.errors import KernelFault
 from megakernel.gpu.machine import Flight, GpuProgram, GpuState
 from megakernel.request import SamplingParams
 from models.packed import PackedModel
@@ -56,7 +58,7 @@ class GpuBackend:
     @contextmanager
     def on_device(self, doing: str) -> Iterator[None]:
         """The backend's device and stream as the current ones; what fails within is told in one line."""
-        with one_line(doing), torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+        with one_line(doing, TritonError), torch.cuda.device(self.device), torch.cuda.stream(self.stream):
             yield
 
     def start(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:

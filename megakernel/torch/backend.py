@@ -1,0 +1,79 @@
+"""The engine's backend in plain PyTorch: the prompt in few passes, then a pass a token, with the machine's sampling on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from instructions.base import GREEDY
+from instructions.sampling import draw
+from megakernel.backend import sampling_state
+from megakernel.errors import NotNumbers, one_line
+from megakernel.request import SamplingParams
+from megakernel.torch.model import TorchModel
+
+PASS = 256  # tokens of a prompt at a time: enough to read weights seldom, few enough to be interrupted and to need little memory
+
+
+class TorchBackend:
+    """See `megakernel.backend.Backend`."""
+
+    name = "torch"
+
+    def __init__(self, model: TorchModel) -> None:
+        self.config, self.capacity = model.config, model.capacity
+        self.model: TorchModel | None = model
+        self.tokens: list[int] = []
+        self.position = 0  # tokens that are in the cache
+        self.sampling = GREEDY
+        self.stops: frozenset[int] = frozenset()
+        self.last_logits: torch.Tensor | None = None
+
+    def start(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
+        self.tokens, self.position = list(prompt), 0
+        self.sampling, self.stops = sampling_state(sampling), frozenset(sampling.stop_token_ids)
+
+    def decode(self, count: int) -> list[int]:
+        known = len(self.tokens)
+        while len(self.tokens) < known + count and not (len(self.tokens) > known and self.tokens[-1] in self.stops):
+            with one_line("decoding"):
+                logits = self.read()
+            self.tokens.append(self.chosen(logits))
+        return self.tokens[known:]
+
+    def logits(self) -> torch.Tensor:
+        if self.last_logits is None:
+            raise RuntimeError("no token has been decoded yet")
+        return self.last_logits.clone()
+
+    def close(self) -> None:
+        self.model = None
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+
+    @torch.inference_mode()
+    def read(self) -> torch.Tensor:
+        """Take in the tokens that the cache lacks; the logits after the last, fp32 [vocab_size], on the host."""
+        assert self.model is not None
+        while True:
+            tokens = torch.tensor(self.tokens[self.position : self.position + PASS], device=self.model.device)
+            residual = self.model.extend(tokens, self.position)
+            if self.position + len(tokens) == len(self.tokens):
+                break
+            self.position += len(tokens)
+            if self.model.device.type != "cpu":
+                torch.accelerator.synchronize(self.model.device)  # an interrupt is answered between passes
+        logits = self.model.logits(residual[-1:])[0].cpu()
+        self.position = len(self.tokens)
+        return logits
+
+    def chosen(self, logits: torch.Tensor) -> int:
+        """The next token; raises NotNumbers where there is nothing to choose from."""
+        position = self.position - 1  # of the token that the logits follow
+        if not bool(torch.isfinite(logits).all()):
+            raise NotNumbers(position)
+        self.last_logits = logits
+        if self.sampling.temperature == 0.0:
+            return int(logits.argmax())  # the first of equals
+        return draw(logits, self.sampling, position)
