@@ -20,8 +20,8 @@ class NotNumbers(MachineError):
 
 @contextmanager
 def one_line(doing: str, *others: type[Exception]) -> Iterator[None]:
-    """What PyTorch, a driver or `others` raise within it becomes a `MachineError` of one line: what was being done, and the first
-    line of theirs that says anything."""
+    """What PyTorch, a driver or `others` raise within it becomes a `MachineError` of one line: what was being done, and
+    the first line of theirs that says anything."""
     try:
         yield
     except MachineError:

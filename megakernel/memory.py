@@ -19,7 +19,7 @@ from scheduler.buckets import BucketPrograms
 
 GIGABYTE = 10**9
 GPU_SLACK = 256 * 1024 * 1024  # bytes for the kernel's code, the programs' words and the CUDA context's own needs
-TORCH_SLACK = 256 * 1024 * 1024  # bytes for what PyTorch's products and attention use within themselves
+TORCH_SLACK = 256 * 1024 * 1024  # bytes for attention scores, a widened piece of a matrix, and PyTorch's own needs
 ROOT = Path("/")
 RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")  # of a group's memory, what the kernel gives up first
 
@@ -66,8 +66,9 @@ def torch_bytes(config: ModelConfig, dtype: torch.dtype, capacity: int, pass_tok
     return {
         "weights": sum(math.prod(shape) * (dtype.itemsize if len(shape) > 1 else 4) for shape in shapes),
         "KV cache": config.num_layers * cached * dtype.itemsize,
-        # fp32: what a pass computes, one layer's K and V, the logits, angles, and scores with their mask and a piece of a matrix
-        "activations": 4 * (pass_tokens * widest + cached + 2 * config.vocab_size + 2 * capacity * config.head_dim) + TORCH_SLACK,
+        # fp32: what a pass computes, K and V of one layer, logits, angles
+        "activations": 4 * (pass_tokens * widest + cached + 2 * config.vocab_size + 2 * capacity * config.head_dim)
+        + TORCH_SLACK,
     }
 
 

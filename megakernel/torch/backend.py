@@ -7,13 +7,16 @@ from collections.abc import Sequence
 import torch
 
 from instructions.base import GREEDY
-from instructions.sampling import draw
+from instructions.sampling import draw, sampling_scores
 from megakernel.backend import sampling_state
 from megakernel.errors import NotNumbers, one_line
 from megakernel.request import SamplingParams
 from megakernel.torch.model import TorchModel
+from megakernel.torch.threads import quickest, threads
 
-PASS = 256  # tokens of a prompt at a time: enough to read weights seldom, few enough to be interrupted and to need little memory
+PASS = (
+    256  # tokens of a prompt at a time: enough to read weights seldom, few enough to be interrupted and to need little memory
+)
 
 
 class TorchBackend:
@@ -26,6 +29,7 @@ class TorchBackend:
         self.model: TorchModel | None = model
         self.tokens: list[int] = []
         self.position = 0  # tokens that are in the cache
+        self.threads = torch.get_num_threads()
         self.sampling = GREEDY
         self.stops: frozenset[int] = frozenset()
         self.last_logits: torch.Tensor | None = None
@@ -38,7 +42,10 @@ class TorchBackend:
         known = len(self.tokens)
         while len(self.tokens) < known + count and not (len(self.tokens) > known and self.tokens[-1] in self.stops):
             with one_line("decoding"):
-                logits = self.read()
+                if self.position == 0:
+                    self.threads = self.quickest()
+                with threads(self.threads):
+                    logits = self.read()
             self.tokens.append(self.chosen(logits))
         return self.tokens[known:]
 
@@ -51,6 +58,17 @@ class TorchBackend:
         self.model = None
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
+
+    @torch.inference_mode()
+    def quickest(self) -> int:
+        """How many threads a request had best be given: those with which one layer takes least for one token."""
+        assert self.model is not None
+        if self.model.device.type != "cpu":
+            return torch.get_num_threads()
+        through, residual = self.model.through, torch.ones(1, self.config.hidden_size)
+        return quickest(
+            lambda: through(0, residual, 0), torch.get_num_threads()
+        )  # the prompt's first token overwrites the cache
 
     @torch.inference_mode()
     def read(self) -> torch.Tensor:
@@ -74,6 +92,6 @@ class TorchBackend:
         if not bool(torch.isfinite(logits).all()):
             raise NotNumbers(position)
         self.last_logits = logits
-        if self.sampling.temperature == 0.0:
-            return int(logits.argmax())  # the first of equals
-        return draw(logits, self.sampling, position)
+        if self.sampling.cuts:
+            return draw(logits, self.sampling, position)
+        return int(sampling_scores(logits, 0, self.sampling, position).argmax())  # the first of equals

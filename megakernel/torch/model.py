@@ -32,16 +32,21 @@ class TorchModel:
         self.cache = torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def extend(self, tokens: Tensor, past: int) -> Tensor:
-        """Read tokens, int64 [tokens], that follow `past` positions: the residual stream after the last layer, [tokens, hidden]."""
+        """Read tokens, int64 [tokens], that follow `past` positions: the residual stream [tokens, hidden]."""
         residual = self.weights.embedding[tokens].float()  # [tokens, hidden]
-        for layer, cache in zip(self.weights.layers, self.cache, strict=True):
-            residual = residual + self.attention(layer, self.norm(residual, layer.attention_norm), cache, past)
-            residual = residual + self.mlp(layer, self.norm(residual, layer.mlp_norm))
+        for layer in range(self.config.num_layers):
+            residual = self.through(layer, residual, past)
         return residual
+
+    def through(self, number: int, residual: Tensor, past: int) -> Tensor:
+        """The residual stream [tokens, hidden] after one layer."""
+        layer = self.weights.layers[number]
+        residual = residual + self.attention(layer, self.norm(residual, layer.attention_norm), self.cache[number], past)
+        return residual + self.mlp(layer, self.norm(residual, layer.mlp_norm))
 
     def logits(self, residual: Tensor) -> Tensor:
         """What `extend` left of some tokens as logits, fp32 [tokens, vocab_size]."""
-        return self.product(self.weights.head, self.norm(residual, self.weights.final_norm))
+        return self.product(self.weights.head, self.norm(residual, self.weights.final_norm), exact=True)
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm (arXiv:1910.07467)."""

@@ -1,8 +1,8 @@
-"""How a matrix is multiplied on each kind of device: bf16 weights, sums in fp32 where the device can give them.
+"""How a matrix is multiplied on each kind of device: bf16 weights, fp32 sums, and fp32 results where they cost little.
 
-Everywhere the input is rounded to the weights' type once.  PyTorch's own bf16 product on a CPU rounds its result too and, without
-bf16 instructions, is many times slower than fp32 for more than one token; so there weights are widened, a piece at a time that
-stays in the cache.  Knows nothing of the model.
+Everywhere the input is rounded to the weights' type once.  On a CPU PyTorch's bf16 product is the quickest for one token but
+rounds its result too, and for more tokens, without bf16 instructions, it is many times slower than fp32: there weights are
+widened, a piece at a time that stays in the cache.  Knows nothing of the model.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from megakernel.torch.weights import Linear
 
 WIDENED = 2**20  # weights at a time
 
-Multiply = Callable[[Tensor, Tensor], Tensor]
+Multiply = Callable[[Tensor, Tensor, bool], Tensor]
 
 
 class Product:
-    """x W^T + b for the matrices of one model."""
+    """x W^T + b for the matrices of one model.  `exact` asks for a result that is not rounded to the weights' type."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
         self.multiply: Multiply = multiplication(dtype, device)
 
-    def __call__(self, matrix: Linear, x: Tensor) -> Tensor:
+    def __call__(self, matrix: Linear, x: Tensor, exact: bool = False) -> Tensor:
         """fp32 [tokens, rows] from x, fp32 [tokens, K]."""
-        product = self.multiply(matrix.weight, x.to(self.dtype))
+        product = self.multiply(matrix.weight, x.to(self.dtype), exact)
         return product if matrix.bias is None else product.add_(matrix.bias)
 
 
 def multiplication(dtype: torch.dtype, device: torch.device) -> Multiply:
     """The best that the device can do: fp32 [tokens, rows] from W [rows, K] and x [tokens, K], both of `dtype`."""
     if dtype == torch.float32:
-        return lambda weight, x: linear(x, weight)
+        return lambda weight, x, exact: linear(x, weight)
     if device.type == "cpu":
         return Widening()
     if gives_fp32(dtype, device):
-        return lambda weight, x: torch.mm(x, weight.T, out_dtype=torch.float32)
-    return lambda weight, x: linear(x, weight).float()
+        return lambda weight, x, exact: torch.mm(x, weight.T, out_dtype=torch.float32)
+    return lambda weight, x, exact: linear(x.float(), weight.float()) if exact else linear(x, weight).float()
 
 
 def gives_fp32(dtype: torch.dtype, device: torch.device) -> bool:
@@ -55,12 +55,14 @@ def gives_fp32(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 class Widening:
-    """Multiplies in fp32 by weights that are widened a piece at a time, into the same memory."""
+    """Multiplies on a CPU in fp32 by weights that are widened a piece at a time, into the same memory; one token as PyTorch does."""
 
     def __init__(self) -> None:
         self.room = torch.empty(0)
 
-    def __call__(self, weight: Tensor, x: Tensor) -> Tensor:
+    def __call__(self, weight: Tensor, x: Tensor, exact: bool) -> Tensor:
+        if len(x) == 1 and not exact:
+            return torch.mv(weight, x[0]).float()[None]
         rows, columns = weight.shape
         step = max(1, WIDENED // columns)
         if self.room.numel() < min(step, rows) * columns:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megakernel.torch.threads import threads
 from models.config import ModelConfig
 from models.packing import check_finite
 from models.weights import EMBEDDING, WeightSource, checked_tensors, expected_tensors
@@ -87,13 +88,14 @@ class NamedTensors:
 
         Raises UserError for a tensor missing, left over or misshapen, and for a value that is not finite as kept.
         """
-        for name, tensor in checked_tensors(source, self.config):
-            place = self.places[name]
-            step = max(1, CHUNK_ELEMENTS // (tensor.numel() // len(tensor)))
-            for start in range(0, len(tensor), step):
-                rows = tensor[start : start + step].to(place.dtype)
-                check_finite(name, tensor, rows, start)
-                place[start : start + step] = rows
+        with threads(1):  # bound by memory, and by checks that one thread makes
+            for name, tensor in checked_tensors(source, self.config):
+                place = self.places[name]
+                step = max(1, CHUNK_ELEMENTS // (tensor.numel() // len(tensor)))
+                for start in range(0, len(tensor), step):
+                    rows = tensor[start : start + step].to(place.dtype)
+                    check_finite(name, tensor, rows, start)
+                    place[start : start + step] = rows
 
 
 class Weights:

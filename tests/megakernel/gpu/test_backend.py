@@ -235,9 +235,7 @@ def test_a_program_that_could_not_be_made_is_tried_again(engine: Engine, monkeyp
     long = CAPACITY - len(PROMPT)
     with pytest.raises(MachineError) as caught:
         generate(engine, long)
-    assert str(caught.value) == (
-        "making a program failed: RuntimeError: CUDA error: out of memory; free memory or try again"
-    )
+    assert str(caught.value) == ("making a program failed: RuntimeError: CUDA error: out of memory; free memory or try again")
     monkeypatch.setattr(backend.programs, "program", whole)
     assert generate(engine, long) == expected(long)
 
