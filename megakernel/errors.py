@@ -22,10 +22,11 @@ class NotNumbers(MachineError):
 def one_line(doing: str, *others: type[Exception]) -> Iterator[None]:
     """What PyTorch, a driver or `others` raise within it becomes a `MachineError` of one line: what was being done, and
     the first line of theirs that says anything."""
+    kinds: tuple[type[Exception], ...] = (RuntimeError, OSError, *others)
     try:
         yield
     except MachineError:
         raise
-    except (RuntimeError, OSError, *others) as error:
+    except kinds as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "nothing was said of it")
         raise MachineError(f"{doing} failed: {type(error).__name__}: {said}; free memory or try again") from error

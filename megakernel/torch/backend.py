@@ -1,4 +1,5 @@
-"""The engine's backend in plain PyTorch: the prompt in few passes, then a pass a token, with the machine's sampling on the host."""
+"""The engine's backend in plain PyTorch: the prompt in few passes, then a pass a token; sampled on the host as the CPU machine
+does."""
 
 from __future__ import annotations
 
@@ -14,9 +15,7 @@ from megakernel.request import SamplingParams
 from megakernel.torch.model import TorchModel
 from megakernel.torch.threads import quickest, threads
 
-PASS = (
-    256  # tokens of a prompt at a time: enough to read weights seldom, few enough to be interrupted and to need little memory
-)
+PASS = 256  # tokens of a prompt at a time: so many that weights are read seldom, so few that an interrupt is answered soon
 
 
 class TorchBackend:

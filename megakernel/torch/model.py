@@ -1,7 +1,7 @@
 """The network as plain PyTorch operations on a static KV cache: some tokens in, their hidden states or logits out.
 
-One sequence; it is told at which position each piece of it begins.  Residual stream, norms, softmax and logits in fp32, the inputs
-of matrices and the cache rounded to the weights' type, as the kernel has them.  Knows no requests and no sampling.
+One sequence; it is told at which position each piece of it begins.  Residual stream, norms, softmax and logits in fp32, the
+inputs of matrices and the cache rounded to the weights' type, as the kernel has them.  Knows no requests and no sampling.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class TorchModel:
         return torch.addcmul(heads * cosine, heads.roll(self.config.head_dim // 2, -1), sine)
 
     def mixed(self, query: Tensor, keys: Tensor, values: Tensor, past: int) -> Tensor:
-        """Causal attention of queries [tokens, heads, head_dim] from position `past` on; returns fp32 [tokens, heads * head_dim].
+        """Causal attention of queries [tokens, heads, head_dim] from position `past` on: fp32 [tokens, heads * head_dim].
 
         Query heads that share a K/V head are rows of one product, so that keys and values are read once and never repeated.
         """

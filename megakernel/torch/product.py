@@ -21,7 +21,8 @@ Multiply = Callable[[Tensor, Tensor, bool], Tensor]
 
 
 class Product:
-    """x W^T + b for the matrices of one model.  `exact` asks for a result that is not rounded to the weights' type."""
+    """x W^T + b for the matrices of one model.  `exact` asks for a result that is not rounded to the weights' type, even
+    where that takes longer."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
@@ -41,7 +42,7 @@ def multiplication(dtype: torch.dtype, device: torch.device) -> Multiply:
         return Widening()
     if gives_fp32(dtype, device):
         return lambda weight, x, exact: torch.mm(x, weight.T, out_dtype=torch.float32)
-    return lambda weight, x, exact: linear(x.float(), weight.float()) if exact else linear(x, weight).float()
+    return lambda weight, x, exact: linear(x, weight).float()
 
 
 def gives_fp32(dtype: torch.dtype, device: torch.device) -> bool:
@@ -55,7 +56,8 @@ def gives_fp32(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 class Widening:
-    """Multiplies on a CPU in fp32 by weights that are widened a piece at a time, into the same memory; one token as PyTorch does."""
+    """Multiplies on a CPU in fp32, by weights that are widened a piece at a time into the same memory; one token as PyTorch
+    does."""
 
     def __init__(self) -> None:
         self.room = torch.empty(0)

@@ -1,7 +1,7 @@
 """How many threads PyTorch computes with on a CPU: as many as are quickest just now.
 
-Every operation ends when the last of its threads does.  Where other programs keep the cores busy, a thread that has to wait for one
-makes a token many times slower than fewer threads would, so the choice is made by a measurement, not by counting cores.
+Every operation ends when the last of its threads does.  Where other programs keep the cores busy, a thread that has to wait
+for one makes a token many times slower than fewer threads would: so the choice is made by measuring, not by counting cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def quickest(step: Callable[[], object], most: int) -> int:
-    """The number of threads, of `most` and its halves, with which `step` takes least; fewer are tried while they are quicker."""
+    """The number of threads, of `most` and its halves, with which `step` takes least; fewer are tried while quicker."""
     best, least = most, seconds(step, most)
     while best > 1:
         took = seconds(step, best // 2)

@@ -1,7 +1,7 @@
 """A model's weights as the plain PyTorch backend reads them: straight from a checkpoint, on one device.
 
-What a layer holds is said once, by `Layer.named`.  Modules that multiply the same input are stacked into one matrix, in the rows'
-own order; a matrix has a bias where any of its modules has one.  Knows nothing of what is computed.
+What a layer holds is said once, by `Layer.named`.  Modules that multiply the same input are stacked into one matrix, rows in
+their own order; a matrix has a bias where any of its modules has one.  Knows nothing of what is computed.
 """
 
 from __future__ import annotations
