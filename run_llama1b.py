@@ -78,6 +78,7 @@ class Result:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str = "interrupted"
+    kept_tokens: int = 0  # of the prompt, whose keys and values were in the cache when the request began
     started: float = 0.0  # seconds, as are the two below, by time.perf_counter
     first: float = 0.0
     last: float = 0.0
@@ -99,7 +100,7 @@ class Result:
         return 1000 / self.ms_per_token if self.ms_per_token else None
 
     def as_json(self) -> str:
-        names = ("model", "backend", "prompt_token_ids", "token_ids", "text", "finish_reason")
+        names = ("model", "backend", "prompt_token_ids", "kept_tokens", "token_ids", "text", "finish_reason")
         timings = {
             name: None if value is None else round(value, 3)
             for name in ("ttft_ms", "ms_per_token", "tokens_per_second")
@@ -113,6 +114,8 @@ class Result:
             parts.append(f"first after {self.ttft_ms:.2f} ms")
         if self.ms_per_token is not None:
             parts.append(f"{self.ms_per_token:.3f} ms/token ({self.tokens_per_second or 0:.1f} tokens/s)")
+        if self.kept_tokens:
+            parts.append(f"{self.kept_tokens:,} of {len(self.prompt_token_ids):,} prompt tokens kept")
         return ", ".join(parts)
 
 
@@ -142,31 +145,47 @@ def parse(argv: list[str] | None) -> Options:
     return Options(sampling=SamplingParams(**drawn), **given)
 
 
-class _Loading:
-    """Progress of loading on stderr: redrawn in place on a terminal, a line a stage where lines would pile up."""
+class _Status:
+    """A line on stderr that is redrawn in place on a terminal; where lines would pile up there is none."""
 
-    def __init__(self, model: str) -> None:
-        self._model, self._shown, self._terminal = model, "", sys.stderr is not None and sys.stderr.isatty()
+    def __init__(self) -> None:
+        self._shown, self._terminal = "", sys.stderr is not None and sys.stderr.isatty()
 
-    def __call__(self, done: int, total: int) -> None:
-        if self._terminal:
-            self._show(f"loading {self._model}: {100 * done // max(total, 1)} %")
-
-    def stage(self, doing: str) -> None:
-        """What is done beside reading weights."""
-        if self._terminal:
-            self._show(f"loading {self._model}: {doing}")
-        else:
-            note(doing)
-
-    def _show(self, shown: str) -> None:
-        if shown != self._shown:
+    def show(self, shown: str) -> None:
+        if self._terminal and shown != self._shown:
             self._shown = shown
             print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._shown:
+            self._shown = ""
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class _Loading(_Status):
+    """Progress of loading, and a line a stage where there is no terminal."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._model = model
+
+    def __call__(self, done: int, total: int) -> None:
+        self.show(f"loading {self._model}: {100 * done // max(total, 1)} %")
+
+    def stage(self, doing: str) -> None:
+        """What is done beside reading weights."""
+        if self._terminal:
+            self.show(f"loading {self._model}: {doing}")
+        else:
+            note(doing)
+
+
+class _Reading(_Status):
+    """How far a long prompt has been read; what is read at one go needs no line."""
+
+    def __call__(self, done: int, total: int) -> None:
+        if done < total:
+            self.show(f"reading the prompt: {done:,} of {total:,} tokens")
 
 
 def open_text(model: str) -> tuple[Checkpoint, TextCodec]:
@@ -211,20 +230,26 @@ def run(options: Options, load: LoadEngine | None, result: Result) -> None:
         # The engine stops at what the request names, no more: a benchmark wants to run past the end of a text.
         sampling = replace(options.sampling, stop_token_ids=tuple(engine.config.eos_token_ids))
         result.started = time.perf_counter()
-        engine.start(result.prompt_token_ids, options.max_tokens, sampling)
+        reading = _Reading()
+        engine.start(result.prompt_token_ids, options.max_tokens, sampling, progress=reading)
+        result.kept_tokens = engine.kept
         note(f"{options.model} on {engine.backend_name}, loaded in {result.started - began:.1f} s")
         if options.model.startswith("random:"):
             note("random weights have no tokenizer: the prompt goes in as bytes, token ids come out in place of words")
-        generate(engine, text, options, result)
+        try:
+            generate(engine, text, options, result, reading)
+        finally:
+            reading.close()
 
 
-def generate(engine: Engine, text: TextCodec, options: Options, result: Result) -> None:
+def generate(engine: Engine, text: TextCodec, options: Options, result: Result, reading: _Reading) -> None:
     from megakernel.text import terminal_safe
 
     detokenizer = text.detokenizer(result.prompt_token_ids)
     shown = terminal_safe if sys.stdout.isatty() else str  # what a model says must not command a terminal
 
     def emit(piece: str) -> None:
+        reading.close()
         result.text += piece
         if not options.json:
             _write(shown(piece))

@@ -62,11 +62,9 @@ class Qkv(RowBlocks):
         regions: list[Region] = []
         for block in range(self.block, self.block + self.blocks):
             buffer, row, _ = self.destination(shape, block)
-            if regions and regions[-1].buffer == buffer and regions[-1].stop == row:
-                row = regions.pop().start
-                regions.append(Region(buffer, self.layer, row, self.destination(shape, block)[1] + BLOCK_ROWS))
-            else:
-                regions.append(Region(buffer, self.layer, row, row + BLOCK_ROWS))
+            goes_on = regions and regions[-1].buffer == buffer and regions[-1].stop == row
+            first = regions.pop().start if goes_on else row
+            regions.append(Region(buffer, self.layer, first, row + BLOCK_ROWS))
         return tuple(regions)
 
     def writes(self, shape: Dimensions) -> tuple[Region, ...]:

@@ -7,7 +7,9 @@ Every number comes from `instructions.shape` or `models.tape`, the same source a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from instructions.codec import NONE
@@ -22,9 +24,28 @@ GEMM_PAGES = 4  # most pages whose loads are unrolled together
 COPIES = (4, 2)  # TMA copies in flight per SM: for the record that runs, for those ahead of it (docs/performance.md)
 
 
+class Places(NamedTuple):
+    """Numbered places, evenly spaced: number n lies at `first + n * stride`."""
+
+    first: int  # -1: there are none
+    stride: int
+
+
+NOWHERE = Places(NONE, 0)
+
+
+class Matrix(NamedTuple):
+    """A matrix of the tape, and what goes with it in every layer."""
+
+    columns: int
+    pages: int  # of one row block
+    norm: Places  # weights of its input's norm in the constants, by layer
+    bias: Places  # in the constants, by layer
+
+
 @dataclass(frozen=True)
 class Geometry:
-    """Compile-time sizes; rows, columns and offsets count elements, `*_pages` count 16 KiB pages."""
+    """Compile-time sizes; rows, columns and offsets count elements, `pages` counts 16 KiB pages."""
 
     ring: int
     copies_now: int  # most TMA copies in flight per SM: for the record that the consumer runs,
@@ -33,11 +54,6 @@ class Geometry:
     # model
     layers: int
     hidden: int
-    hidden_pages: int
-    intermediate: int
-    intermediate_pages: int
-    attention_columns: int
-    attention_pages: int
     vocabulary: int
     epsilon: float
     # heads
@@ -50,38 +66,25 @@ class Geometry:
     scale: float
     # KV cache
     page_positions: int
-    # activations: from the first copy of those that announce themselves to the second, then first elements and distances
-    # between layers
+    # activations: from the first copy of those that announce themselves to the second, then their places by layer
     second: int
-    x: int
-    x_stride: int
-    x_mid: int
-    x_mid_stride: int
-    q: int
-    q_stride: int
-    new_kv: int
-    new_kv_stride: int
-    attn: int
-    attn_stride: int
-    mlp: int
-    mlp_stride: int
+    x: Places
+    x_mid: Places
+    q: Places
+    new_kv: Places
+    attn: Places
+    mlp: Places
     logits: int
     best: int
     partial: int  # its distances depend on the bucket
     best_slots: int  # a power of two, at least the number of LM-head instructions
-    # constants
-    attention_norm: int
-    mlp_norm: int
-    norm_stride: int  # between layers
-    final_norm: int
-    biases: bool
-    bias_stride: int  # between layers
-    qkv_bias: int  # -1: none
-    o_bias: int
-    gate_up_bias: int
-    down_bias: int
     # tape
-    embedding_page: int
+    qkv: Matrix
+    o: Matrix
+    gate_up: Matrix
+    down: Matrix
+    head: Matrix
+    embedding: Places  # first pages of its row blocks
     trace: bool  # whether the kernel writes time stamps
 
 
@@ -96,15 +99,23 @@ class Bucket(NamedTuple):
     records: int  # of all SMs
 
 
-def _stride(first: int, second: int) -> int:
-    return second - first
-
-
 def token_counter(program: Program) -> int:
     """The counter that every SM waits for between tokens; raises ValueError where a program has none."""
     if program.end_counter == NONE:
         raise ValueError("the program signals no counter at a token's end")
     return program.end_counter
+
+
+def _by_layer(shape: Shape, offset: Callable[[int], int]) -> Places:
+    """The places of what lies at `offset(layer)`; a second layer, where there is one, tells the stride."""
+    first = offset(0)
+    return Places(first, offset(min(1, shape.config.num_layers - 1)) - first)
+
+
+def _matrix(shape: Shape, kind: str, norm: Places = NOWHERE, biased: bool = True) -> Matrix:
+    found = shape.matrix(kind)
+    bias = _by_layer(shape, lambda layer: shape.matrix(kind, layer).bias_offset) if biased else NOWHERE
+    return Matrix(found.columns, found.pages_per_block, norm, bias)
 
 
 def make_geometry(program: Program, trace: bool = False) -> Geometry:
@@ -113,14 +124,8 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
     if shape.itemsize != ITEM_BYTES:
         raise ValueError(f"a program for weights of {shape.itemsize} bytes: the kernel runs bf16, of {ITEM_BYTES}")
     config, tape = shape.config, shape.tape
-    last = min(1, config.num_layers - 1)  # a second layer, where there is one, tells the strides
-    biases = {kind: shape.matrix(kind).bias_offset for kind in ("qkv", "o", "gate_up", "down")}
-    offsets = {
-        name + suffix: value
-        for name in ANNOUNCED
-        if name != "partial"
-        for suffix, value in (("", shape.buffers[name].base), ("_stride", shape.buffers[name].stride))
-    }
+    attention_norm, mlp_norm = (_by_layer(shape, partial(tape.norm_offset, kind)) for kind in ("attention", "mlp"))
+    embedding = shape.matrix("embedding")
     return Geometry(
         ring=program.ring,
         copies_now=min(COPIES[0], program.ring),
@@ -128,11 +133,6 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         staging_pages=staging_bytes(shape) // (shape.page_columns * shape.itemsize),
         layers=config.num_layers,
         hidden=config.hidden_size,
-        hidden_pages=shape.matrix("qkv").pages_per_block,
-        intermediate=config.intermediate_size,
-        intermediate_pages=shape.matrix("down").pages_per_block,
-        attention_columns=config.num_heads * shape.head_rows,
-        attention_pages=shape.matrix("o").pages_per_block,
         vocabulary=config.vocab_size,
         epsilon=config.rms_eps,
         group=config.group,
@@ -148,19 +148,14 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         best=shape.buffers["best"].base,
         partial=shape.buffers["partial"].base,
         best_slots=next_power_of_two(program.sms),
-        attention_norm=tape.norm_offset("attention", 0),
-        mlp_norm=tape.norm_offset("mlp", 0),
-        norm_stride=_stride(tape.norm_offset("attention", 0), tape.norm_offset("attention", last)),
-        final_norm=tape.norm_offset("final"),
-        biases=max(biases.values()) >= 0,
-        bias_stride=max(_stride(shape.matrix(kind).bias_offset, shape.matrix(kind, last).bias_offset) for kind in biases),
-        qkv_bias=biases["qkv"],
-        o_bias=biases["o"],
-        gate_up_bias=biases["gate_up"],
-        down_bias=biases["down"],
-        embedding_page=shape.matrix("embedding").first_page,
+        qkv=_matrix(shape, "qkv", attention_norm),
+        o=_matrix(shape, "o"),
+        gate_up=_matrix(shape, "gate_up", mlp_norm),
+        down=_matrix(shape, "down"),
+        head=_matrix(shape, "head", Places(tape.norm_offset("final"), 0), biased=False),
+        embedding=Places(embedding.first_page, embedding.pages_per_block),
         trace=trace,
-        **offsets,
+        **{name: Places(*shape.buffers[name][2:4]) for name in ANNOUNCED if name != "partial"},
     )
 
 

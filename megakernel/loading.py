@@ -139,14 +139,15 @@ def load_gpu(request: LoadRequest) -> Engine:
     programs = request.programs(sms)
     check_memory(request.model, gpu_bytes(programs), torch.cuda.mem_get_info(device)[0], "GPU memory")
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
-    places = range(len(programs.sizes))
-    programs.build_ahead(places[1:2])  # soon reached, and a request shall not wait for it
-    model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
-    if request.stage is not None:
-        request.stage("compiling the kernel, some seconds at a model's first start")
-    engine = Engine(GpuBackend(model, programs, device), chunk=CHUNK)
-    programs.build_ahead(places[2:])  # a request comes to them after some seconds at the earliest
-    return engine
+    programs.build_ahead(range(len(programs.sizes)))  # a request shall not wait for them
+    try:
+        model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
+        if request.stage is not None:
+            request.stage("compiling the kernel, some seconds at a model's first start")
+        return Engine(GpuBackend(model, programs, device), chunk=CHUNK)
+    except BaseException:
+        programs.close()
+        raise
 
 
 def load_torch(request: LoadRequest) -> Engine:

@@ -24,16 +24,17 @@ ROOT = Path("/")
 RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")  # of a group's memory, what the kernel gives up first
 
 
-def gpu_bytes(programs: BucketPrograms) -> dict[str, int]:
-    """GPU memory that a model and its programs take, by part."""
+def gpu_bytes(programs: BucketPrograms, prefill: int = 0) -> dict[str, int]:
+    """GPU memory that a model and its programs take, by part; `prefill` bytes of it for reading prompts."""
     shapes = [programs.shape(bucket) for bucket in programs.sizes]
     first = shapes[0]
     return {
         "weights": first.tape.pages * PAGE_BYTES,
         "KV cache": first.cache_pages * PAGE_BYTES,
-        "activations": sum(4 * shape.arena_elements for shape in shapes),
+        "activations": sum(2 * 4 * shape.arena_elements for shape in shapes),  # of a bucket's program and of its tail
+        "prefill": prefill,
         "tables": 4 * (first.tape.constant_count + programs.capacity * (first.head_rows + 1)),
-        "counters": len(shapes) * programs.program(0).counters * COUNTER_STRIDE * 4,
+        "counters": 2 * len(shapes) * programs.program(0).counters * COUNTER_STRIDE * 4,
         "slack": GPU_SLACK,
     }
 

@@ -15,7 +15,7 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
 from megakernel.device.sync import ALL, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, vacant, values_of
+from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
 
 FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 
@@ -38,7 +38,8 @@ def query_places(S: gl.constexpr, memory, step):
     DIMS: gl.constexpr = S.head_tiles * TILE
     heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout()))[:, None]
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))[None, :]
-    source = values_of(S, memory, step) + S.q + step.record.layer * S.q_stride + step.record.a * (S.group * S.head_rows)
+    head = step.record.a
+    source = rows_of(S, memory, step, S.q, step.record.layer) + head * (S.group * S.head_rows)
     return source + heads * S.head_rows + dims, (heads < S.group) & (dims < S.head_rows)
 
 
@@ -92,16 +93,17 @@ def add_values(S: gl.constexpr, ring, use, p, acc):
 
 @gluon.jit
 def attention(S: gl.constexpr, memory, ring, step):
-    """KV head a, slice b; page uses beyond the slice's pages pass through empty."""
+    """KV head `head`, slice `slice`; page uses beyond the slice's pages pass through empty."""
     MMA: gl.constexpr = score_layout()
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
     HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))
     DIMS: gl.constexpr = S.head_tiles * TILE
     COLUMNS: gl.constexpr = S.group_columns
 
-    first, pages = slice_pages(S, memory.bucket.slices, step.record.b, step.position)
+    slice = step.record.b
+    first, pages = slice_pages(S, memory.bucket.slices, slice, step.position)
     wait_all(S, memory, step, ALL)
-    current = step.record.b == memory.bucket.slices - 1
+    current = slice == memory.bucket.slices - 1
     query, known = query_places(S, memory, step)
     new_kv = current_places(S, memory, step)
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))
@@ -164,8 +166,8 @@ def current_places(S: gl.constexpr, memory, step):
 
     Loaded together with the queries and used after the pages: the last slice alone takes them in.
     """
-    source = values_of(S, memory, step) + S.new_kv + step.record.layer * S.new_kv_stride
-    return source + step.record.a * (2 * S.head_rows)
+    head = step.record.a
+    return rows_of(S, memory, step, S.new_kv, step.record.layer) + head * (2 * S.head_rows)
 
 
 @gluon.jit
@@ -193,15 +195,16 @@ def store_output(S: gl.constexpr, memory, step, m, total, acc):
     columns = gl.expand_dims(gl.expand_dims(heads, 0), 0)
     rows = output_dims(S)
     inside = (rows < S.head_rows) & (columns < S.group)
+    head, slice = step.record.a, step.record.b
     if memory.bucket.slices == 1:
-        target = values_of(S, memory, step) + S.attn + step.record.layer * S.attn_stride
-        target += step.record.a * (S.group * S.head_rows)
+        target = rows_of(S, memory, step, S.attn, step.record.layer)
+        target += head * (S.group * S.head_rows)
         out = acc / gl.expand_dims(gl.expand_dims(total, 0), 0)
         put(S, step, target + columns * S.head_rows + rows, out, inside)
     else:
         ROWS: gl.constexpr = S.group * (S.head_rows + 2)
         second = memory.bucket.partial_second
-        target = partials_of(S, memory, step) + (step.record.a * memory.bucket.slices + step.record.b) * ROWS
+        target = partials_of(S, memory, step) + (head * memory.bucket.slices + slice) * ROWS
         once = (heads < S.group) & in_first_warp()
         put_apart(step, second, target + heads, m, once)
         put_apart(step, second, target + S.group + heads, total, once)

@@ -9,7 +9,7 @@ import torch
 
 from instructions.base import GREEDY
 from instructions.sampling import draw, sampling_scores
-from megakernel.backend import sampling_state
+from megakernel.backend import Report, sampling_state, shared_length
 from megakernel.errors import NotNumbers, one_line
 from megakernel.request import SamplingParams
 from megakernel.torch.model import TorchModel
@@ -27,21 +27,29 @@ class TorchBackend:
         self.config, self.capacity = model.config, model.capacity
         self.model: TorchModel | None = model
         self.tokens: list[int] = []
-        self.position = 0  # tokens that are in the cache
-        self.threads = torch.get_num_threads()
+        self.position = 0  # of them, those whose keys and values are in the cache
+        self.kept = 0
+        self.threads: int | None = None  # to be measured
+        self.report: Report | None = None
         self.sampling = GREEDY
         self.stops: frozenset[int] = frozenset()
         self.last_logits: torch.Tensor | None = None
 
-    def start(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
-        self.tokens, self.position = list(prompt), 0
+    def start(
+        self, prompt: Sequence[int], limit: int, sampling: SamplingParams, reuse: bool = True, report: Report | None = None
+    ) -> None:
+        tokens = list(prompt)
+        # The last token is computed in any case: its logits are asked for.
+        self.kept = shared_length(self.tokens[: self.position], tokens[:-1]) if reuse else 0
+        self.tokens, self.position = tokens, self.kept
+        self.threads, self.report = None, report
         self.sampling, self.stops = sampling_state(sampling), frozenset(sampling.stop_token_ids)
 
     def decode(self, count: int) -> list[int]:
         known = len(self.tokens)
         while len(self.tokens) < known + count and not (len(self.tokens) > known and self.tokens[-1] in self.stops):
             with one_line("decoding"):
-                if self.position == 0:
+                if self.threads is None:
                     self.threads = self.quickest()
                 with threads(self.threads):
                     logits = self.read()
@@ -64,10 +72,9 @@ class TorchBackend:
         assert self.model is not None
         if self.model.device.type != "cpu":
             return torch.get_num_threads()
-        through, residual = self.model.through, torch.ones(1, self.config.hidden_size)
-        return quickest(
-            lambda: through(0, residual, 0), torch.get_num_threads()
-        )  # the prompt's first token overwrites the cache
+        model, residual = self.model, torch.ones(1, self.config.hidden_size)
+        # What this leaves in the cache is overwritten by the next token.
+        return quickest(lambda: model.through(0, residual, self.position), torch.get_num_threads())
 
     @torch.inference_mode()
     def read(self) -> torch.Tensor:
@@ -81,6 +88,8 @@ class TorchBackend:
             self.position += len(tokens)
             if self.model.device.type != "cpu":
                 torch.accelerator.synchronize(self.model.device)  # an interrupt is answered between passes
+            if self.report is not None:
+                self.report(self.position)
         logits = self.model.logits(residual[-1:])[0].cpu()
         self.position = len(self.tokens)
         return logits
@@ -89,6 +98,7 @@ class TorchBackend:
         """The next token; raises NotNumbers where there is nothing to choose from."""
         position = self.position - 1  # of the token that the logits follow
         if not bool(torch.isfinite(logits).all()):
+            self.position = 0  # nothing of it is to be reused
             raise NotNumbers(position)
         self.last_logits = logits
         if self.sampling.cuts:

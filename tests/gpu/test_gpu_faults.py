@@ -36,7 +36,7 @@ NORM_EARLY, DOWN_EARLY = matvec.EARLY.value, down.EARLY.value
 
 
 def generate(engine: Engine) -> list[int]:
-    engine.start(PROMPT, TOKENS)
+    engine.start(PROMPT, TOKENS, reuse=False)
     return list(engine.stream())
 
 
@@ -54,11 +54,11 @@ def running(engine: Engine, changed: Program) -> Iterator[None]:
     program.program, program.words = changed, torch.from_numpy(device_words(changed)).to(backend.state.device)
     torch.cuda.synchronize()
     bad.set_result(program)
-    backend.built[0] = bad
+    backend.built[0, False] = bad
     try:
         yield
     finally:
-        backend.built[0] = good
+        backend.built[0, False] = good
 
 
 def program_of(engine: Engine) -> Program:
@@ -155,7 +155,7 @@ def test_a_fault_while_tokens_are_read(engine: Engine, expected: list[int]) -> N
     """What was decoded before it is right, and the position of the fault is that of the first launch that hangs."""
     program = program_of(engine)
     place, item = place_of(program, "lm_head", 0)
-    engine.start(PROMPT, TOKENS)
+    engine.start(PROMPT, TOKENS, reuse=False)
     read = [engine.step() for _ in range(3)]
     backend: Any = engine._backend
     decoded = backend.position

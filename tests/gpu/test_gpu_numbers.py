@@ -26,7 +26,7 @@ OVERFLOWING = (float("nan"), float("inf"), float("-inf"), 1e38)  # as norm weigh
 
 
 def generate(engine: Engine, tokens: int = LONG, sampling: SamplingParams = DRAWN) -> list[int]:
-    engine.start(PROMPT, tokens, sampling)
+    engine.start(PROMPT, tokens, sampling, reuse=False)
     return list(engine.stream())
 
 

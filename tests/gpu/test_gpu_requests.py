@@ -95,6 +95,20 @@ def test_a_thousand_identical_requests_have_one_output(engine: Engine) -> None:
     assert len(outputs) == 1
 
 
+def test_the_next_turn_computes_only_what_is_new(engine: Engine) -> None:
+    """And the same request after the same ones has the same bits."""
+
+    def second_turn() -> tuple[list[int], bytes, int]:
+        engine.start(PROMPT, LONG, HOT, reuse=False)
+        answer = list(engine.stream())
+        engine.start([*PROMPT, *answer, 7, 8, 9], 20, HOT)
+        return list(engine.stream()), engine.logits().numpy().tobytes(), engine.kept
+
+    first = second_turn()
+    assert first[2] == len(PROMPT) + LONG - 1, "the last token was never looked at"
+    assert second_turn() == first
+
+
 def resident_bytes() -> int:
     """Memory of this process on the host."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")]

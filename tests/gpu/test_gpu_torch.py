@@ -60,7 +60,9 @@ def test_bf16_is_no_further_from_fp32_than_the_references_bf16(name: str, size: 
 
 
 def test_a_request_repeats_itself_and_is_within_the_memory_computed() -> None:
-    torch.cuda.empty_cache()
+    with load_engine(BUNDLED, "torch", capacity=512) as engine:
+        generate(engine)  # from now on cuBLAS has its workspace
+    del engine
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     with load_engine(BUNDLED, "torch", capacity=512) as engine:
@@ -71,7 +73,7 @@ def test_a_request_repeats_itself_and_is_within_the_memory_computed() -> None:
         needs = torch_bytes(engine.config, torch.bfloat16, 512, PASS)
     assert torch.cuda.max_memory_allocated() - before < sum(needs.values())
     del backend
-    assert torch.cuda.memory_allocated() - before < 2**24, "cuBLAS keeps its workspace, the model is gone"
+    assert torch.cuda.memory_allocated() - before < 2**20, "the model is gone"
 
 
 def generate(engine: Engine) -> list[int]:

@@ -115,6 +115,33 @@ def test_a_request_from_end_to_end_is_the_cpu_machines() -> None:
     assert len({tuple(run) for run in runs}) == half, "every sampling draws something else"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_the_cache_holds_of_a_prompt_is_kept(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that goes on from an answer, one that leaves it at some place, the first once more, another: the same tokens."""
+    monkeypatch.setattr(module, "PASS", 4)
+    backend = torch_backend(MODEL, dtype)
+    engine, seen = Engine(backend), list[tuple[int, int]]()
+    answer = generated(backend, PROMPT)
+    held = (*PROMPT, *answer[:-1])  # the last token has been chosen, not read
+    cases = (
+        ((*PROMPT, *answer, 5, 6), len(held)),
+        ((*PROMPT[:5], 77, 78), 5),
+        (PROMPT, 5),
+        (PROMPT, len(PROMPT) - 1),
+        ((50, 51), 0),
+    )
+    for prompt, kept in cases:
+        engine.start(prompt, 3, reuse=True)
+        reused = list(engine.stream())
+        assert engine.kept == kept
+        fresh = Engine(torch_backend(MODEL, dtype))
+        fresh.start(prompt, 3, reuse=False)
+        assert list(fresh.stream()) == reused
+    engine.start((*PROMPT, 9, 9), 1, reuse=False, progress=lambda *numbers: seen.append(numbers))
+    assert len(list(engine.stream())) == 1 and engine.kept == 0
+    assert seen == [(4, 10), (8, 10)]
+
+
 @pytest.mark.parametrize("size", [1, 3, len(PROMPT), 100])
 def test_passes_change_no_token(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = generated(torch_backend(MODEL), PROMPT)
@@ -124,7 +151,7 @@ def test_passes_change_no_token(size: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 def generated(backend: TorchBackend, prompt: Sequence[int]) -> list[int]:
     engine = Engine(backend)
-    engine.start(prompt, 30, HOT)
+    engine.start(prompt, 30, HOT, reuse=False)
     tokens = list(engine.stream())
     assert len(set(tokens)) > 15
     return tokens
