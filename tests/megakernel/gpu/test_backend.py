@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from instructions.shape import VACANT
+from megakernel.backend import shared_length
 from megakernel.control_block import Control
 from megakernel.engine import Engine
-from megakernel.backend import shared_length
 from megakernel.errors import NotNumbers
 from megakernel.gpu import backend as backend_module
 from megakernel.gpu import machine
