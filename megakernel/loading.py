@@ -15,6 +15,7 @@ import torch
 from megakernel.engine import Engine
 from megakernel.errors import one_line
 from megakernel.memory import available_bytes, check_memory, gpu_bytes, largest_tensor, packing_bytes, torch_bytes, vm_bytes
+from megakernel.prefill.plan import Plan
 from megakernel.torch.backend import PASS, TorchBackend
 from megakernel.torch.device import best_device, free_bytes
 from megakernel.torch.model import TorchModel
@@ -129,6 +130,7 @@ def gpu_problem() -> str | None:
 def load_gpu(request: LoadRequest) -> Engine:
     """An engine on the GPU.  Triton is imported only here, so that the CPU machine runs without it."""
     from megakernel.gpu.backend import CHUNK, GpuBackend
+    from megakernel.prefill.prefill import Prefill
 
     if request.dtype != torch.bfloat16:
         raise UserError(f"the GPU backend runs bfloat16 weights, not {request.dtype}; leave dtype out, or use --backend torch")
@@ -137,14 +139,16 @@ def load_gpu(request: LoadRequest) -> Engine:
     if request.sms is not None and request.sms > sms:
         raise UserError(f"{request.sms} SMs asked for, the GPU has {sms}: the blocks could not all be resident; ask for fewer")
     programs = request.programs(sms)
-    check_memory(request.model, gpu_bytes(programs), torch.cuda.mem_get_info(device)[0], "GPU memory")
+    plan = Plan(request.checkpoint.config, programs.sms, programs.capacity)
+    needs = gpu_bytes(programs, plan.bytes if plan.possible else 0)
+    check_memory(request.model, needs, torch.cuda.mem_get_info(device)[0], "GPU memory")
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
     programs.build_ahead(range(len(programs.sizes)))  # a request shall not wait for them
     try:
         model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
         if request.stage is not None:
-            request.stage("compiling the kernel, some seconds at a model's first start")
-        return Engine(GpuBackend(model, programs, device), chunk=CHUNK)
+            request.stage("compiling the kernels, some seconds at a model's first start")
+        return Engine(GpuBackend(model, programs, device, Prefill if plan.possible else None), chunk=CHUNK)
     except BaseException:
         programs.close()
         raise

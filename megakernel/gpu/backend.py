@@ -24,6 +24,7 @@ from megakernel.errors import one_line
 from megakernel.gpu.control import Outcome
 from megakernel.gpu.errors import KernelFault
 from megakernel.gpu.machine import Flight, GpuProgram, GpuState
+from megakernel.options import Sizes
 from megakernel.request import SamplingParams
 from models.packed import PackedModel
 from models.tape import PAGE_BYTES
@@ -48,7 +49,8 @@ class Prefill(Protocol):
 
 
 class GpuBackend:
-    """See `megakernel.backend.Backend`.  `prefill` makes what reads prompts, of the state and the number of SMs.
+    """See `megakernel.backend.Backend`.  `prefill` makes what reads prompts, of the state, the kernel's sizes and
+    the number of SMs.
 
     What the cache is known to hold is `sequence[:cached]`: keys and values of launches that have landed.  So that it is true
     whenever an interrupt comes, `cached` is lowered before a row is written anew, and raised after the launch that wrote it.
@@ -61,7 +63,7 @@ class GpuBackend:
         model: PackedModel,
         programs: BucketPrograms,
         device: torch.device,
-        prefill: Callable[[GpuState, int], Prefill] | None = None,
+        prefill: Callable[[GpuState, Sizes, int], Prefill] | None = None,
     ) -> None:
         self.config, self.capacity = model.config, programs.capacity
         self.programs, self.device = programs, device
@@ -82,8 +84,9 @@ class GpuBackend:
         self.stopped = False
         self.last_program: GpuProgram | None = None  # of the last token landed; its logits are still there
         with self.on_device("compiling the kernel"):
-            self.program(0).result().compile()
-            self.prefill = None if prefill is None else prefill(self.state, programs.sms)
+            first = self.program(0).result()
+            first.compile()
+            self.prefill = None if prefill is None else prefill(self.state, first.sizes, programs.sms)
 
     @contextmanager
     def on_device(self, doing: str) -> Iterator[None]:

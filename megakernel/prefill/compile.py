@@ -9,9 +9,12 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from megakernel.device.prefill.attention import read_attention
-from megakernel.options import OPTIONS, TMA_LAYOUT, Sizes
-from megakernel.prefill.prefill import WEIGHTS_LAYOUT
-from megakernel.prefill.tiling import AttentionTiling, Tiling
+from megakernel.device.prefill.embedding import read_embedding
+from megakernel.options import TMA_LAYOUT, Sizes
+from megakernel.prefill.chain import BOX_LAYOUT, LAUNCH_OPTIONS, PRODUCTS
+from megakernel.prefill.plan import KINDS, Plan
+from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling, Tiling
+from models.tape import BLOCK_ROWS
 
 POINTERS = {
     "chunk": "*i32",
@@ -41,11 +44,11 @@ def compile_for_hopper(kernel: Any, sizes: Sizes, tiling: Tiling | AttentionTili
     """One of prefill's kernels for compute capability 9.0."""
     types: dict[str, str] = {**POINTERS, "S": "constexpr", "T": "constexpr", "A": "constexpr"}
     if isinstance(tiling, Tiling):
-        types["x"] = box((tiling.tokens, 64), TMA_LAYOUT)
-        types["w"] = box((1, tiling.tile // 16, 16, 64), WEIGHTS_LAYOUT)
+        types["x"] = box((tiling.tokens, STEP), TMA_LAYOUT)
+        types["w"] = box((1, tiling.tile // BLOCK_ROWS, BLOCK_ROWS, STEP), BOX_LAYOUT)
     else:
-        types["queries"] = box((64, tiling.width), TMA_LAYOUT)
-        types["cache"] = box((tiling.tiles, tiling.pages, tiling.page_positions, 64), WEIGHTS_LAYOUT)
+        types["queries"] = box((CONSUMER_TOKENS, tiling.width), TMA_LAYOUT)
+        types["cache"] = box((tiling.tiles, tiling.pages, tiling.page_positions, STEP), BOX_LAYOUT)
     names = kernel.arg_names
     signature = {name: types.get(name, "i32") for name in names}
     values = {"S": sizes, "T": Sizes(tiling), "A": Sizes(tiling)}
@@ -53,7 +56,16 @@ def compile_for_hopper(kernel: Any, sizes: Sizes, tiling: Tiling | AttentionTili
     pointers = [i for i, name in enumerate(names) if signature[name].startswith("*")]
     attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
     source = GluonASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, **OPTIONS, **options})
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={**LAUNCH_OPTIONS, **options})
 
 
-__all__ = ["compile_for_hopper", "read_attention"]
+def kernels(plan: Plan) -> list[tuple[Any, Tiling | AttentionTiling]]:
+    """Every kernel that a model's prefill compiles, and its tiling."""
+    found: dict[tuple[Any, Tiling | AttentionTiling], None] = {
+        (read_embedding, plan.embedding): None,
+        (read_attention, plan.attention): None,
+    }
+    for size in plan.classes:
+        for kind in KINDS:
+            found[PRODUCTS[kind], plan.tiling(kind, plan.cut(size, kind))] = None
+    return list(found)

@@ -41,7 +41,8 @@ class TorchBackend:
         tokens = list(prompt)
         # The last token is computed in any case: its logits are asked for.
         self.kept = shared_length(self.tokens[: self.position], tokens[:-1]) if reuse else 0
-        self.tokens, self.position = tokens, self.kept
+        self.position = self.kept  # first, lest an interrupt leave more counted than is there
+        self.tokens = tokens
         self.threads, self.report = None, report
         self.sampling, self.stops = sampling_state(sampling), frozenset(sampling.stop_token_ids)
 

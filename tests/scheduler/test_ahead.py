@@ -137,7 +137,7 @@ def test_no_pytorch_and_no_terminal_over_there() -> None:
     assert not any(name in maps for name in ("libtorch", "libcuda", "triton"))
     programs.close()
     assert ahead_of(programs)._process.returncode == -signal.SIGKILL
-    assert ahead_of(programs).take(3) is None
+    assert ahead_of(programs).take((3, False)) is None
 
 
 @pytest.mark.parametrize("end", ["exit", "exception", "interrupt", "kill"])

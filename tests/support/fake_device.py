@@ -23,6 +23,7 @@ from megakernel.backend import Report
 from megakernel.control_block import REPORTS, Control
 from megakernel.geometry import COUNTER_STRIDE
 from megakernel.gpu import machine
+from megakernel.options import Sizes
 
 STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS = Control.STOP, Control.FAULT, Control.PROMPT_LENGTH, Control.STOP_TOKENS
 
@@ -42,7 +43,7 @@ class FakePrefill:
 
     CHUNK = 16
 
-    def __init__(self, state: machine.GpuState, sms: int) -> None:
+    def __init__(self, state: machine.GpuState, sizes: Sizes, sms: int) -> None:
         self.state, self.sms = state, sms
         self.asked: list[tuple[int, int]] = []
 
