@@ -25,7 +25,7 @@ class TorchBackend:
 
     def __init__(self, model: TorchModel) -> None:
         self.config, self.capacity = model.config, model.capacity
-        self.model: TorchModel | None = model
+        self.model = model
         self.tokens: list[int] = []
         self.position = 0  # of them, those whose keys and values are in the cache
         self.kept = 0
@@ -63,14 +63,13 @@ class TorchBackend:
         return self.last_logits.clone()
 
     def close(self) -> None:
-        self.model = None
+        del self.model
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
 
     @torch.inference_mode()
     def quickest(self) -> int:
         """How many threads a request had best be given: those with which one layer takes least for one token."""
-        assert self.model is not None
         if self.model.device.type != "cpu":
             return torch.get_num_threads()
         model, residual = self.model, torch.ones(1, self.config.hidden_size)
@@ -80,7 +79,6 @@ class TorchBackend:
     @torch.inference_mode()
     def read(self) -> torch.Tensor:
         """Take in the tokens that the cache lacks; the logits after the last, fp32 [vocab_size], on the host."""
-        assert self.model is not None
         while True:
             tokens = torch.tensor(self.tokens[self.position : self.position + PASS], device=self.model.device)
             residual = self.model.extend(tokens, self.position)

@@ -160,7 +160,6 @@ def generated(backend: TorchBackend, prompt: Sequence[int]) -> list[int]:
 def test_logits_that_are_no_numbers_end_the_request_and_spoil_no_other() -> None:
     backend = torch_backend(MODEL)
     expected = generated(backend, PROMPT)
-    assert backend.model is not None
     embedding, poisoned = backend.model.weights.embedding, 200
     assert poisoned not in (*PROMPT, *expected)
     usual = embedding[poisoned].clone()
@@ -194,7 +193,6 @@ def test_an_interrupt_at_any_operation_leaves_a_usable_engine(monkeypatch: pytes
     monkeypatch.setattr(module, "PASS", 3)
     backend, before = torch_backend(MODEL), torch.get_num_threads()
     expected = generated(backend, PROMPT)
-    assert backend.model is not None
     usual = backend.model.product.multiply
     for moment in range(0, 60, 7):
         count = itertools.count()
