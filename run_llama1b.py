@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
 
 BUNDLED = Path(models.__path__[0]) / "bundled"
-BACKENDS = ("auto", "gpu", "vm")
+BACKENDS = ("auto", "gpu", "torch", "vm")
 MAX_SMS = 200  # more than any NVIDIA GPU has
 
 LoadEngine = Callable[..., "Engine"]
@@ -124,7 +124,7 @@ def parse(argv: list[str] | None) -> Options:
     options, sampling = Options(), SamplingParams()
     parser = Parser(
         prog="run_llama1b.py",
-        description="Decode a Llama with one persistent GPU kernel, or with its CPU twin.",
+        description="Decode a Llama with one persistent GPU kernel, with plain PyTorch, or with the kernel's CPU twin.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_model(parser, default=options.model)
@@ -136,8 +136,8 @@ def parse(argv: list[str] | None) -> Options:
     add("--top-k", type=int, default=sampling.top_k, metavar="K", help="draw among the K likeliest tokens; 0 is off")
     add("--top-p", type=float, default=sampling.top_p, metavar="P", help="draw among the likeliest of summed probability P")
     add("--seed", type=int, default=sampling.seed, help="of the draws")
-    add("--backend", choices=BACKENDS, default=options.backend, help="auto takes the GPU where there is one")
-    add("--sms", type=int, default=options.sms, metavar="N", help="SMs to use or, on the CPU, to imitate")
+    add("--backend", choices=BACKENDS, default=options.backend, help="auto takes the kernel (gpu) where it runs, else torch")
+    add("--sms", type=int, default=options.sms, metavar="N", help="SMs to use or, with vm, to imitate")
     add("--context", type=int, default=options.context, metavar="N", help="tokens that prompt and answer may have together")
     add("--json", action="store_true", help="print one JSON object at the end in place of streaming text")
     given = vars(parser.parse_args(argv))

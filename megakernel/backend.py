@@ -49,3 +49,15 @@ class Backend(Protocol):
 def sampling_state(sampling: SamplingParams) -> SamplingState:
     """What of a request's sampling a machine is told, beside its stop tokens."""
     return SamplingState(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
+
+
+def shared_length(one: list[int], other: list[int]) -> int:
+    """How many tokens two sequences have in common from their beginning: halves are compared whole, which is fast."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from models.config import ModelConfig
+from models.errors import UserError
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -53,6 +54,20 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tied_embeddings:
         shapes[HEAD] = (config.vocab_size, config.hidden_size)
     return shapes
+
+
+def checked_tensors(source: WeightSource, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a source, none of them missing, left over or misshapen: else raises `UserError`."""
+    pending = expected_tensors(config)
+    for name, tensor in source.tensors():
+        shape = pending.pop(name, None)
+        if shape is None:
+            raise UserError(f"tensor {name} is left over: this model has no such tensor, or it came twice")
+        if tuple(tensor.shape) != shape:
+            raise UserError(f"tensor {name} has shape {list(tensor.shape)}: this model needs {list(shape)}")
+        yield name, tensor
+    if pending:
+        raise UserError(f"tensor {next(iter(pending))} is missing: this model needs {len(pending)} more tensors")
 
 
 def _layer_tensors(config: ModelConfig, prefix: str) -> dict[str, tuple[int, ...]]:

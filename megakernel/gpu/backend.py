@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
+from triton.errors import TritonError
 
-from megakernel.backend import Report, sampling_state
+from megakernel.backend import Report, sampling_state, shared_length
+from megakernel.errors import one_line
 from megakernel.gpu.control import Outcome
-from megakernel.gpu.errors import KernelFault, one_line
+from megakernel.gpu.errors import KernelFault
 from megakernel.gpu.machine import Flight, GpuProgram, GpuState
 from megakernel.options import Sizes
 from megakernel.request import SamplingParams
@@ -89,7 +91,7 @@ class GpuBackend:
     @contextmanager
     def on_device(self, doing: str) -> Iterator[None]:
         """The backend's device and stream as the current ones; what fails within is told in one line."""
-        with one_line(doing), torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+        with one_line(doing, TritonError), torch.cuda.device(self.device), torch.cuda.stream(self.stream):
             yield
 
     def start(
@@ -222,15 +224,3 @@ class GpuBackend:
     def programs_built(self) -> list[GpuProgram]:
         """The programs that are there already."""
         return [future.result() for future in self.built.values() if future.done() and future.exception() is None]
-
-
-def shared_length(one: list[int], other: list[int]) -> int:
-    """How many tokens two sequences have in common from their beginning: halves are compared whole, which is fast."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from instructions.shape import VACANT
+from megakernel.backend import shared_length
 from megakernel.control_block import Control
 from megakernel.engine import Engine
 from megakernel.errors import NotNumbers
 from megakernel.gpu import backend as backend_module
 from megakernel.gpu import machine
-from megakernel.gpu.backend import CHUNK, GpuBackend, shared_length
+from megakernel.gpu.backend import CHUNK, GpuBackend
 from megakernel.gpu.errors import KernelFault
 from megakernel.request import SamplingParams
 from models.errors import MachineError
@@ -239,9 +240,7 @@ def test_a_program_that_could_not_be_made_is_tried_again(engine: Engine, monkeyp
     long = CAPACITY - len(PROMPT)
     with pytest.raises(MachineError) as caught:
         generate(engine, long)
-    assert str(caught.value) == (
-        "making a program failed: RuntimeError: CUDA error: out of memory; free GPU memory or try again"
-    )
+    assert str(caught.value) == ("making a program failed: RuntimeError: CUDA error: out of memory; free memory or try again")
     monkeypatch.setattr(backend.programs, "program", whole)
     assert generate(engine, long) == expected(long)
 
