@@ -48,7 +48,8 @@ def bundled_rig() -> Rig:
 def engine() -> Iterator[Engine]:
     """The bundled model in the product's engine."""
     from megakernel.gpu.backend import CHUNK, GpuBackend
+    from megakernel.prefill.prefill import Prefill
 
     model = pack(weights_of("bundled"), config_of("bundled"), torch.bfloat16, CAPACITY)
-    with Engine(GpuBackend(model, engine_programs(device_sms()), torch.device("cuda", 0)), chunk=CHUNK) as made:
+    with Engine(GpuBackend(model, engine_programs(device_sms()), torch.device("cuda", 0), Prefill), chunk=CHUNK) as made:
         yield made

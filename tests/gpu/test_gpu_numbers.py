@@ -111,10 +111,12 @@ def poisoned(value: float) -> PackedModel:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_on_both_machines(value: float) -> None:
     from megakernel.gpu.backend import GpuBackend
+    from megakernel.prefill.prefill import Prefill
 
-    model = poisoned(value)
+    model, device = poisoned(value), torch.device("cuda", 0)
     programs = BucketPrograms(model.config, 8, 128, itemsize=2)
-    for backend in (GpuBackend(model, programs, torch.device("cuda", 0)), VmBackend(model, programs)):
+    backends = (GpuBackend(model, programs, device), GpuBackend(model, programs, device, Prefill), VmBackend(model, programs))
+    for backend in backends:
         with Engine(backend) as engine:
             engine.start(PROMPT, 4)
             with pytest.raises(RuntimeError, match=r"no finite numbers|NaN|infinite"):
