@@ -77,14 +77,22 @@ def test_abandoned_requests_leave_no_trace(engine: Engine, expected: list[int]) 
         assert generate(engine) == expected
 
 
-def test_a_request_of_exactly_the_capacity(engine: Engine) -> None:
+def test_a_request_of_exactly_the_capacity(decoder: Engine) -> None:
     """The last token that fits, and the switch from the first context bucket to the second, in one request and in two."""
-    engine.start(PROMPT, engine.capacity - len(PROMPT))
+    decoder.start(PROMPT, decoder.capacity - len(PROMPT))
+    tokens = list(decoder.stream())
+    assert len(PROMPT) + len(tokens) == decoder.capacity
+    cut = 300
+    decoder.start([*PROMPT, *tokens[:cut]], len(tokens) - cut)
+    assert list(decoder.stream()) == tokens[cut:]
+
+
+def test_the_last_token_that_fits_after_a_prompt_that_prefill_reads(engine: Engine) -> None:
+    engine.start(PROMPT, engine.capacity - len(PROMPT), reuse=False)
     tokens = list(engine.stream())
     assert len(PROMPT) + len(tokens) == engine.capacity
-    cut = 300
-    engine.start([*PROMPT, *tokens[:cut]], len(tokens) - cut)
-    assert list(engine.stream()) == tokens[cut:]
+    engine.start([*PROMPT, *tokens[:-1]], 1, reuse=False)
+    assert len(list(engine.stream())) == 1
 
 
 def test_a_thousand_identical_requests_have_one_output(engine: Engine) -> None:

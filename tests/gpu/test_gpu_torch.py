@@ -55,6 +55,7 @@ def test_bf16_is_no_further_from_fp32_than_the_references_bf16(name: str, size: 
     ours = logits_in_passes(torch_model(name, torch.bfloat16, device), tokens, size)
     assert 0 < divergence(exact, ours).mean() <= divergence(exact, theirs).mean()
     assert (ours - exact).abs().max() <= (theirs - exact).abs().max()
+    exact = Reference(small_config(name), rounded(name, torch.float32), torch.float32).logits(tokens)
     wide = logits_in_passes(torch_model(name, torch.float32, device), tokens, size)
     assert (wide - exact).abs().max() <= 1e-4 * exact.abs().max()
 
