@@ -9,7 +9,10 @@ import torch
 
 from instructions.base import GREEDY, SamplingState
 from instructions.shape import VACANT
+from megakernel.engine import Engine
+from megakernel.gpu.backend import CHUNK, GpuBackend
 from megakernel.gpu.machine import PATIENCE, GpuProgram, GpuState
+from megakernel.prefill.plan import Plan
 from megakernel.prefill.prefill import Prefill
 from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
@@ -121,3 +124,11 @@ class Rig:
         pages = self.state.cache.view(torch.int16).view(-1, shape.head_pages, shape.head_tiles, shape.page_positions, 64)
         rows = pages.transpose(1, 2).flatten(2, 3)  # [heads, tiles, positions, columns]
         return rows[:, :, :positions].cpu()
+
+
+def engine_of(model: PackedModel) -> Engine:
+    """The product's engine on the current GPU."""
+    programs = BucketPrograms(model.config, device_sms(), model.capacity, ITEMSIZE)
+    prefill = Prefill if Plan(model.config, programs.sms, model.capacity).possible else None
+    device = torch.device("cuda", torch.cuda.current_device())
+    return Engine(GpuBackend(model, programs, device, prefill), chunk=CHUNK)
