@@ -5,14 +5,13 @@ python -m bench.prefill_chart RECORD.json PICTURE.svg
 
 from __future__ import annotations
 
-import argparse
 import json
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from models.command import Parser, command, start
-from models.errors import UserError, reading
+from models.errors import UserError, printable
 from models.output import output_path, write_file
 
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "prefill"}
@@ -24,9 +23,7 @@ def draw(record: dict[str, Any], path: Path) -> Path:
     try:
         import matplotlib
     except ImportError:
-        raise UserError(
-            f"the picture needs matplotlib: pip install matplotlib, then draw {path.with_suffix('.json')}"
-        ) from None
+        raise UserError("the picture needs matplotlib: pip install matplotlib, then python -m bench.prefill_chart") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -64,15 +61,16 @@ def draw(record: dict[str, Any], path: Path) -> Path:
 @command
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where the record cannot be drawn."""
-    parser: argparse.ArgumentParser = Parser(
-        prog="python -m bench.prefill_chart", description="Draw a record of bench.prefill."
-    )
+    parser = Parser(prog="python -m bench.prefill_chart", description="Draw a record of bench.prefill.")
     parser.add_argument("record", type=Path)
     parser.add_argument("picture", type=output_path)
     options = parser.parse_args(arguments)
-    with reading(options.record):
+    try:
         record = json.loads(options.record.read_text())
-    print(draw(record, options.picture))
+        picture = draw(record, options.picture)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{options.record} is no record of bench.prefill: {printable(str(error))}") from None
+    print(picture)
     return 0
 
 
