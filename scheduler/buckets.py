@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 
 from instructions.shape import Shape
@@ -65,7 +66,7 @@ class BucketPrograms:
         sizes = {"sms": self.sms, "capacity": self.capacity, "bucket": bucket, "itemsize": self.itemsize}
         return make_shape(self.config, **sizes, tail=tail)
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Most past positions of each program, ascending."""
         return bucket_sizes(self.capacity, self.shape(self.capacity).page_positions)

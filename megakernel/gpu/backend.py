@@ -82,6 +82,7 @@ class GpuBackend:
         self.prompt_length = self.position = self.end = 0
         self.report: Report | None = None
         self.stopped = False
+        self.settled = False  # whether all that was enqueued has landed well, since when nothing was
         self.last_program: GpuProgram | None = None  # of the last token landed; its logits are still there
         with self.on_device("compiling the kernel"):
             first = self.program(0).result()
@@ -90,8 +91,8 @@ class GpuBackend:
 
     @contextmanager
     def on_device(self, doing: str) -> Iterator[None]:
-        """The backend's device and stream as the current ones; what fails within is told in one line."""
-        with one_line(doing, TritonError), torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+        """The backend's stream, and with it its device, as the current ones; what fails within is told in one line."""
+        with one_line(doing, TritonError), torch.cuda.stream(self.stream):
             yield
 
     def start(
@@ -171,6 +172,7 @@ class GpuBackend:
 
     def take_off(self) -> None:
         """Enqueue the next launch: the prompt, in long ones that end with it, then a few tokens at a time."""
+        self.settled = False
         in_prompt = self.position < self.prompt_length
         if in_prompt and self.prefill is not None:
             self.read_prompt(self.prefill)
@@ -196,21 +198,25 @@ class GpuBackend:
         self.sequence.extend(chosen[before:])
         if chosen:
             self.cached = flight.position + len(chosen)
+        self.settled = not self.flights
 
     def abandon(self) -> None:
         """Let the launches under way end and drop what they chose.
 
-        Nothing here relies on what the host noted of them: an interrupt may have come at any moment.
+        But for `settled`, nothing here relies on what the host noted of them: an interrupt may have come at any moment.
         """
-        self.flights.clear()
-        torch.cuda.synchronize(self.state.device)
-        if Outcome(self.state.control.cpu().numpy()).faulty:
-            self.recover()
+        if not self.settled:
+            self.flights.clear()
+            torch.cuda.synchronize(self.state.device)
+            if Outcome(self.state.control.cpu().numpy()).faulty:
+                self.recover()
+            for program in self.programs_built():
+                if program.used:
+                    program.resume()
         for program in self.programs_built():
-            if program.used:
-                program.resume()
             if program.worn:
                 program.reset()
+        self.settled = True
 
     def recover(self) -> None:
         """After a fault: no launch under way, counters and cache as new."""

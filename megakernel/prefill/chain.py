@@ -29,19 +29,25 @@ LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": 4, **OPTIONS}
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel, its grid and its arguments."""
+    """A kernel, its grid and its arguments; `early` where it may begin while the kernel before it ends."""
 
     kernel: Any
     grid: int
     arguments: tuple[Any, ...]
+    early: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Triton's."""
+        return {**LAUNCH_OPTIONS, "launch_pdl": self.early}
 
     def enqueue(self) -> None:
         """On the current stream."""
-        self.kernel[(self.grid,)](*self.arguments, **LAUNCH_OPTIONS)
+        self.kernel[(self.grid,)](*self.arguments, **self.options)
 
     def compile(self) -> None:
         """Compile, or find what was compiled in Triton's cache."""
-        self.kernel.warmup(*self.arguments, grid=(self.grid,), **LAUNCH_OPTIONS)
+        self.kernel.warmup(*self.arguments, grid=(self.grid,), **self.options)
 
     @property
     def compiled(self) -> tuple[Any, ...]:
@@ -81,7 +87,7 @@ class Chain:
         state, plan, last = self.state, self.plan, self.state.config.num_layers - 1
         buffers = (self.words, self.residual, self.normed, self.squares)
         arguments = (state.weights, state.tokens, state.constants, *buffers, self.sizes, Sizes(plan.embedding))
-        yield Launch(read_embedding, min(size, 4 * plan.sms), arguments)
+        yield Launch(read_embedding, min(size, 4 * plan.sms), arguments, early=False)
         for layer in range(last):
             yield self.product(size, "qkv", layer)
             yield self.attention(layer)

@@ -74,5 +74,5 @@ class Prefill:
 
     def read(self, start: int, count: int) -> None:
         """Enqueue one chunk."""
-        self.chain.words.copy_(torch.tensor([start, count], dtype=torch.int32).pin_memory(), non_blocking=True)
+        self.chain.words.copy_(torch.tensor([start, count], dtype=torch.int32))
         self.graphs[self.plan.classes[bisect_left(self.plan.classes, count)]].replay()

@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from megakernel.device.compat import aggregate, copy_page, reinterpret
+from megakernel.device.prefill.order import let_next_start, wait_for_previous
 from megakernel.device.prefill.product import read_chunk
 from megakernel.device.prefill.ring import make_ring, release, wait_free, wait_landed
 from megakernel.options import TMA_LAYOUT
@@ -199,10 +200,12 @@ def attend_heads(A: gl.constexpr, chunk, out, staged, turns, blocks, ring, WHO: 
 @gluon.jit(do_not_specialize=["layer", "head_pages"])
 def read_attention(queries, cache, chunk, out, layer, head_pages, A: gl.constexpr):
     """Attention of a chunk of tokens, all heads: out bf16 [chunk, heads * head rows]."""
+    let_next_start()
     chunk = read_chunk(chunk)
     staged = gl.allocate_shared_memory(gl.bfloat16, [2 * A.consumers, QUERIES, A.width], queries.layout)
     blocks = gl.allocate_shared_memory(gl.bfloat16, [A.slots, A.tiles, A.pages, A.page_positions, 64], cache.layout)
     turns, ring = make_ring(2, A.consumers), make_ring(A.slots, A.consumers)
+    wait_for_previous()
     if A.consumers == 2:
         gl.warp_specialize(
             [

@@ -6,12 +6,14 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import PAGE_COLUMNS, PAGE_ELEMENTS, ROWS, TILE, power_of_two
+from megakernel.device.prefill.order import let_next_start
 from megakernel.device.prefill.product import read_chunk
 
 
 @gluon.jit
 def read_embedding(weights, tokens, constants, chunk, residual, normed, squares, S: gl.constexpr, T: gl.constexpr):
     """Token i of the chunk is the business of the i-th program and those a whole grid further."""
+    let_next_start()
     chunk = read_chunk(chunk)
     SIZE: gl.constexpr = power_of_two(S.embedding.stride) * PAGE_COLUMNS
     LAYOUT: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])

@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 from megakernel.device.compat import aggregate
 from megakernel.device.gate_up import swiglu
 from megakernel.device.matvec import layer_constants
+from megakernel.device.prefill.order import let_next_start, wait_for_previous
 from megakernel.device.prefill.product import (
     BLOCK,
     ROWS,
@@ -261,11 +262,13 @@ def read_product(
     `bias` and `norm` are for what is added to the residual: where its bias and the weights of the next norm start in the
     constants.
     """
+    let_next_start()
     chunk = read_chunk(chunk)
     work = Work(layer, tiles, columns, steps, split, parts, arrivals)
     at = Activations(residual, normed, squares, queries, units)
     model = Model(constants, rope, cache, head_pages)
     operands = make_operands(T, x, w)
+    wait_for_previous()
     if T.consumers == 2:
         gl.warp_specialize(
             [
