@@ -81,6 +81,12 @@ def token_rows(T: gl.constexpr, item, WHO: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def tile_blocks(T: gl.constexpr, item, first: gl.constexpr, count: gl.constexpr, LAYOUT: gl.constexpr):
+    """Row blocks of the matrix: `count` from a tile's column `first` on."""
+    return item.column * (T.tile // BLOCK) + first // BLOCK + gl.arange(0, count, LAYOUT)
+
+
+@gluon.jit
 def norm_scale(S: gl.constexpr, T: gl.constexpr, squares, chunk, item, WHO: gl.constexpr):
     """1 / sqrt(mean square + epsilon) of an item's tokens."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, T.squares], [32, 1], [4, 1], [1, 0])
@@ -95,6 +101,32 @@ def norm_scale(S: gl.constexpr, T: gl.constexpr, squares, chunk, item, WHO: gl.c
 def scaled(acc, scale):
     """A product [64, columns] of tokens that were not divided by their root mean square, divided by it."""
     return acc * gl.convert_layout(scale, gl.SliceLayout(1, acc.type.layout))[:, None]
+
+
+@gluon.constexpr_function
+def angles_layout(blocks):
+    """[64, blocks, 16]: to each thread the angles, two numbers each, of the pairs that it has of an accumulator."""
+    of_blocks = [[0, 1 << bit, 0] for bit in range(blocks.bit_length() - 1)]
+    registers = [[0, 0, 1], [0, 0, 2], [8, 0, 0], *of_blocks]
+    lanes = [[0, 0, 4], [0, 0, 8], [1, 0, 0], [2, 0, 0], [4, 0, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, [[16, 0, 0], [32, 0, 0]], [], [64, blocks, 16])
+
+
+@gluon.jit
+def angles(S: gl.constexpr, T: gl.constexpr, model, chunk, item, low, first: gl.constexpr, WHO: gl.constexpr):
+    """Cosines and sines of the pairs that begin with `low` [64, blocks, 8], which lie side by side in memory; 1 and 0 for
+    values."""
+    BLOCKS: gl.constexpr = low.shape[1]
+    LAYOUT: gl.constexpr = angles_layout(BLOCKS)
+    rows = token_rows(T, item, WHO, gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))[:, None, None]
+    block = tile_blocks(T, item, first, BLOCKS, gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))[None, :, None]
+    both = gl.arange(0, 2 * HALF, gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))[None, None, :]
+    pair = (chunk.start + rows) * (S.head_rows // 2) + block % S.head_blocks * HALF
+    turned = (rows < chunk.count) & (block < T.blocks) & (block // S.head_blocks % (S.group + 2) <= S.group)
+    found = gl.load(model.rope + pair * 2 + both, mask=turned, other=0.0)
+    found = gl.where(turned | (both % 2 != 0), found, 1.0)
+    cosine, sine = gl.split(gl.reshape(found, [ROWS, BLOCKS, HALF, 2]))
+    return gl.convert_layout(cosine, low.type.layout), gl.convert_layout(sine, low.type.layout)
 
 
 @gluon.jit
@@ -112,7 +144,7 @@ def keep_qkv(
         BLOCKS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, low.type.layout))
         WITHIN: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, low.type.layout))
         rows = token_rows(T, item, WHO, TOKENS)[:, None, None]
-        block = (item.column * (T.tile // BLOCK) + first // BLOCK + gl.arange(0, acc.shape[1] // BLOCK, BLOCKS))[None, :, None]
+        block = tile_blocks(T, item, first, acc.shape[1] // BLOCK, BLOCKS)[None, :, None]
         within = gl.arange(0, HALF, WITHIN)[None, None, :]
         known = (rows < chunk.count) & (block < T.blocks)
         slot, inner = block // S.head_blocks, block % S.head_blocks
@@ -122,10 +154,7 @@ def keep_qkv(
             low += gl.load(bias, mask=block < T.blocks, other=0.0)
             high += gl.load(bias + HALF, mask=block < T.blocks, other=0.0)
         position = chunk.start + rows
-        angle = model.rope + (position * (S.head_rows // 2) + inner * HALF + within) * 2
-        turned = known & (part <= S.group)
-        cosine = gl.load(angle, mask=turned, other=1.0)
-        sine = gl.load(angle + 1, mask=turned, other=0.0)
+        cosine, sine = angles(S, T, model, chunk, item, low, first, WHO)
         low, high = rotate(low, high, cosine, sine)
         place = inner * BLOCK + within
         query = at.queries + (rows * T.heads + head * S.group + part) * T.head + place
@@ -152,7 +181,7 @@ def keep_units(
         BLOCKS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gate.type.layout))
         WITHIN: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gate.type.layout))
         rows = token_rows(T, item, WHO, TOKENS)[:, None, None]
-        block = (item.column * (T.tile // BLOCK) + first // BLOCK + gl.arange(0, acc.shape[1] // BLOCK, BLOCKS))[None, :, None]
+        block = tile_blocks(T, item, first, acc.shape[1] // BLOCK, BLOCKS)[None, :, None]
         within = gl.arange(0, HALF, WITHIN)[None, None, :]
         if S.gate_up.bias.first >= 0:
             bias = layer_constants(model, S.gate_up.bias, work.layer) + block * BLOCK + within
@@ -274,7 +303,7 @@ def read_product(
             [
                 (consume, (S, T, model, at, work, chunk, operands, bias, norm, 0)),
                 (consume, (S, T, model, at, work, chunk, operands, bias, norm, 1)),
-                (load_operands, (T, x, w, work, chunk, operands)),
+                (load_operands, (S, T, x, w, residual, work, chunk, operands)),
             ],
             [4, 1],
             [CONSUMER_REGISTERS, LOADER_REGISTERS],
@@ -283,7 +312,7 @@ def read_product(
         gl.warp_specialize(
             [
                 (consume, (S, T, model, at, work, chunk, operands, bias, norm, 0)),
-                (load_operands, (T, x, w, work, chunk, operands)),
+                (load_operands, (S, T, x, w, residual, work, chunk, operands)),
             ],
             [1],
             [LOADER_REGISTERS],
