@@ -20,7 +20,6 @@ K = gl.constexpr(64)  # columns of one step: 128 bytes of bf16
 BLOCK = gl.constexpr(16)  # rows of a block of the tape
 ROWS = gl.constexpr(64)  # tokens of one consumer
 OPERAND = gl.constexpr(TMA_LAYOUT)
-LINE = gl.constexpr(32)  # fp32 elements of a 128-byte line
 GROUP = gl.constexpr(16)  # token tiles that are multiplied with the same weights one after another, while those are in L2
 
 
@@ -110,24 +109,12 @@ def item_at(T: gl.constexpr, work, chunk, index):
 
 
 @gluon.jit
-def prefetch_residual(S: gl.constexpr, T: gl.constexpr, residual, chunk, item):
-    """Ask for an item's tile of the residual stream to be in L2 when the tile is finished."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [1, 1], [1, 0])
-    rows = item.row * T.tokens + gl.arange(0, T.tokens, gl.SliceLayout(1, LAYOUT))[:, None]
-    lines = item.column * T.tile + gl.arange(0, T.tile // LINE, gl.SliceLayout(0, LAYOUT))[None, :] * LINE
-    place = residual + gl.minimum(rows, chunk.count - 1) * S.hidden + gl.minimum(lines, S.hidden - 1)
-    gl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [place], gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def load_operands(S: gl.constexpr, T: gl.constexpr, x, w, residual, work, chunk, operands):
+def load_operands(T: gl.constexpr, x, w, work, chunk, operands):
     """The loader: the operands of this SM's items, step by step."""
     ring = operands.ring
     use = 0
     for index in range(gl.program_id(0), item_count(T, work, chunk), gl.num_programs(0)):
         item = item_at(T, work, chunk, index)
-        if T.kind == "residual":
-            prefetch_residual(S, T, residual, chunk, item)
         for step in range(item.first, item.last):
             slot = wait_free(T.slots, ring, use, (T.tokens + T.tile) * K * 2)
             copy_page(x, [item.row * T.tokens, step * K], ring.full.index(slot), operands.x.index(slot))

@@ -303,7 +303,7 @@ def read_product(
             [
                 (consume, (S, T, model, at, work, chunk, operands, bias, norm, 0)),
                 (consume, (S, T, model, at, work, chunk, operands, bias, norm, 1)),
-                (load_operands, (S, T, x, w, residual, work, chunk, operands)),
+                (load_operands, (T, x, w, work, chunk, operands)),
             ],
             [4, 1],
             [CONSUMER_REGISTERS, LOADER_REGISTERS],
@@ -312,7 +312,7 @@ def read_product(
         gl.warp_specialize(
             [
                 (consume, (S, T, model, at, work, chunk, operands, bias, norm, 0)),
-                (load_operands, (S, T, x, w, residual, work, chunk, operands)),
+                (load_operands, (T, x, w, work, chunk, operands)),
             ],
             [1],
             [LOADER_REGISTERS],
