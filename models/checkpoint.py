@@ -27,6 +27,7 @@ from models.random_weights import PREFIX as RANDOM_PREFIX
 from models.random_weights import RandomWeights, random_config
 from models.rope import inverse_frequencies
 from models.safetensors_header import Entry, read_header
+from models.sampling_defaults import NOTHING, SamplingDefaults, of_directory, of_gguf
 from models.weights import EMBEDDING, HEAD, WeightSource, expected_tensors
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -74,6 +75,7 @@ class Checkpoint:
     directory: Path | None
     stored_dtype: torch.dtype
     gguf: GgufFile | None = None
+    sampling: SamplingDefaults = NOTHING
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
@@ -98,14 +100,16 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         _check_tied(owners[EMBEDDING], owners[HEAD])
     expected = expected_tensors(config)
     files = tuple((path, tuple(name for name in entries if name in expected)) for path, entries in headers.items())
-    return Checkpoint(config, SafetensorsSource(files), directory, DTYPES[headers[owners[EMBEDDING]][EMBEDDING].dtype])
+    stored = DTYPES[headers[owners[EMBEDDING]][EMBEDDING].dtype]
+    return Checkpoint(config, SafetensorsSource(files), directory, stored, sampling=of_directory(directory))
 
 
 def _open_gguf(path: Path) -> Checkpoint:
     from models.gguf.model import open_gguf  # here, because whoever has no such file needs no library for them
 
     model = open_gguf(path)
-    return Checkpoint(model.config, model.source, None, model.stored_dtype, model.file)
+    sampling = of_gguf(path, model.file.values)
+    return Checkpoint(model.config, model.source, None, model.stored_dtype, model.file, sampling)
 
 
 def _read_config(directory: Path) -> ModelConfig:

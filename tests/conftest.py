@@ -17,6 +17,9 @@ import pytest
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What is bundled, where a test names no model: none may need the network.
+os.environ["MEGAKERNEL_MODEL"] = "bundled"
+
 HOPPER = (9, 0)
 TOGETHER = (
     "tests/gpu/",  # a persistent kernel wants all SMs, so two processes must not share them
