@@ -2,7 +2,7 @@
 
 A file keeps, in place of the scaling's four numbers, what each frequency is divided by: 1 for the high ones, `factor` for the
 low ones, and between them an interpolation. Dividing by those would do to compute with, but what reads a configuration wants
-the numbers; two of the interpolated factors determine them.
+the numbers. Two of the interpolated factors determine them; where there are fewer, the usual ones are tried.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import numpy as np
 
 from models.config import LEAST_FLOAT, MOST_FLOAT, SIZE_LIMIT, RopeScaling
 
-USUAL = (1.0, 4.0, 8192)  # low_freq_factor, high_freq_factor and original positions of Llama 3.1, 3.2 and 3.3
+# low_freq_factor, high_freq_factor and original positions: those of Llama 3.1, 3.2 and 3.3 first
+USUAL = ((1.0, 4.0, 8192), *((1.0, 4.0, 2**power) for power in range(1, 24)))
 TOLERANCE = 1e-5  # relative: factors are kept in fp32, and made in it of frequencies in fp32
 
 
@@ -29,7 +30,7 @@ def scaling_of(factors: np.ndarray, theta: float, head_dim: int) -> RopeScaling 
     factor = _nearest_short(float(wanted.max()))
     if factor <= 1.0:
         return None
-    for low, high, positions in (USUAL, *_solved(wanted, frequencies, factor)):
+    for low, high, positions in (*USUAL, *_solved(wanted, frequencies, factor)):
         if np.allclose(llama3_factors(frequencies, factor, low, high, positions), wanted, rtol=TOLERANCE, atol=0):
             return RopeScaling("llama3", factor, low, high, positions)
     return None
