@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from models.errors import UserError
@@ -98,7 +99,8 @@ def _download_gguf(hub_id: str, file: str) -> Path:
     """One file of a repository, which may hold a dozen of the same model, with the other parts where it was split."""
     from huggingface_hub import hf_hub_download
 
-    return [_from_hub(f"{hub_id}/{name}", lambda name=name: hf_hub_download(hub_id, name)) for name in part_names(file)][0]
+    names = part_names(file)
+    return [_from_hub(f"{hub_id}/{name}", partial(hf_hub_download, hub_id, name)) for name in names][0]
 
 
 def _from_hub(model: str, download: Callable[[], str]) -> Path:

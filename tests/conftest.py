@@ -41,6 +41,13 @@ def missing_gpu() -> str | None:
     return None
 
 
+@functools.cache
+def smollm2_is_there() -> bool:
+    from models.smollm2 import cached
+
+    return cached() is not None
+
+
 def group_of(test: str) -> str:
     """Tests of one group run in one process, one after the other; most are a group of their own.
 
@@ -79,6 +86,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and (reason := missing_gpu()):
         pytest.skip(reason)
+    if item.get_closest_marker("smollm2") and not smollm2_is_there():
+        pytest.skip("needs SmolLM2-135M-Instruct in the cache: python -m models.smollm2 fetches it")
 
 
 @pytest.fixture(scope="session")

@@ -152,7 +152,7 @@ def gguf_name(name: str) -> str:
 
 def model_keys(config: ModelConfig, architecture: str = "llama") -> dict[str, Any]:
     """The keys that describe a network, without a tokenizer."""
-    keys = {
+    keys: dict[str, Any] = {
         "context_length": config.max_position,
         "embedding_length": config.hidden_size,
         "block_count": config.num_layers,

@@ -110,7 +110,7 @@ def bpe_keys(pre: str, **more: Any) -> dict[str, Any]:
 
 
 def write(path: Path, keys: dict[str, Any], architecture: str = "llama") -> Path:
-    """A small network with this tokenizer. Another architecture is written in its name alone: nothing but a tokenizer is read."""
+    """A small network with this tokenizer. Another architecture is one in its name alone: nothing but a tokenizer is read."""
     config = parse_config({**SMALL_CONFIGS["gqa2"], "model_type": "llama", "vocab_size": len(keys["tokenizer.ggml.tokens"])})
     tensors = dict(RandomWeights(config).tensors())
     file = model_file(config, tensors, GGMLQuantizationType.F16, keys)
