@@ -21,6 +21,7 @@ from models.errors import UserError, quoted
 from models.gguf.rope_factors import scaling_of
 
 ROPE_FACTORS = "rope_freqs.weight"
+NO_TOKEN = 2**32 - 1  # how -1 is written, which stands for none
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _token_id(values: Mapping[str, Any], which: str) -> int | None:
     token = values.get(f"tokenizer.ggml.{which}_token_id")
     if token is not None and type(token) is not int:
         raise UserError(f"tokenizer.ggml.{which}_token_id is {_shown(token)}: it must be an integer")
-    return token
+    return None if token == NO_TOKEN else token
 
 
 class _Keys:

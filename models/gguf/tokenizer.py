@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from models.config import TOKEN_LIMIT
 from models.errors import UserError, quoted
+from models.gguf.config import NO_TOKEN
 
 PREFIX = "tokenizer.ggml."
 CONTROL, USER_DEFINED = 3, 4  # types of tokens
@@ -147,7 +147,7 @@ class _Vocabulary:
 
     def _token_id(self, key: str) -> int | None:
         token = self.values.get(f"{PREFIX}{key}_token_id")
-        if token is None or (type(token) is int and token == TOKEN_LIMIT * 2 - 1):  # how -1, "none", is written
+        if token is None or (type(token) is int and token == NO_TOKEN):
             return None
         if type(token) is not int or not 0 <= token < len(self.tokens):
             raise UserError(f"{PREFIX}{key}_token_id is {_shown(token)}: it must be one of the {len(self.tokens)} tokens")

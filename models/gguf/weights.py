@@ -30,7 +30,7 @@ PLAIN = {
 }
 BLOCKED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 SUPPORTED = (*(kind.name for kind in PLAIN), *BLOCKED)
-PIECE_ELEMENTS = 2**19  # what one thread widens at a time: with all that the library makes on the way some 10 MB
+PIECE_ELEMENTS = 2**17  # what one thread widens at a time: all that the library makes on the way stays in its cache
 MOST_THREADS = 8
 
 
@@ -122,8 +122,8 @@ def _piece(file: int, tensor: Tensor, rows: int, columns: int, start: int) -> to
     if tensor.kind in PLAIN:
         return torch.frombuffer(raw, dtype=PLAIN[tensor.kind]).view(rows, columns)
     with np.errstate(all="ignore"):  # what is not finite is found, and named, where it is packed
-        wide = dequantize(np.frombuffer(raw, np.uint8).reshape(rows, row_bytes), tensor.kind)
-    return torch.from_numpy(wide).to(torch.bfloat16)
+        wide = dequantize(np.frombuffer(raw, np.uint8).reshape(1, -1), tensor.kind)  # in one go: of rows it makes small groups
+    return torch.from_numpy(wide).to(torch.bfloat16).view(rows, columns)
 
 
 def _read(file: int, tensor: Tensor, count: int, start: int) -> bytearray:

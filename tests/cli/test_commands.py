@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = str(ROOT / "models" / "bundled")
 RUN = [sys.executable, str(ROOT / "run_llama1b.py"), "--backend", "vm"]
 COMMANDS = {
+    "models.smollm2": [],
     "scheduler": ["--model", BUNDLED, "--sms", "4"],
     "scheduler.check": [],
     "scheduler.draw": ["--model", BUNDLED],

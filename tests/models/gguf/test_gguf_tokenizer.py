@@ -188,6 +188,13 @@ def test_llama_3_begins_unless_the_file_says_no(tmp_path: Path) -> None:
     assert ours(write(path, bpe_keys("default"))).encode("a") == theirs(path)("a").input_ids
 
 
+def test_minus_one_is_no_token(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", bpe_keys("default", ids={"bos": 2**32 - 1, "eot": 2**32 - 1}, add_bos_token=True))
+    assert open_checkpoint(path).config.bos_token_id is None
+    assert open_checkpoint(path).config.eos_token_ids == (1,)
+    assert 0 not in ours(path).encode("a")
+
+
 def test_a_prefix_that_the_file_does_not_want(tmp_path: Path) -> None:
     """`add_space_prefix`, which transformers does not hear."""
     keys = spm_keys() | {"tokenizer.ggml.add_bos_token": False}

@@ -3,6 +3,8 @@ memory."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from models.packed import pack
 from models.packing import unpack
 from models.random_weights import RandomWeights
 from models.weights import EMBEDDING, Weights
-from tests.support import BUNDLED
+from tests.support import BUNDLED, ROOT
 from tests.support.configs import SMALL_CONFIGS
 from tests.support.gguf_files import File, Stored, model_file, pair_by_pair
 
@@ -216,3 +218,29 @@ def test_the_bundled_model_in_gguf_has_the_same_tape(tmp_path: Path) -> None:
     assert checkpoint.config == bundled.config
     ours, theirs = pack(checkpoint.source, checkpoint.config), pack(bundled.source, bundled.config)
     assert torch.equal(ours.weights, theirs.weights) and torch.equal(ours.constants, theirs.constants)
+
+
+def test_only_one_tensor_is_in_memory(tmp_path: Path) -> None:
+    """Twelve tensors of 32 MB, widened: what the process takes grows by two of them and some pieces, not by twelve."""
+    rows, columns, count = 4096, 4096, 12
+    raw = blocks(GGMLQuantizationType.Q4_0, 64, columns).tobytes() * (rows // 64)
+    path = File({}, {f"t{index:02}": Stored(raw, (rows, columns), 2) for index in range(count)}).write(tmp_path / "a.gguf")
+    program = f"""
+from pathlib import Path
+from models.gguf.header import read_header
+from models.gguf.weights import GgufSource, Place
+
+def most():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+places = [Place(tensor.name, tensor) for tensor in read_header(Path({str(path)!r})).tensors]
+for _ in GgufSource(tuple(places[:1])).tensors():
+    pass
+before = most()
+for _ in GgufSource(tuple(places)).tensors():
+    pass
+print(most() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 3 * rows * columns * 2
