@@ -54,7 +54,7 @@ def locate(model: str | Path) -> Path:
 def is_gguf(path: Path) -> bool:
     """By its name, or by its first bytes where a program keeps models under names of its own."""
     if path.suffix == GGUF:
-        return True
+        return not os.path.isdir(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False

@@ -77,7 +77,7 @@ _BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias
 _LAYER_NAME = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(\w+)\.(weight|bias)")
 # Tokens that end a turn or a document by their text alone, as llama.cpp takes them: a file names one id, models have several.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end_of_role|>")
-_CONTROL = 3  # the type of a token that is no text
+CONTROL = 3  # the type of a token that is no text
 
 
 def hf_name(name: str) -> str | None:
@@ -161,7 +161,7 @@ def _rope_scaling(
     """By the tensor of factors, which is how Llama 3's scaling is kept, else by the keys."""
     kind = keys.values.get(keys.name("rope.scaling.type"), "none")
     if not isinstance(kind, str):
-        raise UserError(f"{keys.name('rope.scaling.type')} is {_shown(kind)}: it must be a text")
+        raise UserError(f"{keys.name('rope.scaling.type')} is {shown(kind)}: it must be a text")
     if kind not in ("none", ""):
         scaling: dict[str, Any] = {"rope_type": kind, "factor": keys.number("rope.scaling.factor", 1.0)}
     elif (factor := keys.number("rope.scale_linear", 1.0)) != 1.0:
@@ -198,7 +198,7 @@ def _end_tokens(values: Mapping[str, Any]) -> list[int]:
     named = [_token_id(values, key) for key in ("eos", "eot", "eom")]
     tokens, types = values.get("tokenizer.ggml.tokens"), values.get("tokenizer.ggml.token_type")
     if isinstance(tokens, list) and isinstance(types, np.ndarray) and len(tokens) == len(types):
-        places = np.flatnonzero(types == _CONTROL)
+        places = np.flatnonzero(types == CONTROL)
         named += sorted(int(place) for place in places if tokens[place] in _ENDS)
     return list(dict.fromkeys(token for token in named if token is not None))
 
@@ -206,7 +206,7 @@ def _end_tokens(values: Mapping[str, Any]) -> list[int]:
 def _token_id(values: Mapping[str, Any], which: str) -> int | None:
     token = values.get(f"tokenizer.ggml.{which}_token_id")
     if token is not None and type(token) is not int:
-        raise UserError(f"tokenizer.ggml.{which}_token_id is {_shown(token)}: it must be an integer")
+        raise UserError(f"tokenizer.ggml.{which}_token_id is {shown(token)}: it must be an integer")
     return None if token == NO_TOKEN else token
 
 
@@ -225,13 +225,13 @@ class _Keys:
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._value(key, default)
         if type(value) is not int:
-            raise UserError(f"{self.name(key)} is {_shown(value)}: it must be an integer")
+            raise UserError(f"{self.name(key)} is {shown(value)}: it must be an integer")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._value(key, default)
         if type(value) not in (int, float):
-            raise UserError(f"{self.name(key)} is {_shown(value)}: it must be a number")
+            raise UserError(f"{self.name(key)} is {shown(value)}: it must be a number")
         return value
 
     def per_layer(self, key: str, default: int | None = None) -> int:
@@ -250,5 +250,6 @@ class _Keys:
         return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A key's value in a message."""
     return "a list" if isinstance(value, list | np.ndarray) else quoted(value)

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import UserError, quoted
-from models.gguf.config import NO_TOKEN
+from models.errors import UserError
+from models.gguf.config import CONTROL, NO_TOKEN, shown
 
 PREFIX = "tokenizer.ggml."
-CONTROL, USER_DEFINED = 3, 4  # types of tokens
+USER_DEFINED = 4  # the type of a token that is text, and found whole in a prompt
 LONGEST_PIECE = 256  # characters of a token whose merges are to be found
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # a blank, in SentencePiece's vocabularies
 
@@ -62,11 +62,11 @@ def tokenizer_files(values: Mapping[str, Any], vocab_size: int) -> TokenizerFile
         raise UserError(f"{PREFIX}model is missing: the file has no tokenizer, take one that has")
     builders = {"gpt2": _byte_level, "llama": _sentence_piece}
     if not isinstance(kind, str) or kind not in builders:
-        raise UserError(f"{PREFIX}model {_shown(kind)} is not supported: use one whose tokenizer is {' or '.join(builders)}")
+        raise UserError(f"{PREFIX}model {shown(kind)} is not supported: use one whose tokenizer is {' or '.join(builders)}")
     vocabulary = _Vocabulary(values, vocab_size)
     template = values.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
-        raise UserError(f"tokenizer.chat_template is {_shown(template)}: it must be a text")
+        raise UserError(f"tokenizer.chat_template is {shown(template)}: it must be a text")
     special = {f"{name}_token": vocabulary.tokens[token] for name, token in vocabulary.special.items()}
     content = json.dumps(builders[kind](vocabulary), ensure_ascii=False).encode()
     return TokenizerFiles(content, template, special)
@@ -83,7 +83,7 @@ class _Vocabulary:
         self.ids = {token: index for index, token in enumerate(self.tokens)}
         if len(self.ids) < len(self.tokens):
             twice = next(token for index, token in enumerate(self.tokens) if self.ids[token] != index)
-            raise UserError(f"{PREFIX}tokens holds {_shown(twice)} twice: take the file from a sound model")
+            raise UserError(f"{PREFIX}tokens holds {shown(twice)} twice: take the file from a sound model")
         self.types = self._numbers("token_type", "iu")
         self.special = {
             name: token
@@ -94,14 +94,14 @@ class _Vocabulary:
     def flag(self, key: str, default: bool) -> bool:
         value = self.values.get(PREFIX + key, default)
         if not isinstance(value, bool):
-            raise UserError(f"{PREFIX}{key} is {_shown(value)}: it must be true or false")
+            raise UserError(f"{PREFIX}{key} is {shown(value)}: it must be true or false")
         return value
 
     def split(self) -> tuple[str, str | None]:
         """The name of the way to split text, and its expression."""
         name = self.values.get(PREFIX + "pre", "default")
         if not isinstance(name, str) or name not in SPLITS:
-            raise UserError(f"{PREFIX}pre {_shown(name)} is not supported: use a model of {', '.join(SPLITS)}")
+            raise UserError(f"{PREFIX}pre {shown(name)} is not supported: use a model of {', '.join(SPLITS)}")
         return name, SPLITS[name]
 
     def scores(self) -> np.ndarray:
@@ -120,7 +120,7 @@ class _Vocabulary:
         for index, merge in enumerate(merges):
             if len(merge) != 2 or not all(part in ids for part in (*merge, "".join(merge))):
                 raise UserError(
-                    f"{PREFIX}merges[{index}], {_shown(' '.join(merge))}, does not join two tokens to a third: "
+                    f"{PREFIX}merges[{index}], {shown(' '.join(merge))}, does not join two tokens to a third: "
                     "take the file from a sound model"
                 )
         return merges
@@ -150,7 +150,7 @@ class _Vocabulary:
         if token is None or (type(token) is int and token == NO_TOKEN):
             return None
         if type(token) is not int or not 0 <= token < len(self.tokens):
-            raise UserError(f"{PREFIX}{key}_token_id is {_shown(token)}: it must be one of the {len(self.tokens)} tokens")
+            raise UserError(f"{PREFIX}{key}_token_id is {shown(token)}: it must be one of the {len(self.tokens)} tokens")
         return token
 
 
@@ -288,7 +288,3 @@ def _byte_alphabet() -> list[str]:
     visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
     hidden = iter(range(256, 512))
     return [chr(byte if byte in visible else next(hidden)) for byte in range(256)]
-
-
-def _shown(value: Any) -> str:
-    return "a list" if isinstance(value, list | np.ndarray) else quoted(value)

@@ -161,3 +161,8 @@ def test_a_directory_of_several_models_in_gguf(tmp_path: Path) -> None:
         locate(tmp_path)
     (tmp_path / "b.gguf").unlink()
     assert locate(tmp_path) == tmp_path / "a.gguf"
+
+
+def test_a_directory_by_the_name_of_a_file(tmp_path: Path) -> None:
+    directory = save_checkpoint("gqa2", tmp_path / "model.gguf", torch.bfloat16)
+    assert open_checkpoint(directory).directory == directory
