@@ -15,6 +15,7 @@ import run_llama1b
 from megakernel.request import SamplingParams
 from models.checkpoint import open_checkpoint
 from models.weights import Weights
+from scheduler.options import find_config
 from tests.support import BUNDLED
 from tests.support.cli_fakes import EOS, FakeEngine, Loader, ids_of
 from tests.support.gguf_files import byte_level_keys, model_file
@@ -199,3 +200,8 @@ def test_the_help_fits_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch:
     with pytest.raises(SystemExit):
         run_llama1b.main(["--help"])
     assert len(capsys.readouterr().out.splitlines()) <= 32
+
+
+def test_commands_that_make_programs_take_one_too(tmp_path: Path) -> None:
+    path = as_gguf(tmp_path / "bundled.gguf")
+    assert find_config(str(path)) == find_config(str(BUNDLED / "model.safetensors")) == find_config(str(BUNDLED))
