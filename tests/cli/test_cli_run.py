@@ -89,7 +89,7 @@ def test_all_arguments_reach_the_engine(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_defaults_are_those_of_the_dataclasses() -> None:
     assert run_llama1b.parse([]) == run_llama1b.Options()
-    assert run_llama1b.parse([]).sampling == SamplingParams()
+    assert SamplingParams(**run_llama1b.parse([]).drawn) == SamplingParams()
 
 
 def test_chat_sends_the_template(capsys: pytest.CaptureFixture[str]) -> None:
