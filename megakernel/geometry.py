@@ -40,6 +40,9 @@ class Geometry:
     attention_pages: int
     vocabulary: int
     epsilon: float
+    embedding_multiplier: float  # 1: the kernel leaves the product out; the same of those below
+    residual_multiplier: float
+    logits_multiplier: float
     # heads
     group: int
     group_columns: int  # group, rounded up to columns of the matrix instruction
@@ -61,6 +64,8 @@ class Geometry:
     q_stride: int
     new_kv: int
     new_kv_stride: int
+    squares: int  # one a row block of a query or key head, where heads are normed
+    squares_stride: int
     attn: int
     attn_stride: int
     mlp: int
@@ -75,11 +80,12 @@ class Geometry:
     norm_stride: int  # between layers
     final_norm: int
     biases: bool
-    bias_stride: int  # between layers
+    bias_stride: int  # between layers, of the norms of heads as well
     qkv_bias: int  # -1: none
     o_bias: int
     gate_up_bias: int
     down_bias: int
+    head_norm: int  # weights of a query head, then of a key head; -1: heads are not normed
     # tape
     embedding_page: int
     trace: bool  # whether the kernel writes time stamps
@@ -114,7 +120,7 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         raise ValueError(f"a program for weights of {shape.itemsize} bytes: the kernel runs bf16, of {ITEM_BYTES}")
     config, tape = shape.config, shape.tape
     last = min(1, config.num_layers - 1)  # a second layer, where there is one, tells the strides
-    biases = {kind: shape.matrix(kind).bias_offset for kind in ("qkv", "o", "gate_up", "down")}
+    biases = {kind: shape.matrix(kind).bias_offset for kind in tape.kinds}
     offsets = {
         name + suffix: value
         for name in ANNOUNCED
@@ -135,29 +141,37 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         attention_pages=shape.matrix("o").pages_per_block,
         vocabulary=config.vocab_size,
         epsilon=config.rms_eps,
+        embedding_multiplier=config.embedding_multiplier,
+        residual_multiplier=config.residual_multiplier,
+        logits_multiplier=shape.logits_multiplier,
         group=config.group,
         group_columns=shape.group_columns,
         kv_heads=config.num_kv_heads,
         head_rows=shape.head_rows,
         head_blocks=shape.head_blocks,
         head_tiles=shape.head_tiles,
-        scale=config.head_dim**-0.5,
+        scale=config.attention_scale,
         page_positions=shape.page_positions,
         second=shape.buffers["x"].second,
         logits=shape.buffers["logits"].base,
         best=shape.buffers["best"].base,
         partial=shape.buffers["partial"].base,
         best_slots=next_power_of_two(program.sms),
-        attention_norm=tape.norm_offset("attention", 0),
-        mlp_norm=tape.norm_offset("mlp", 0),
-        norm_stride=_stride(tape.norm_offset("attention", 0), tape.norm_offset("attention", last)),
-        final_norm=tape.norm_offset("final"),
+        attention_norm=tape.norm_offset(tape.norm_before("qkv")),
+        mlp_norm=tape.norm_offset(tape.norm_before("gate_up")),
+        norm_stride=_stride(*(tape.norm_offset(tape.norm_before("qkv"), layer) for layer in (0, last))),
+        final_norm=tape.norm_offset(tape.norm_before("head")),
         biases=max(biases.values()) >= 0,
-        bias_stride=max(_stride(shape.matrix(kind).bias_offset, shape.matrix(kind, last).bias_offset) for kind in biases),
+        bias_stride=max(
+            _stride(getattr(shape.matrix(kind), place), getattr(shape.matrix(kind, last), place))
+            for kind in tape.kinds
+            for place in ("bias_offset", "head_norm_offset")
+        ),
         qkv_bias=biases["qkv"],
         o_bias=biases["o"],
         gate_up_bias=biases["gate_up"],
         down_bias=biases["down"],
+        head_norm=shape.matrix("qkv").head_norm_offset,
         embedding_page=shape.matrix("embedding").first_page,
         trace=trace,
         **offsets,

@@ -11,7 +11,7 @@ import torch
 from bench.compare.fidelity import Distances, distances
 from bench.compare.reference import continued, drawing
 from bench.rig import Rig
-from models.config import PRESETS
+from models.families import PRESETS
 from models.packed import pack
 from models.random_weights import RandomWeights
 from models.reference import Reference

@@ -62,7 +62,7 @@ def test_biases_odd_heads_and_sixteen_queries_a_head(triton_site: Site) -> None:
     """What none of the four models has: a head of 40 dimensions, 16 query heads sharing one, biases, ragged sizes."""
     config = ModelConfig(
         hidden_size=100, intermediate_size=1090, num_layers=1, num_heads=16, num_kv_heads=1, head_dim=40, vocab_size=131,
-        attention_bias=True, mlp_bias=True, max_position=512,
+        qkv_bias=True, o_bias=True, mlp_bias=True, max_position=512,
     )  # fmt: skip
     geometry = geometry_of(config, slices=4, sms=7)
     assert (geometry.group_columns, geometry.head_rows) == (16, 48)

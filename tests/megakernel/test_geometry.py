@@ -25,7 +25,7 @@ from tests.support.compile_cases import MODELS, ROOT
 
 BIASED = ModelConfig(
     hidden_size=600, intermediate_size=1100, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=24, vocab_size=333,
-    attention_bias=True, mlp_bias=True,
+    qkv_bias=True, o_bias=True, mlp_bias=True,
 )  # fmt: skip
 CONFIGS = {"biased": BIASED, "llama-3.2-1b": MODELS["llama-3.2-1b"], "bundled": MODELS["bundled"]}
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.config import PRESETS, ModelConfig, RopeScaling
+from models.config import ModelConfig, RopeScaling
 from models.errors import UserError
+from models.families import PRESETS
 from models.hf_config import parse_config, read_config
-from models.weights import expected_tensors
+from models.weights import expected_tensors, parameter_count
 from tests.support.configs import SMALL_CONFIGS, make_model
 
 # config.json and generation_config.json as published for Llama-3.2-1B-Instruct, in the spelling of transformers 4
@@ -86,7 +87,7 @@ def test_the_published_model_is_the_preset() -> None:
     [("llama-3.2-1b", 1_235_814_400), ("llama-3.2-3b", 3_212_749_824), ("llama-3-8b", 8_030_261_248)],
 )
 def test_presets_have_the_published_parameter_counts(preset: str, parameters: int) -> None:
-    assert PRESETS[preset].parameter_count == parameters
+    assert parameter_count(PRESETS[preset]) == parameters
     assert sum(math.prod(shape) for shape in expected_tensors(PRESETS[preset]).values()) == parameters
 
 
@@ -96,7 +97,7 @@ def test_names_and_shapes_are_those_of_transformers(name: str) -> None:
     config = parse_config(transformers_dict(name))
     shapes = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     assert expected_tensors(config) == shapes
-    assert config.parameter_count == model.num_parameters()
+    assert parameter_count(config) == model.num_parameters()
 
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)

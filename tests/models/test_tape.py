@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.config import PRESETS, ModelConfig
+from models.config import ModelConfig
 from models.errors import UserError
+from models.families import PRESETS
 from models.tape import (
     BLOCK_ROWS,
     CONSTANT_ALIGNMENT,
@@ -38,7 +39,8 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         head_dim=2 * draw(st.integers(1, 70)),
         vocab_size=draw(st.integers(1, 200)),
         tied_embeddings=draw(st.booleans()),
-        attention_bias=draw(st.booleans()),
+        qkv_bias=draw(st.booleans()),
+        o_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
     )
 
