@@ -47,7 +47,8 @@ class Geometry:
     group: int
     group_columns: int  # group, rounded up to columns of the matrix instruction
     kv_heads: int
-    head_rows: int
+    head_dim: int
+    head_rows: int  # head_dim, rounded up to row blocks
     head_blocks: int
     head_tiles: int
     scale: float
@@ -147,6 +148,7 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         group=config.group,
         group_columns=shape.group_columns,
         kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
         head_rows=shape.head_rows,
         head_blocks=shape.head_blocks,
         head_tiles=shape.head_tiles,

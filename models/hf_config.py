@@ -149,8 +149,8 @@ def _find_family(values: Mapping[str, Any]) -> Family:
     family = FAMILIES[kind]
     if architectures is not None and architectures != [family.architecture]:
         raise UserError(
-            f"architecture {quoted(architectures)} of model_type {kind!r} is not supported: use a model whose architectures are "
-            f"[{family.architecture!r}]"
+            f"architecture {quoted(architectures)} of model_type {kind!r} is not supported: use a model whose architectures "
+            f"are [{family.architecture!r}]"
         )
     return family
 

@@ -25,7 +25,7 @@ def projection(
     BIAS: gl.constexpr,
     EARLY: gl.constexpr,
 ):
-    """target[rows] = residual[rows] + W[rows] round(source) + bias[rows], for row blocks a to a + b."""
+    """target[rows] = residual[rows] + (W[rows] round(source) + bias[rows]) * residual_multiplier, for row blocks a to a + b."""
     wait_all(S, memory, step, EARLY)
     index = block_index()
     row, column = index // 16, index % 16
@@ -39,5 +39,7 @@ def projection(
             y = row_block(S, ring, step, step.use + i * PAGES, PAGES)
         if BIAS >= 0:
             y += gl.load(bias + rows, mask=inside, other=0.0)
+        if S.residual_multiplier != 1.0:
+            y *= S.residual_multiplier
         y += complete(memory, step, before, residual + rows, inside)
         put_once(S, step, target + rows, y, inside & (column == 0))

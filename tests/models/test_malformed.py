@@ -46,7 +46,7 @@ CONFIG_CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["SequenceClassification"],
     ),
     "no architecture": ({"architectures": None, "model_type": None}, ["architecture", "LlamaForCausalLM"]),
-    "another model type": ({"model_type": "qwen2"}, ["model_type 'qwen2'", "llama"]),
+    "another model type": ({"model_type": "qwen2"}, ["model_type 'qwen2'", "LlamaForCausalLM", "Qwen2ForCausalLM"]),
     "activation": ({"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "'silu'"]),
     "quantised": ({"quantization_config": {"bits": 4}}, ["quantization_config", "not supported"]),
     "sliding window": ({"sliding_window": 4096}, ["sliding_window", "4096"]),
