@@ -27,7 +27,8 @@ BIASED = ModelConfig(
     hidden_size=600, intermediate_size=1100, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=24, vocab_size=333,
     qkv_bias=True, o_bias=True, mlp_bias=True,
 )  # fmt: skip
-CONFIGS = {"biased": BIASED, "llama-3.2-1b": MODELS["llama-3.2-1b"], "bundled": MODELS["bundled"]}
+NORMED = dataclasses.replace(BIASED, family="qwen3")  # heads are normed
+CONFIGS = {"biased": BIASED, "normed": NORMED, "llama-3.2-1b": MODELS["llama-3.2-1b"], "bundled": MODELS["bundled"]}
 
 
 def make(config: ModelConfig, sms: int = 12, **options: int) -> Program:
@@ -45,6 +46,8 @@ def test_every_layer_lies_where_the_strides_say(name: str) -> None:
         for kind in ("qkv", "o", "gate_up", "down"):
             first, here = getattr(geometry, f"{kind}_bias"), tape.matrix(kind, layer).bias_offset
             assert here == (first + layer * geometry.bias_stride if first >= 0 else NONE)
+        first, here = geometry.head_norm, tape.matrix("qkv", layer).head_norm_offset
+        assert here == (first + layer * geometry.bias_stride if first >= 0 else NONE)
         pages = {"qkv": "hidden", "o": "attention", "gate_up": "hidden", "down": "intermediate"}
         for kind, width in pages.items():
             assert tape.matrix(kind, layer).pages_per_block == getattr(geometry, f"{width}_pages")

@@ -63,6 +63,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         qkv_bias=draw(st.booleans()),
         o_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
+        family=draw(st.sampled_from(["llama", "qwen3"])),  # qwen3 norms heads
     )
 
 
