@@ -121,7 +121,7 @@ def parse(argv: list[str] | None) -> Options:
     options, sampling = Options(), SamplingParams()
     parser = Parser(
         prog="run_llama1b.py",
-        description="Decode a Llama with one persistent GPU kernel, or with its CPU twin.",
+        description="Decode a Llama or a relative with one persistent GPU kernel, or with its CPU twin.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_model(parser, default=options.model)

@@ -70,7 +70,7 @@ def parse_config(values: Mapping[str, Any], end_tokens: tuple[int, ...] | None =
     Raises `UserError`.
     """
     family = _find_family(values)
-    values = family.defaults | {key: value for key, value in values.items() if value is not None or key in _NULL_MEANS_NONE}
+    values = {**family.defaults} | {key: value for key, value in values.items() if value is not None or key in _NULL_MEANS_NONE}
     _check_neutral("", values, {key: allowed for key, allowed in _NEUTRAL.items() if key not in _keys_read(family)})
     _check_dtype(values)
     hidden, heads = _integer(values, "hidden_size"), _integer(values, "num_attention_heads")

@@ -15,7 +15,8 @@ def hf_model(config: ModelConfig, tensors: Mapping[str, torch.Tensor], dtype: to
     """The model that transformers makes of a configuration, in `dtype`; its RoPE frequencies stay in fp32."""
     import transformers  # here, because it takes seconds
 
-    options = transformers.AutoConfig.for_model(**hf_values(config))
+    values: dict[str, Any] = hf_values(config)
+    options = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.device(device):
         model: Any = transformers.AutoModelForCausalLM.from_config(options, dtype=dtype).eval()
     state = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
