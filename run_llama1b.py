@@ -152,7 +152,7 @@ def parse(argv: list[str] | None) -> Options:
     options = Options()
     parser = Parser(
         prog="run_llama1b.py",
-        description="Decode a Llama with one persistent GPU kernel, with plain PyTorch, or with the kernel's CPU twin.",
+        description="Decode a Llama or a relative with one persistent GPU kernel, plain PyTorch, or the kernel's CPU twin.",
     )
     add = partial(parser.add_argument, default=argparse.SUPPRESS)  # what is left out takes the default of its field
     add("--model", help=f"{MODEL_HELP} (default: SmolLM2-135M-Instruct, fetched once)")

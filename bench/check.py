@@ -23,7 +23,8 @@ import numpy as np
 from bench.pool import worker_pool
 from bench.record import host, resident_bytes
 from models.command import Parser, command, start, whole
-from models.config import LAYER_LIMIT, PRESETS
+from models.config import LAYER_LIMIT
+from models.families import PRESETS
 from scheduler.build import build_program, make_shape
 from scheduler.check import check
 from scheduler.program import read_program

@@ -73,9 +73,8 @@ def measure_kernels(rig: Rig, start: int, tokens: int) -> Kernels:
     rig.state.tokens.random_(0, plan.config.vocab_size)
     prefill.launch(start, start + tokens)  # so that the buffers hold what they would
     chain.words.copy_(torch.tensor([start, tokens], dtype=torch.int32))
-    ways: dict[str, Iterable[Launch]] = {
-        kind: [chain.product(size, kind, layer, plan.tape.norm_offset("mlp", layer)) for layer in layers] for kind in KINDS
-    }
+    norm = plan.tape.norm_offset(plan.tape.norm_before("gate_up"))
+    ways: dict[str, Iterable[Launch]] = {kind: [chain.product(size, kind, layer, norm) for layer in layers] for kind in KINDS}
     ways["attention"] = [chain.attention(layer) for layer in layers]
     ours = {name: per_layer([launch.enqueue for launch in launches]) for name, launches in ways.items()}
     theirs = {kind: library_product(plan, kind, tokens) for kind in KINDS}

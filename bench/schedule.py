@@ -23,7 +23,8 @@ import networkx
 from bench.pool import worker_pool
 from bench.record import host, resident_bytes
 from models.command import Parser, command, start, whole
-from models.config import PRESETS, SIZE_LIMIT
+from models.config import SIZE_LIMIT
+from models.families import PRESETS
 from scheduler.build import DEFAULT_POLICY, make_shape, schedule
 from scheduler.check import require_valid
 from scheduler.limits import MAX_SMS

@@ -1,12 +1,17 @@
 """Attention of one KV head's query group over one slice of the context (flash decoding: Dao et al., 2023).
 
-    s_t = q . k_t / sqrt(d)      for the positions t of the slice; q and k in the weight type, s in fp32
+    s_t = q . k_t * scale        for the positions t of the slice; q and k in the weight type, s in fp32; scale: 1 / sqrt(d), or
+                                 the model's own
     m = max s,  l = sum exp(s - m),  o = sum round(exp(s - m)) v_t
 
 The loader streams the slice's past K and V pages through the ring, K page then V page; they hold only positions of earlier
 tokens, so it need not wait for this token's QKV.  The last slice also takes the current position, from new_kv[layer], rounded
 as the cache's row is; the others declare that they read it, too, so that one counter serves the whole group.  With one slice
 the normalised output goes to attn[layer]; with more, each leaves (m, l, o) for `Combine`.
+
+Where heads are normed, q and this token's k are what `Qkv` left of them: weighted and rotated, but for the factor 1 / sqrt(mean
+y^2 + eps) of each head, with the row blocks' sums of y^2 beside them in squares[layer].  Each slice multiplies its queries, the
+last one also this token's keys, whose cache row it writes.
 
 The slices share the pages that exist evenly, so every slice works at any position within the bucket; page uses that a slice
 does not need pass through the ring empty, which keeps the page plan the same for every token.
@@ -45,18 +50,31 @@ class Attention(Instruction):
     def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         rows, kv_rows = shape.group_rows, 2 * shape.head_rows
         query = Region("q", self.layer, self.head * rows, (self.head + 1) * rows)
-        return (query, Region("new_kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows))
+        new = Region("new_kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows)
+        first, count = self.head * shape.group_squares, shape.group_squares
+        return (query, new, Region("squares", self.layer, first, first + count)) if count else (query, new)
 
     def loads(self, shape: Dimensions) -> tuple[Region, ...]:
         kv_rows = 2 * shape.head_rows
         return (Region("kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows),)
 
-    def writes(self, shape: Dimensions) -> tuple[Region, ...]:
+    def output(self, shape: Dimensions) -> Region:
+        """Where the output goes, or what `Combine` needs of it."""
         if shape.slices == 1:
             rows = shape.group_rows
-            return (Region("attn", self.layer, self.head * rows, (self.head + 1) * rows),)
+            return Region("attn", self.layer, self.head * rows, (self.head + 1) * rows)
         first = (self.head * shape.slices + self.slice) * shape.partial_rows
-        return (Region("partial", self.layer, first, first + shape.partial_rows),)
+        return Region("partial", self.layer, first, first + shape.partial_rows)
+
+    def writes(self, shape: Dimensions) -> tuple[Region, ...]:
+        if not (shape.head_norms and self.takes_current(shape)):
+            return (self.output(shape),)
+        first = self.head * 2 * shape.head_rows
+        return (self.output(shape), Region("kv", self.layer, first, first + shape.head_rows))
+
+    def takes_current(self, shape: Dimensions) -> bool:
+        """Whether this slice takes the current position."""
+        return self.slice == shape.slices - 1
 
     def page_uses(self, shape: Dimensions) -> int:
         return 2 * shape.slice_pages
@@ -77,9 +95,13 @@ class Attention(Instruction):
     def execute(self, machine: Machine) -> Pages:
         shape, config = machine.shape, machine.shape.config
         dtype, dp = DTYPES[shape.itemsize], shape.head_rows
-        regions = self.reads(shape)
-        q = machine.read(regions[0]).view(config.group, dp).to(dtype).float()
-        state = OnlineSoftmax(config.group, dp, config.head_dim**-0.5)
+        q, new = (machine.read(region) for region in self.reads(shape)[:2])
+        q, (new_k, new_v) = q.view(config.group, dp), new.view(2, 1, dp).unbind(0)
+        if shape.head_norms:
+            factors = self.head_factors(machine)
+            q, new_k = q * factors[:-1, None], new_k * factors[-1]
+        q = q.to(dtype).float()
+        state = OnlineSoftmax(config.group, dp, config.attention_scale)
         first, stop = shape.slice_range(self.slice, machine.past)
         for i in range(shape.slice_pages):
             k_page, v_page = (yield PageRequest(2 * i, 2)).unbind(0)
@@ -88,10 +110,18 @@ class Attention(Instruction):
                 count = min(machine.past - page * shape.page_positions, shape.page_positions)
                 k, v = (cache_rows(pages, shape)[:count] for pages in (k_page, v_page))
                 state.add(q, k, v, dtype)
-        if self.slice == shape.slices - 1:
-            k, v = machine.read(regions[1]).to(dtype).float().view(2, 1, dp).unbind(0)
-            state.add(q, k, v, dtype)
-        machine.write(self.writes(shape)[0], state.normalised() if shape.slices == 1 else state.partial())
+        if self.takes_current(shape):
+            state.add(q, new_k.to(dtype).float(), new_v.to(dtype).float(), dtype)
+        output, *cached = self.writes(shape)
+        machine.write(output, state.normalised() if shape.slices == 1 else state.partial())
+        for region in cached:
+            machine.write(region, new_k.flatten())
+
+    def head_factors(self, machine: Machine) -> torch.Tensor:
+        """1 / sqrt(mean y^2 + eps) of each of the group's query heads and, last, of its key head, [group + 1]."""
+        config = machine.shape.config
+        squares = machine.read(self.reads(machine.shape)[2]).view(config.group + 1, -1)
+        return torch.rsqrt(squares.sum(1) / config.head_dim + config.rms_eps)
 
 
 def cache_rows(page: torch.Tensor, shape: Dimensions) -> torch.Tensor:

@@ -72,6 +72,11 @@ class Dimensions:
         """Weights in one page."""
         return PAGE_BYTES // self.itemsize
 
+    @property
+    def logits_multiplier(self) -> float:
+        """What the products of the head are multiplied by."""
+        return 1.0 / self.config.logits_scaling
+
     # -- heads ------------------------------------------------------------------------------------------------------
     @property
     def head_rows(self) -> int:
@@ -82,6 +87,16 @@ class Dimensions:
     def head_blocks(self) -> int:
         """Row blocks of one head."""
         return self.head_rows // BLOCK_ROWS
+
+    @property
+    def head_norms(self) -> bool:
+        """Whether every head of queries and keys is normed."""
+        return self.matrix("qkv").head_norm_offset >= 0
+
+    @property
+    def group_squares(self) -> int:
+        """Sums of squares of the heads of one KV head's queries and of its keys, one a row block; none without norms."""
+        return (self.config.group + 1) * self.head_blocks if self.head_norms else 0
 
     @property
     def group_rows(self) -> int:

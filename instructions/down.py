@@ -1,6 +1,6 @@
-"""Down projection + residual:  x[layer + 1] = x_mid[layer] + W_down round(mlp[layer]) + b.  See `instructions.projection`.
+"""Down projection + residual:  x[layer + 1] = x_mid[layer] + (W_down round(mlp[layer]) + b) * m.
 
-W_down: [hidden, intermediate].
+W_down: [hidden, intermediate].  See `instructions.projection`.
 """
 
 from __future__ import annotations

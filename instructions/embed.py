@@ -1,6 +1,6 @@
 """Embedding: the residual stream of layer 0 is the embedding row of the token being decoded.
 
-    x[0] = E[token]                E: [vocab, hidden] in the weight type, x: [hidden] fp32
+    x[0] = E[token] * embedding_multiplier        E: [vocab, hidden] in the weight type, x: [hidden] fp32
 
 The row is gathered from the weight tape (with a tied head there is one copy of the matrix in memory), 128 bytes a K tile.
 """
@@ -37,5 +37,5 @@ class Embed(Instruction):
     def execute(self, machine: Machine) -> Pages:
         shape = machine.shape
         machine.read(self.reads(shape)[0])
-        machine.write(self.writes(shape)[0], machine.embedding(machine.token()))
+        machine.write(self.writes(shape)[0], machine.embedding(machine.token()) * shape.config.embedding_multiplier)
         yield from ()

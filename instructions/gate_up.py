@@ -39,7 +39,7 @@ class GateUp(RowBlocks):
         return (Region("mlp", self.layer, self.block * UNITS, stop),)
 
     def execute(self, machine: Machine) -> Pages:
-        y = yield from self.product(machine, self.normed(machine, "mlp"))
+        y = yield from self.product(machine, self.normed(machine))
         gate, up = y[:, :UNITS].flatten(), y[:, UNITS:].flatten()
         region = self.writes(machine.shape)[0]
         machine.write(region, swiglu(gate, up)[: region.stop - region.start])

@@ -1,6 +1,6 @@
 """Norm + LM head, for a run of row blocks of the vocabulary.
 
-    h = round(rms_norm(x[layers], w)),  logits[rows] = W_head[rows] h
+    h = round(rms_norm(x[layers], w)),  logits[rows] = W_head[rows] h / logits_scaling
 
 Each instruction also leaves the largest of its scores and that row's number in its slot of "best" (ties: the lowest row), so
 `Sample` reads a few hundred values, not the whole vocabulary.  A score is the logit when decoding greedily, otherwise
@@ -51,9 +51,9 @@ class LmHead(RowBlocks):
         )
 
     def execute(self, machine: Machine) -> Pages:
-        y = yield from self.product(machine, self.normed(machine, "final"))
+        y = yield from self.product(machine, self.normed(machine))
         logits, best = self.writes(machine.shape)
-        values = y.flatten()[: logits.stop - logits.start]
+        values = y.flatten()[: logits.stop - logits.start] * machine.shape.logits_multiplier
         scores = sampling_scores(values, logits.start, machine.sampling(), machine.past)
         row = int(torch.argmax(scores))  # the first of equals
         machine.write(logits, values)

@@ -53,10 +53,10 @@ class RowBlocks(Instruction):
         pages = self.page_uses(shape)
         return Cost(pages * PAGE_BYTES, 2 * pages * shape.page_elements)
 
-    def normed(self, machine: Machine, norm: str) -> torch.Tensor:
-        """The hidden state that it reads, times its layer's norm of kind `norm`: fp32 [hidden]."""
-        config, (region, *_) = machine.shape.config, self.reads(machine.shape)
-        weight = machine.constants(machine.shape.tape.norm_offset(norm, self.layer), config.hidden_size)
+    def normed(self, machine: Machine) -> torch.Tensor:
+        """The hidden state that it reads, times the norm that comes before its matrix: fp32 [hidden]."""
+        config, tape, (region, *_) = machine.shape.config, machine.shape.tape, self.reads(machine.shape)
+        weight = machine.constants(tape.norm_offset(tape.norm_before(self.MATRIX), self.layer), config.hidden_size)
         return rms_norm(machine.read(region), weight, config.rms_eps)
 
     def product(self, machine: Machine, values: torch.Tensor) -> Product:

@@ -1,6 +1,6 @@
-"""Output projection + residual:  x_mid[layer] = x[layer] + W_o round(attn[layer]) + b.  See `instructions.projection`.
+"""Output projection + residual:  x_mid[layer] = x[layer] + (W_o round(attn[layer]) + b) * m.
 
-W_o: [hidden, heads * dp], its columns padded where a head's dimension is no multiple of 16.
+See `instructions.projection`.  W_o: [hidden, heads * dp], its columns padded where a head's dimension is no multiple of 16.
 """
 
 from __future__ import annotations

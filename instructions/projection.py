@@ -1,6 +1,6 @@
 """Projection + residual, for a run of row blocks: what the output and the down projection have in common.
 
-    y[rows] = residual[rows] + W[rows] round(source) + b[rows]
+    y[rows] = residual[rows] + (W[rows] round(source) + b[rows]) * residual_multiplier
 
 Every output row has one owner, so the residual stream stays in fp32 with no atomics.
 """
@@ -39,5 +39,5 @@ class Projection(RowBlocks):
 
     def execute(self, machine: Machine) -> Pages:
         source, residual = (machine.read(region) for region in self.reads(machine.shape))
-        y = (yield from self.product(machine, source)).flatten()
+        y = (yield from self.product(machine, source)).flatten() * machine.shape.config.residual_multiplier
         machine.write(self.writes(machine.shape)[0], residual + y[: residual.numel()])

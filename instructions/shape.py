@@ -68,7 +68,7 @@ class Shape(Dimensions):
         table, base = {}, 0
         for brought, (layers, rows) in sizes.items():
             own = layers * aligned(rows)
-            second = both if brought in copied else own if brought.announced else 0
+            second = 0 if not own else both if brought in copied else own if brought.announced else 0
             table[brought.name] = Buffer(layers, rows, base, aligned(rows), second)
             base += own
             if brought == copied[-1]:

@@ -56,11 +56,15 @@ class Geometry:
     hidden: int
     vocabulary: int
     epsilon: float
+    embedding_multiplier: float  # 1: the kernel leaves the product out; the same of those below
+    residual_multiplier: float
+    logits_multiplier: float
     # heads
     group: int
     group_columns: int  # group, rounded up to columns of the matrix instruction
     kv_heads: int
-    head_rows: int
+    head_dim: int
+    head_rows: int  # head_dim, rounded up to row blocks
     head_blocks: int
     head_tiles: int
     scale: float
@@ -72,12 +76,15 @@ class Geometry:
     x_mid: Places
     q: Places
     new_kv: Places
+    squares: Places  # one a row block of a query or key head, where heads are normed
     attn: Places
     mlp: Places
     logits: int
     best: int
     partial: int  # its distances depend on the bucket
     best_slots: int  # a power of two, at least the number of LM-head instructions
+    # constants
+    head_norm: Places  # weights of a query head, then of a key head, by layer
     # tape
     qkv: Matrix
     o: Matrix
@@ -124,7 +131,9 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
     if shape.itemsize != ITEM_BYTES:
         raise ValueError(f"a program for weights of {shape.itemsize} bytes: the kernel runs bf16, of {ITEM_BYTES}")
     config, tape = shape.config, shape.tape
-    attention_norm, mlp_norm = (_by_layer(shape, partial(tape.norm_offset, kind)) for kind in ("attention", "mlp"))
+    attention_norm, mlp_norm = (
+        _by_layer(shape, partial(tape.norm_offset, tape.norm_before(kind))) for kind in ("qkv", "gate_up")
+    )
     embedding = shape.matrix("embedding")
     return Geometry(
         ring=program.ring,
@@ -135,13 +144,17 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
         epsilon=config.rms_eps,
+        embedding_multiplier=config.embedding_multiplier,
+        residual_multiplier=config.residual_multiplier,
+        logits_multiplier=shape.logits_multiplier,
         group=config.group,
         group_columns=shape.group_columns,
         kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
         head_rows=shape.head_rows,
         head_blocks=shape.head_blocks,
         head_tiles=shape.head_tiles,
-        scale=config.head_dim**-0.5,
+        scale=config.attention_scale,
         page_positions=shape.page_positions,
         second=shape.buffers["x"].second,
         logits=shape.buffers["logits"].base,
@@ -152,8 +165,9 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         o=_matrix(shape, "o"),
         gate_up=_matrix(shape, "gate_up", mlp_norm),
         down=_matrix(shape, "down"),
-        head=_matrix(shape, "head", Places(tape.norm_offset("final"), 0), biased=False),
+        head=_matrix(shape, "head", Places(tape.norm_offset(tape.norm_before("head")), 0), biased=False),
         embedding=Places(embedding.first_page, embedding.pages_per_block),
+        head_norm=_by_layer(shape, lambda layer: shape.matrix("qkv", layer).head_norm_offset),
         trace=trace,
         **{name: Places(*shape.buffers[name][2:4]) for name in ANNOUNCED if name != "partial"},
     )

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from models.config import ModelConfig
 from models.errors import UserError
+from models.families import family_of
 from models.files import read_json_object
 from models.hf_config import read_config
 from models.locate import INDEX_FILE, SAFETENSORS, SINGLE_FILE, is_gguf, locate
@@ -223,7 +224,7 @@ def _check_tensors(config: ModelConfig, listing: Path, headers: Headers, owners:
         if name not in expected:
             if _HARMLESS.fullmatch(name):
                 continue
-            raise UserError(f"{path}: tensor {name} is left over, {_leftover_mend(name)}")
+            raise UserError(f"{path}: tensor {name} is left over, {_leftover_mend(config, name)}")
         if entry.shape != expected[name]:
             raise UserError(
                 f"{path}: tensor {name} has shape {list(entry.shape)}, but config.json makes it "
@@ -239,9 +240,10 @@ def _missing_mend(name: str) -> str:
     return "download the checkpoint anew, or take config.json from the same model"
 
 
-def _leftover_mend(name: str) -> str:
-    if name.endswith("_proj.bias"):
-        return f"set {'attention' if '.self_attn.' in name else 'mlp'}_bias to true in config.json if the model has biases"
+def _leftover_mend(config: ModelConfig, name: str) -> str:
+    key = f"{'attention' if '.self_attn.' in name else 'mlp'}_bias"
+    if name.endswith("_proj.bias") and key in family_of(config).booleans:
+        return f"set {key} to true in config.json if the model has biases"
     return "config.json describes no such tensor: take both from the same model"
 
 

@@ -1,7 +1,8 @@
 """What a Llama-class network is, in numbers: sizes, norms, RoPE, biases, special tokens.
 
 The rest of the project reads `ModelConfig` and nothing else. Deliberately unknown here: how Hugging Face spells these
-numbers (`models.hf_config`), where the weights lie (`models.checkpoint`), and how they are laid out (`models.tape`).
+numbers and what a layer holds (`models.families`), where the weights lie (`models.checkpoint`), and how they are laid out
+(`models.tape`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _SIZES = (
     "vocab_size",
     "max_position",
 )
+_POSITIVE = ("rms_eps", "rope_theta", "embedding_multiplier", "residual_multiplier", "logits_scaling")
 SIZE_LIMIT = 2**24  # token indices and positions travel as fp32, which counts exactly up to here
 LEAST_FLOAT, MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of the normal fp32 numbers
 TOKEN_LIMIT = 2**31  # token ids are int32
@@ -66,7 +68,12 @@ class ModelConfig:
 
     `num_heads` query heads share `num_kv_heads` K/V heads in groups; `head_dim` need not be `hidden_size / num_heads`.
     `rms_eps` is added to the mean square. `eos_token_ids` may be empty. `max_position` is the longest context in
-    tokens.
+    tokens. `family` names the one of `models.families` whose layers these are; `qkv_bias`, `o_bias` and `mlp_bias` say
+    which of its linears have a bias.
+
+    The embedding is multiplied by `embedding_multiplier`, what a block adds to the residual stream by
+    `residual_multiplier`, the scores of attention by `attention_multiplier` (None: 1 / sqrt(head_dim)); the logits are
+    divided by `logits_scaling` (Granite: arXiv:2408.13359).
     """
 
     hidden_size: int
@@ -80,8 +87,14 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     tied_embeddings: bool = False
-    attention_bias: bool = False
+    family: str = "llama"
+    qkv_bias: bool = False
+    o_bias: bool = False
     mlp_bias: bool = False
+    embedding_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
     max_position: int = 2048
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -93,9 +106,13 @@ class ModelConfig:
             if getattr(self, name) >= limit:
                 shown = quoted(getattr(self, name))
                 raise UserError(f"{name} is {shown}: {limit} or more is not supported, use another model")
-        _check_positive_float("rms_eps", self.rms_eps)
-        _check_positive_float("rope_theta", self.rope_theta)
-        for name in ("tied_embeddings", "attention_bias", "mlp_bias"):
+        for name in _POSITIVE:
+            _check_positive_float(name, getattr(self, name))
+        if self.attention_multiplier is not None:
+            _check_positive_float("attention_multiplier", self.attention_multiplier)
+        if not isinstance(self.family, str):
+            raise UserError(f"family is {self.family!r}: it must be a name")
+        for name in ("tied_embeddings", "qkv_bias", "o_bias", "mlp_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} is {getattr(self, name)!r}: it must be true or false")
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
@@ -121,21 +138,19 @@ class ModelConfig:
         return 16 * math.ceil(self.head_dim / 16)
 
     @property
-    def parameter_count(self) -> int:
-        """Numbers in the checkpoint; a tied embedding counts once."""
-        attention_width = self.num_heads * self.head_dim
-        kv_width = self.num_kv_heads * self.head_dim
-        layer = (
-            2 * self.hidden_size * (attention_width + kv_width)
-            + 3 * self.hidden_size * self.intermediate_size
-            + 2 * self.hidden_size
-        )
-        if self.attention_bias:
-            layer += attention_width + 2 * kv_width + self.hidden_size
-        if self.mlp_bias:
-            layer += 2 * self.intermediate_size + self.hidden_size
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
-        return self.num_layers * layer + embeddings + self.hidden_size
+    def query_size(self) -> int:
+        """Query rows of all heads, and so what attention gives."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_value_size(self) -> int:
+        """Key rows of all heads, and as many value rows."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def attention_scale(self) -> float:
+        """What the products of queries and keys are multiplied by."""
+        return self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` takes them back."""
@@ -173,45 +188,3 @@ def _check_keys(what: str, values: Any, kind: type[ModelConfig | RopeScaling]) -
     names = {entry.name for entry in dataclasses.fields(kind)}
     if wrong := sorted(names ^ set(values)):
         raise UserError(f"{what}: {'missing' if wrong[0] in names else 'unknown'} key {wrong[0]!r}, write the file anew")
-
-
-_LLAMA_32_ROPE = RopeScaling(kind="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
-_LLAMA_3 = ModelConfig(
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-    rms_eps=1e-5,
-    rope_theta=500000.0,
-    max_position=8192,
-    bos_token_id=128000,
-    eos_token_ids=(128001,),
-)
-
-# The published shapes of https://huggingface.co/meta-llama, for weights that are made up (`random:<preset>`).
-PRESETS: dict[str, ModelConfig] = {
-    "llama-3.2-1b": dataclasses.replace(
-        _LLAMA_3,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_layers=16,
-        head_dim=64,
-        rope_scaling=_LLAMA_32_ROPE,
-        tied_embeddings=True,
-        max_position=131072,
-    ),
-    "llama-3.2-3b": dataclasses.replace(
-        _LLAMA_3,
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_layers=28,
-        num_heads=24,
-        rope_scaling=_LLAMA_32_ROPE,
-        tied_embeddings=True,
-        max_position=131072,
-    ),
-    "llama-3-8b": _LLAMA_3,
-}

@@ -1,7 +1,8 @@
-"""Hugging Face's spelling of a Llama configuration, of transformers 4 and 5 alike, read into a `ModelConfig`.
+"""Hugging Face's spelling of a configuration, of transformers 4 and 5 alike, read into a `ModelConfig`.
 
-The only place that reads these names; others only write them. What `LlamaForCausalLM` computes differently, or what another
-architecture adds, is refused by name here; whether the sizes make a network is checked by `ModelConfig` itself.
+The only place that reads these names; others only write them. What is peculiar to a family stands in its file
+(`models.families`). What its class of transformers computes differently, or what another architecture adds, is refused by
+name here; whether the sizes make a network is checked by `ModelConfig` itself.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from typing import Any
 
 from models.config import ROPE_KINDS, TOKEN_LIMIT, ModelConfig, RopeScaling
 from models.errors import UserError, quoted
+from models.families import FAMILIES, family_of
+from models.families.base import Family
 from models.files import json_kind, read_json_object
 
-ARCHITECTURE = "LlamaForCausalLM"
 DTYPES = ("bfloat16", "float16", "float32")
 
-# Keys that change what is computed, with the only values under which nothing changes (absent and null are neutral too).
+# Keys that change what is computed, with the only values under which nothing changes (absent and null are neutral too);
+# a family that reads or ignores one of them says so.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
     "quantization_config": (),
     "compression_config": (),
     "sliding_window": (),
@@ -29,6 +34,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1, 1.0),
     "qk_layernorm": (False,),
     "use_qk_norm": (False,),
+    "use_mrope": (False,),
     "num_local_experts": (0, 1),
     "num_experts": (0, 1),
     "attn_logit_softcapping": (),
@@ -41,6 +47,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
 }
+_NULL_MEANS_NONE = ("bos_token_id", "eos_token_id", "num_key_value_heads", "head_dim", "sliding_window")
 _NEUTRAL_ROPE: dict[str, tuple[Any, ...]] = {"partial_rotary_factor": (1, 1.0), "mrope_section": ()}
 
 
@@ -59,15 +66,16 @@ def read_config(path: Path) -> ModelConfig:
 def parse_config(values: Mapping[str, Any], end_tokens: tuple[int, ...] | None = None) -> ModelConfig:
     """A decoded `config.json`; `end_tokens`, when given, replace its own, as generation in transformers has it.
 
-    Keys that are absent or null take the defaults of transformers' `LlamaConfig`; a token id that is null is none.
+    Keys that are absent or null take the defaults of transformers' own configuration; a token id that is null is none.
     Raises `UserError`.
     """
-    _check_architecture(values)
-    _check_neutral("", values, _NEUTRAL)
-    _check_layer_types(values.get("layer_types"))
+    family = _find_family(values)
+    values = {**family.defaults} | {key: value for key, value in values.items() if value is not None or key in _NULL_MEANS_NONE}
+    _check_neutral("", values, {key: allowed for key, allowed in _NEUTRAL.items() if key not in _keys_read(family)})
     _check_dtype(values)
     hidden, heads = _integer(values, "hidden_size"), _integer(values, "num_attention_heads")
-    max_position = _integer(values, "max_position_embeddings", 2048)
+    max_position = _integer(values, "max_position_embeddings")
+    _check_window(family, values, max_position)
     theta, scaling = _rope(values, max_position)
     return ModelConfig(
         hidden_size=hidden,
@@ -77,20 +85,21 @@ def parse_config(values: Mapping[str, Any], end_tokens: tuple[int, ...] | None =
         num_kv_heads=_integer(values, "num_key_value_heads", heads),
         head_dim=_derived(hidden, heads) if values.get("head_dim") is None else _integer(values, "head_dim"),
         vocab_size=_integer(values, "vocab_size"),
-        rms_eps=_number(values, "rms_norm_eps", 1e-6),
+        rms_eps=_number(values, "rms_norm_eps"),
         rope_theta=theta,
         rope_scaling=scaling,
         tied_embeddings=_boolean(values, "tie_word_embeddings"),
-        attention_bias=_boolean(values, "attention_bias"),
-        mlp_bias=_boolean(values, "mlp_bias"),
+        family=family.name,
         max_position=max_position,
-        bos_token_id=next(iter(_token_ids(values.get("bos_token_id", 1), "bos_token_id")), None),
-        eos_token_ids=_token_ids(values.get("eos_token_id", 2)) if end_tokens is None else end_tokens,
+        bos_token_id=next(iter(_token_ids(values.get("bos_token_id"), "bos_token_id")), None),
+        eos_token_ids=_token_ids(values.get("eos_token_id")) if end_tokens is None else end_tokens,
+        **_own_properties(family, values),
     )
 
 
 def hf_values(config: ModelConfig) -> dict[str, object]:
     """A `config.json` that `parse_config` reads back as `config`."""
+    family = family_of(config)
     rope = config.rope_scaling
     parameters: dict[str, object] = {"rope_type": rope.kind, "rope_theta": config.rope_theta}
     if rope.kind != "default":
@@ -99,9 +108,9 @@ def hf_values(config: ModelConfig) -> dict[str, object]:
         parameters["low_freq_factor"] = rope.low_freq_factor
         parameters["high_freq_factor"] = rope.high_freq_factor
         parameters["original_max_position_embeddings"] = rope.original_max_position
-    return {
-        "architectures": [ARCHITECTURE],
-        "model_type": "llama",
+    values: dict[str, object] = {
+        "architectures": [family.architecture],
+        "model_type": family.name,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_layers,
@@ -112,23 +121,66 @@ def hf_values(config: ModelConfig) -> dict[str, object]:
         "rms_norm_eps": config.rms_eps,
         "rope_parameters": parameters,
         "tie_word_embeddings": config.tied_embeddings,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
         "max_position_embeddings": config.max_position,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(config.eos_token_ids),
     }
+    values |= {key: getattr(config, names[0]) for key, names in family.booleans.items()}
+    values |= {key: getattr(config, name) for key, name in family.numbers.items()}
+    if "attention_multiplier" in values:
+        values["attention_multiplier"] = config.attention_scale  # written out, also where it is that of other families
+    if family.window_switch is not None:
+        values["sliding_window"] = None
+    return values
 
 
-def _check_architecture(values: Mapping[str, Any]) -> None:
-    architectures = values.get("architectures")
-    if architectures is None and values.get("model_type") == "llama":
-        return
-    if architectures != [ARCHITECTURE]:
-        name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures
-        raise UserError(f"architecture {name!r} is not supported: use a model whose architectures are [{ARCHITECTURE!r}]")
-    if values.get("model_type", "llama") != "llama":
-        raise UserError(f"model_type {values['model_type']!r} is not supported: use a model of type 'llama'")
+def _find_family(values: Mapping[str, Any]) -> Family:
+    """By `model_type`, or, where there is none, by `architectures`; if both are there they must agree."""
+    kind, architectures = values.get("model_type"), values.get("architectures")
+    if kind is None:
+        found = [family for family in FAMILIES.values() if architectures == [family.architecture]]
+        if not found:
+            name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures
+            supported = ", ".join(family.architecture for family in FAMILIES.values())
+            raise UserError(f"architecture {quoted(name)} is not supported: use a model of one of {supported}")
+        return found[0]
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise UserError(f"model_type {quoted(kind)} is not supported: use a model of one of {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    if architectures is not None and architectures != [family.architecture]:
+        raise UserError(
+            f"architecture {quoted(architectures)} of model_type {kind!r} is not supported: use a model whose architectures "
+            f"are [{family.architecture!r}]"
+        )
+    return family
+
+
+def _keys_read(family: Family) -> set[str]:
+    """Keys of `_NEUTRAL` that a family reads, or need not."""
+    window = () if family.window_switch is None else ("sliding_window", family.window_switch)
+    return {*family.booleans, *family.numbers, *family.ignored, *window}
+
+
+def _own_properties(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties of `ModelConfig` that only some families set."""
+    booleans = {name: _boolean(values, key) for key, names in family.booleans.items() for name in names}
+    return {**family.fixed, **booleans, **{name: _number(values, key) for key, name in family.numbers.items()}}
+
+
+def _check_window(family: Family, values: Mapping[str, Any], max_position: int) -> None:
+    """Refuse layers that attend to less than the context: a sliding window that it could exceed, or another kind of layer."""
+    switched_on = family.window_switch == "" or (family.window_switch is not None and _boolean(values, family.window_switch))
+    window = _integer(values, "sliding_window") if switched_on and values.get("sliding_window") is not None else None
+    if window is not None and window < max_position:
+        raise UserError(
+            f"sliding_window = {window} is less than max_position_embeddings = {max_position}, and attention to a part of the "
+            f"context is not supported: set max_position_embeddings to {window}"
+        )
+    kinds = ("full_attention",) if window is None else ("full_attention", "sliding_attention")
+    layer_types = values.get("layer_types")
+    for kind in layer_types if isinstance(layer_types, list) else [] if layer_types is None else [layer_types]:
+        if kind not in kinds:
+            raise UserError(f"layer_types holds {quoted(kind)}, which is not supported: use a model of full_attention layers")
 
 
 def _check_neutral(where: str, values: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:
@@ -138,14 +190,6 @@ def _check_neutral(where: str, values: Mapping[str, Any], neutral: Mapping[str, 
             mend = f"use a model with {allowed[0]!r}" if allowed else "use a model without it"
             shown = "" if isinstance(value, (dict, list)) else f" = {quoted(value)}"
             raise UserError(f"{where}{key}{shown} is not supported: {mend}")
-
-
-def _check_layer_types(layer_types: Any) -> None:
-    if layer_types is None:
-        return
-    for kind in layer_types if isinstance(layer_types, list) else [layer_types]:
-        if kind != "full_attention":
-            raise UserError(f"layer_types holds {kind!r}, which is not supported: use a model of full_attention layers")
 
 
 def _check_dtype(values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from models.config import ModelConfig
 from models.errors import UserError
-from models.packing import check_finite, clear_padding_rows, pack_bias, pack_weight
+from models.packing import check_finite, clear_padding_rows, pack_bias, pack_head_norm, pack_weight
 from models.rope import rope_table
 from models.tape import Matrix, TapeLayout
 from models.weights import WeightSource, checked_tensors
@@ -64,7 +64,9 @@ def pack(
 
 def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -> None:
     clear_padding_rows(tape, weights)
-    matrices: dict[str, Matrix] = {name: matrix for matrix in tape.matrices for name in (*matrix.sources, *matrix.bias_sources)}
+    matrices: dict[str, Matrix] = {
+        name: matrix for matrix in tape.matrices for name in (*matrix.sources, *matrix.bias_sources, *matrix.head_norm_sources)
+    }
     norms = {tape.norm_source(kind, layer): tape.norm_offset(kind, layer) for kind, layer in tape.norms()}
     for name, tensor in checked_tensors(source, tape.config):
         if name in norms:
@@ -72,5 +74,7 @@ def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constan
             constants[norms[name] : norms[name] + len(tensor)] = tensor.float()
         elif name in matrices[name].sources:
             pack_weight(tape, matrices[name], name, tensor, weights)
+        elif name in matrices[name].head_norm_sources:
+            pack_head_norm(tape, matrices[name], name, tensor, constants)
         else:
             pack_bias(matrices[name], name, tensor, constants)

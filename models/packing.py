@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from models.errors import UserError
-from models.tape import BLOCK_ROWS, TILE_BYTES, TILES_PER_PAGE, Matrix, TapeLayout
+from models.tape import BLOCK_ROWS, TILE_BYTES, TILES_PER_PAGE, Matrix, TapeLayout, paired_head_rows
 
 _LINE = np.dtype((np.void, TILE_BYTES))  # one row of one tile, moved as a whole
 CHUNK_ELEMENTS = 2**22  # what is converted or padded at a time, so that packing needs little memory beside its input
@@ -72,6 +72,13 @@ def pack_bias(matrix: Matrix, source: str, tensor: torch.Tensor, constants: torc
     constants[matrix.bias_offset + torch.from_numpy(_packed_rows(matrix, source))] = tensor.float()
 
 
+def pack_head_norm(layout: TapeLayout, matrix: Matrix, source: str, tensor: torch.Tensor, constants: torch.Tensor) -> None:
+    """Write the norm weights [head_dim] of a query or a key head into the fp32 constants, in packed row order. Raises as
+    `pack_weight` does."""
+    check_finite(source, tensor, tensor)
+    constants[_head_norm_places(layout, matrix, source)] = tensor.float()
+
+
 def unpack(layout: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -> dict[str, torch.Tensor]:
     """The inverse of packing: every tensor by its Hugging Face name, matrices in the dtype of `weights`, the rest in
     fp32."""
@@ -84,6 +91,8 @@ def unpack(layout: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -
             tensors[source] = region[rows // BLOCK_ROWS, :, rows % BLOCK_ROWS].flatten(1)[:, columns]
         for source in matrix.bias_sources:
             tensors[source] = constants[matrix.bias_offset + torch.from_numpy(_packed_rows(matrix, source))]
+        for source in matrix.head_norm_sources:
+            tensors[source] = constants[_head_norm_places(layout, matrix, source)]
     for kind, layer in layout.norms():
         start = layout.norm_offset(kind, layer)
         tensors[layout.norm_source(kind, layer)] = constants[start : start + layout.config.hidden_size].clone()
@@ -110,6 +119,12 @@ def _lines(region: torch.Tensor) -> np.ndarray:
 def _packed_rows(matrix: Matrix, source: str) -> np.ndarray:
     """The packed row of each row of one source: int64 [source rows]."""
     return _inverse(matrix.row_map)[matrix.source_slice(source)]
+
+
+def _head_norm_places(layout: TapeLayout, matrix: Matrix, source: str) -> torch.Tensor:
+    """Where each weight of a head's norm lies in the constants: int64 [head_dim]."""
+    start = matrix.head_norm_offset + matrix.head_norm_sources.index(source) * layout.config.padded_head_dim
+    return start + torch.from_numpy(_inverse(paired_head_rows(layout.config.head_dim)))
 
 
 def _packed_columns(matrix: Matrix) -> np.ndarray:

@@ -15,8 +15,9 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from models.config import PRESETS, ModelConfig
+from models.config import ModelConfig
 from models.errors import UserError
+from models.families import PRESETS
 from models.weights import expected_tensors
 
 PREFIX = "random:"

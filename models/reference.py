@@ -1,7 +1,7 @@
-"""A Llama model as plain PyTorch, one readable line an operation: what every other implementation is compared with.
+"""A model of any family as plain PyTorch, one readable line an operation: what every other implementation is compared with.
 
-Follows `LlamaForCausalLM` of transformers (eager attention) down to where it rounds, so in bf16 it also shows bf16's
-own error. Knows nothing of tapes, instructions or batches: one sequence, weights by their Hugging Face names.
+Follows the family's class of transformers (eager attention) down to where it rounds, so in bf16 it also shows bf16's own
+error. Knows nothing of tapes, instructions or batches: one sequence, weights by their Hugging Face names.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from models.config import ModelConfig
+from models.families import layer_of
+from models.families.base import FINAL_NORM, layer_module
 from models.rope import inverse_frequencies
 from models.weights import EMBEDDING, HEAD
 
@@ -25,6 +27,7 @@ class Reference:
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
         self.config = config
+        self.layer = layer_of(config)
         self.dtype = dtype
         self.tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         self.position = 0
@@ -48,16 +51,16 @@ class Reference:
     @torch.inference_mode()
     def extend(self, token_ids: Sequence[int]) -> Tensor:
         """Logits after every one of some further tokens: fp32 [tokens, vocab_size]."""
-        residual = self.tensors[EMBEDDING][torch.tensor(list(token_ids), dtype=torch.long)]  # [tokens, hidden]
+        config = self.config
+        embedded = self.tensors[EMBEDDING][torch.tensor(list(token_ids), dtype=torch.long)]  # [tokens, hidden]
+        residual = embedded * config.embedding_multiplier
         turn = self._angles(len(token_ids))
-        for layer in range(self.config.num_layers):
-            normed = self._norm(residual, f"model.layers.{layer}.input_layernorm")
-            residual = residual + self._attention(layer, normed, turn)
-            normed = self._norm(residual, f"model.layers.{layer}.post_attention_layernorm")
-            residual = residual + self._mlp(layer, normed)
+        for layer in range(config.num_layers):
+            residual = residual + self._attention(layer, residual, turn) * config.residual_multiplier
+            residual = residual + self._mlp(layer, residual) * config.residual_multiplier
         self.position += len(token_ids)
-        head = self.tensors[EMBEDDING if self.config.tied_embeddings else HEAD]
-        return linear(self._norm(residual, "model.norm"), head).float()
+        head = self.tensors[EMBEDDING if config.tied_embeddings else HEAD]
+        return (linear(self._norm(residual, FINAL_NORM), head) / config.logits_scaling).float()
 
     def generate(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
         """Greedy continuation of a new sequence: up to `max_tokens` ids, the last of them an end token if one comes."""
@@ -70,8 +73,12 @@ class Reference:
             logits = self.extend(generated[-1:])
         return generated
 
-    def _linear(self, x: Tensor, module: str) -> Tensor:
-        return linear(x, self.tensors[f"{module}.weight"], self.tensors.get(f"{module}.bias"))
+    def _products(self, layer: int, kind: str, x: Tensor) -> list[Tensor]:
+        """What each module of a layer's linear makes of x [tokens, columns], normed first where a norm is before it."""
+        of_kind = self.layer.linear(kind)
+        x = self._norm(x, layer_module(layer, of_kind.norm.module)) if of_kind.norm else x
+        names = [layer_module(layer, module.name) for module in of_kind.modules]
+        return [linear(x, self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")) for name in names]
 
     def _norm(self, x: Tensor, module: str) -> Tensor:
         """RMSNorm (arXiv:1910.07467), in fp32 or better."""
@@ -86,30 +93,27 @@ class Reference:
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     def _attention(self, layer: int, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-        module = f"model.layers.{layer}.self_attn"
         config, tokens = self.config, len(x)
-        query = self._heads(x, f"{module}.q_proj", config.num_heads)  # [heads, tokens, head_dim]
-        key = self._heads(x, f"{module}.k_proj", config.num_kv_heads)
+        products = self._products(layer, "qkv", x)
+        query, key, value = (product.view(tokens, -1, config.head_dim) for product in products)  # [tokens, heads, head_dim]
+        if norms := self.layer.linear("qkv").head_norms:
+            query, key = (self._norm(x, layer_module(layer, norm)) for x, norm in zip((query, key), norms, strict=True))
+        query, key, value = (heads.transpose(0, 1) for heads in (query, key, value))  # [heads, tokens, head_dim]
         self._keys[layer] = torch.cat([self._keys[layer], _rotate(key, turn)], dim=1)  # [kv_heads, positions, head_dim]
-        value = self._heads(x, f"{module}.v_proj", config.num_kv_heads)
         self._values[layer] = torch.cat([self._values[layer], value], dim=1)
         keys = self._keys[layer].repeat_interleave(config.group, dim=0)  # [heads, positions, head_dim]
         values = self._values[layer].repeat_interleave(config.group, dim=0)
-        scores = _rotate(query, turn) @ keys.transpose(1, 2) * config.head_dim**-0.5  # [heads, tokens, positions]
+        scores = _rotate(query, turn) @ keys.transpose(1, 2) * config.attention_scale  # [heads, tokens, positions]
         future = torch.ones(tokens, keys.shape[1], dtype=torch.bool).triu(self.position + 1)
         scores = scores.masked_fill(future, -torch.inf)
         wide = torch.promote_types(self.dtype, torch.float32)
         weights = torch.softmax(scores, dim=-1, dtype=wide).to(self.dtype)
-        return self._linear((weights @ values).transpose(0, 1).reshape(tokens, -1), f"{module}.o_proj")
-
-    def _heads(self, x: Tensor, module: str, heads: int) -> Tensor:
-        return self._linear(x, module).view(len(x), heads, self.config.head_dim).transpose(0, 1)
+        return self._products(layer, "o", (weights @ values).transpose(0, 1).reshape(tokens, -1))[0]
 
     def _mlp(self, layer: int, x: Tensor) -> Tensor:
         """SwiGLU (arXiv:2002.05202)."""
-        module = f"model.layers.{layer}.mlp"
-        gated = silu(self._linear(x, f"{module}.gate_proj")) * self._linear(x, f"{module}.up_proj")
-        return self._linear(gated, f"{module}.down_proj")
+        gate, up = self._products(layer, "gate_up", x)
+        return self._products(layer, "down", silu(gate) * up)[0]
 
 
 def _rotate(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:

@@ -12,12 +12,16 @@ business.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from models.config import ModelConfig
 from models.errors import UserError
+from models.families import layer_of
+from models.families.base import EMBEDDING, FINAL_NORM, HEAD, Layer, layer_module
 
 PAGE_BYTES = 16384
 TILE_BYTES = 128
@@ -25,8 +29,6 @@ BLOCK_ROWS = 16
 TILES_PER_PAGE = PAGE_BYTES // (TILE_BYTES * BLOCK_ROWS)
 HALF_BLOCK = BLOCK_ROWS // 2
 CONSTANT_ALIGNMENT = 32  # fp32 elements: every vector of constants starts on a 128-byte line
-
-LAYER_KINDS = ("qkv", "o", "gate_up", "down")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,9 @@ class Matrix:
     `row_map` int32 [blocks * 16]: the row of the concatenated `sources` that each packed row holds, -1 for a zero row.
     `column_map` int32 [columns]: the source column of each packed column, -1 for zero; None means the identity.
     `columns` is the length of the activation that it multiplies, before K is padded to `pages_per_block` whole pages.
-    `bias_offset` is where the bias starts in the constants, in packed row order; -1 without a bias.
+    `bias_offset` is where the bias starts in the constants, in packed row order; -1 without a bias. `head_norm_offset` is
+    where the norm weights of a query head start, in packed row order, and after them those of a key head, both
+    [padded_head_dim]; -1 without such norms.
     """
 
     kind: str
@@ -51,6 +55,8 @@ class Matrix:
     source_rows: tuple[int, ...]
     bias_sources: tuple[str, ...]
     bias_offset: int
+    head_norm_sources: tuple[str, ...]
+    head_norm_offset: int
 
     @property
     def pages(self) -> int:
@@ -71,10 +77,9 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class TapeLayout:
-    """All matrices of a model, in tape order: for each layer qkv, o, gate_up, down; then the head; then the embedding
-    when it is not tied. `streamed_pages` are those that every decode step reads (all but the embedding).
-    `constant_count` fp32 constants hold the norm weights and the biases; every vector starts at a multiple of
-    `CONSTANT_ALIGNMENT`."""
+    """All matrices of a model, in tape order: for each layer its linears; then the head; then the embedding when it is not
+    tied. `streamed_pages` are those that every decode step reads (all but the embedding). `constant_count` fp32 constants
+    hold the norm weights and the biases; every vector starts at a multiple of `CONSTANT_ALIGNMENT`."""
 
     config: ModelConfig
     itemsize: int
@@ -105,39 +110,58 @@ class TapeLayout:
         """Weights in one page, zeros included."""
         return PAGE_BYTES // self.itemsize
 
+    @cached_property
+    def layer(self) -> Layer:
+        """What each layer holds."""
+        return layer_of(self.config)
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of a layer's matrices, in tape order."""
+        return tuple(linear.kind for linear in self.layer.linears)
+
     def matrix(self, kind: str, layer: int = 0) -> Matrix:
-        """The matrix of one kind ("qkv", "o", "gate_up", "down"; "head", "embedding" with layer 0). A tied embedding is
-        the head."""
-        layers = self.config.num_layers
-        if kind in LAYER_KINDS and 0 <= layer < layers:
-            return self.matrices[layer * len(LAYER_KINDS) + LAYER_KINDS.index(kind)]
+        """The matrix of one kind (one of `kinds`; "head", "embedding" with layer 0). A tied embedding is the head."""
+        layers, kinds = self.config.num_layers, self.kinds
+        if kind in kinds and 0 <= layer < layers:
+            return self.matrices[layer * len(kinds) + kinds.index(kind)]
         if kind == "head" and layer == 0:
-            return self.matrices[layers * len(LAYER_KINDS)]
+            return self.matrices[layers * len(kinds)]
         if kind == "embedding" and layer == 0:
             return self.matrices[-1]
         raise KeyError(f"no matrix {kind!r} in layer {layer} of a model with {layers} layers")
 
+    def norm_before(self, kind: str) -> str:
+        """The kind of the norm before the matrices of one kind: one of the layer's, or "final" before the head."""
+        if kind == "head":
+            return "final"
+        norm = self.layer.linear(kind).norm
+        if norm is None:
+            raise KeyError(f"no norm before {kind!r}")
+        return norm.kind
+
     def norm_offset(self, kind: str, layer: int = 0) -> int:
-        """Where the norm weights [hidden_size] start in the constants: kind "attention" or "mlp" of a layer, or
-        "final"."""
+        """Where the norm weights [hidden_size] start in the constants: the kind of a norm of a layer, or "final"."""
+        kinds = [norm.kind for norm in self.layer.norms]
         if kind == "final" and layer == 0:
-            index = 2 * self.config.num_layers
-        elif kind in ("attention", "mlp") and 0 <= layer < self.config.num_layers:
-            index = 2 * layer + (kind == "mlp")
+            index = len(kinds) * self.config.num_layers
+        elif kind in kinds and 0 <= layer < self.config.num_layers:
+            index = len(kinds) * layer + kinds.index(kind)
         else:
             raise KeyError(f"no {kind!r} norm in layer {layer} of a model with {self.config.num_layers} layers")
         return index * align_constants(self.config.hidden_size)
 
     def norms(self) -> list[tuple[str, int]]:
-        """Kind and layer of every norm, in the order of the constants."""
+        """Kind and layer of every norm of the residual stream, in the order of the constants."""
         layers = range(self.config.num_layers)
-        return [(kind, layer) for layer in layers for kind in ("attention", "mlp")] + [("final", 0)]
+        return [(norm.kind, layer) for layer in layers for norm in self.layer.norms] + [("final", 0)]
 
     def norm_source(self, kind: str, layer: int = 0) -> str:
         """The Hugging Face name of the norm weights at `norm_offset(kind, layer)`."""
         if kind == "final":
-            return "model.norm.weight"
-        return f"model.layers.{layer}.{'input' if kind == 'attention' else 'post_attention'}_layernorm.weight"
+            return f"{FINAL_NORM}.weight"
+        [norm] = [norm for norm in self.layer.norms if norm.kind == kind]
+        return f"{layer_module(layer, norm.module)}.weight"
 
 
 def align_constants(count: int) -> int:
@@ -202,47 +226,54 @@ def _shifted(rows: np.ndarray, start: int) -> np.ndarray:
     return np.where(rows >= 0, rows + start, -1).astype(np.int32)
 
 
+# How the rows of a linear lie on the tape, and, by what it multiplies, its columns.
+ROW_ORDERS: dict[str, Callable[[ModelConfig], np.ndarray]] = {
+    "heads": qkv_rows,
+    "hidden": lambda config: natural_rows(config.hidden_size),
+    "gate_up": lambda config: gate_up_rows(config.intermediate_size),
+}
+COLUMN_ORDERS: dict[str, Callable[[ModelConfig], np.ndarray | None]] = {
+    "hidden": lambda config: None,
+    "attention": attention_columns,
+    "mlp": lambda config: None,
+}
+
+
 class _Builder:
     """Lays matrices and constants one after another."""
 
     def __init__(self, config: ModelConfig, itemsize: int) -> None:
         self.config = config
+        self.layer = layer_of(config)
         self.page_columns = PAGE_BYTES // BLOCK_ROWS // itemsize
         self.itemsize = itemsize
         self.matrices: list[Matrix] = []
         self.page = 0
-        self.constant = (2 * config.num_layers + 1) * align_constants(config.hidden_size)
+        self.constant = (len(self.layer.norms) * config.num_layers + 1) * align_constants(config.hidden_size)
 
     def build(self) -> TapeLayout:
         config = self.config
-        hidden, intermediate, dim = config.hidden_size, config.intermediate_size, config.head_dim
-        query, key_value = config.num_heads * dim, config.num_kv_heads * dim
-        qkv_map, o_columns = qkv_rows(config), attention_columns(config)
-        gate_up_map, hidden_map = gate_up_rows(intermediate), natural_rows(hidden)
-        attention_width = config.num_heads * config.padded_head_dim
+        row_maps = {linear.kind: ROW_ORDERS[linear.row_order](config) for linear in self.layer.linears}
+        column_maps = {linear.kind: COLUMN_ORDERS[linear.source](config) for linear in self.layer.linears}
         for layer in range(config.num_layers):
-            attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
-            qkv = {f"{attention}.q_proj": query, f"{attention}.k_proj": key_value, f"{attention}.v_proj": key_value}
-            gate_up = {f"{mlp}.gate_proj": intermediate, f"{mlp}.up_proj": intermediate}
-            self.add("qkv", layer, qkv, hidden, qkv_map, None, config.attention_bias)
-            self.add(
-                "o",
-                layer,
-                {f"{attention}.o_proj": hidden},
-                attention_width,
-                hidden_map,
-                o_columns,
-                config.attention_bias,
-            )
-            self.add("gate_up", layer, gate_up, hidden, gate_up_map, None, config.mlp_bias)
-            self.add("down", layer, {f"{mlp}.down_proj": hidden}, intermediate, hidden_map, None, config.mlp_bias)
+            for linear in self.layer.linears:
+                self.add(
+                    linear.kind,
+                    layer,
+                    {layer_module(layer, name): rows for name, rows in linear.rows(config).items()},
+                    getattr(config, linear.columns),
+                    row_maps[linear.kind],
+                    column_maps[linear.kind],
+                    linear.has_bias(config),
+                    tuple(f"{layer_module(layer, norm)}.weight" for norm in linear.head_norms),
+                )
         vocabulary_map = natural_rows(config.vocab_size)
-        embedding = {"model.embed_tokens": config.vocab_size}
-        head = embedding if config.tied_embeddings else {"lm_head": config.vocab_size}
-        self.add("head", 0, head, hidden, vocabulary_map, None, False)
+        embedding = {EMBEDDING: config.vocab_size}
+        head = embedding if config.tied_embeddings else {HEAD: config.vocab_size}
+        self.add("head", 0, head, config.hidden_size, vocabulary_map)
         streamed_pages = self.page
         if not config.tied_embeddings:
-            self.add("embedding", 0, embedding, hidden, vocabulary_map, None, False)
+            self.add("embedding", 0, embedding, config.hidden_size, vocabulary_map)
         return TapeLayout(config, self.itemsize, tuple(self.matrices), self.page, streamed_pages, self.constant)
 
     def add(
@@ -252,14 +283,17 @@ class _Builder:
         modules: dict[str, int],
         columns: int,
         row_map: np.ndarray,
-        column_map: np.ndarray | None,
-        bias: bool,
+        column_map: np.ndarray | None = None,
+        bias: bool = False,
+        head_norms: tuple[str, ...] = (),
     ) -> None:
         """Append one matrix; `modules` are the linear modules whose rows it concatenates, with their row counts."""
+        columns = columns if column_map is None else len(column_map)
+        blocks = len(row_map) // BLOCK_ROWS
         matrix = Matrix(
             kind=kind,
             layer=layer,
-            blocks=len(row_map) // BLOCK_ROWS,
+            blocks=blocks,
             pages_per_block=math.ceil(columns / self.page_columns),
             first_page=self.page,
             columns=columns,
@@ -268,9 +302,15 @@ class _Builder:
             sources=tuple(f"{module}.weight" for module in modules),
             source_rows=tuple(modules.values()),
             bias_sources=tuple(f"{module}.bias" for module in modules) if bias else (),
-            bias_offset=self.constant if bias else -1,
+            bias_offset=self.constants(blocks * BLOCK_ROWS if bias else 0),
+            head_norm_sources=head_norms,
+            head_norm_offset=self.constants(len(head_norms) * self.config.padded_head_dim),
         )
         self.matrices.append(matrix)
         self.page += matrix.pages
-        if bias:
-            self.constant += align_constants(matrix.rows)
+
+    def constants(self, count: int) -> int:
+        """Where `count` further constants start; -1 for none."""
+        start = self.constant
+        self.constant += align_constants(count)
+        return start if count else -1

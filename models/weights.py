@@ -5,6 +5,7 @@ Knows neither files (`models.checkpoint`) nor the tape (`models.packing`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,9 +14,10 @@ import torch
 
 from models.config import ModelConfig
 from models.errors import UserError
+from models.families import base, layer_of
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
+EMBEDDING = f"{base.EMBEDDING}.weight"
+HEAD = f"{base.HEAD}.weight"
 
 
 class WeightSource(Protocol):
@@ -48,9 +50,10 @@ class Weights:
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a model, in the order of the network; no head when it is tied."""
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, config.hidden_size)}
+    of_layer = _layer_tensors(config)
     for layer in range(config.num_layers):
-        shapes.update(_layer_tensors(config, f"model.layers.{layer}"))
-    shapes["model.norm.weight"] = (config.hidden_size,)
+        shapes.update({base.layer_module(layer, name): shape for name, shape in of_layer.items()})
+    shapes[f"{base.FINAL_NORM}.weight"] = (config.hidden_size,)
     if not config.tied_embeddings:
         shapes[HEAD] = (config.vocab_size, config.hidden_size)
     return shapes
@@ -70,23 +73,22 @@ def checked_tensors(source: WeightSource, config: ModelConfig) -> Iterator[tuple
         raise UserError(f"tensor {next(iter(pending))} is missing: this model needs {len(pending)} more tensors")
 
 
-def _layer_tensors(config: ModelConfig, prefix: str) -> dict[str, tuple[int, ...]]:
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    query, key_value = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    linear = {
-        "self_attn.q_proj": (query, hidden),
-        "self_attn.k_proj": (key_value, hidden),
-        "self_attn.v_proj": (key_value, hidden),
-        "self_attn.o_proj": (hidden, query),
-        "mlp.gate_proj": (intermediate, hidden),
-        "mlp.up_proj": (intermediate, hidden),
-        "mlp.down_proj": (hidden, intermediate),
-    }
+def parameter_count(config: ModelConfig) -> int:
+    """Numbers in the checkpoint; a tied embedding counts once."""
+    of_layer = sum(math.prod(shape) for shape in _layer_tensors(config).values())
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tied_embeddings else 2)
+    return config.num_layers * of_layer + embeddings + config.hidden_size
+
+
+def _layer_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name within its layer and shape of every tensor of a layer."""
+    layer = layer_of(config)
     shapes: dict[str, tuple[int, ...]] = {}
-    for module, shape in linear.items():
-        shapes[f"{prefix}.{module}.weight"] = shape
-        if config.attention_bias if module.startswith("self_attn") else config.mlp_bias:
-            shapes[f"{prefix}.{module}.bias"] = shape[:1]
-    shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
-    shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+    for linear in layer.linears:
+        for module, rows in linear.rows(config).items():
+            shapes[f"{module}.weight"] = (rows, getattr(config, linear.columns))
+            if linear.has_bias(config):
+                shapes[f"{module}.bias"] = (rows,)
+        shapes.update({f"{module}.weight": (config.head_dim,) for module in linear.head_norms})
+    shapes.update({f"{norm.module}.weight": (config.hidden_size,) for norm in layer.norms})
     return shapes

@@ -23,6 +23,8 @@ from instructions.qkv import Qkv
 from instructions.sample import Sample
 from instructions.shape import Shape, ceil_div
 
+BY_MATRIX: dict[str, type[Qkv | OProj | GateUp | Down]] = {kind.MATRIX: kind for kind in (Qkv, OProj, GateUp, Down)}
+
 
 def split_blocks(parts: Sequence[int], sms: int) -> Iterator[tuple[int, int]]:
     """Split row blocks into runs (first block, blocks) for `sms` SMs, as evenly as can be, none across a part's edge.
@@ -50,15 +52,21 @@ def runs(kind: type[RowBlocks], shape: Shape, layer: int, sms: int) -> Iterator[
     return split_blocks(kind.parts(shape, layer), sms)
 
 
-def lower_layer(shape: Shape, layer: int, sms: int) -> Iterator[Instruction]:
-    """One transformer layer."""
+def lower_attention(shape: Shape, layer: int) -> Iterator[Instruction]:
+    """Attention of one layer, in slices, and what joins them."""
     heads = range(shape.config.num_kv_heads)
-    yield from (Qkv(layer, *run) for run in runs(Qkv, shape, layer, sms))
     for index in range(shape.slices):
         yield from (Attention(layer, head, index) for head in heads)
     if shape.slices > 1:
         yield from (Combine(layer, head) for head in heads)
-    for kind in (OProj, GateUp, Down):
+
+
+def lower_layer(shape: Shape, layer: int, sms: int) -> Iterator[Instruction]:
+    """One transformer layer: its linears in their order, and attention before the one that multiplies its output."""
+    for linear in shape.tape.layer.linears:
+        if linear.source == "attention":
+            yield from lower_attention(shape, layer)
+        kind = BY_MATRIX[linear.kind]
         yield from (kind(layer, *run) for run in runs(kind, shape, layer, sms))
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.config import PRESETS, ModelConfig
+from models.config import ModelConfig
 from models.errors import UserError
+from models.families import PRESETS
 from models.hf_config import read_config
 from models.locate import is_gguf, locate
 

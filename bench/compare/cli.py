@@ -26,8 +26,9 @@ from bench.compare.prompts import Prompts, cut_prompts, draw_prompts
 from bench.compare.report import report, summary
 from bench.compare.session import Session
 from models.command import INTERRUPTED, Parser, add_model, command, note, real, whole
-from models.config import PRESETS, ModelConfig
+from models.config import ModelConfig
 from models.errors import UserError, writing
+from models.families import PRESETS
 from models.output import output_path, write_file
 
 SCORED_PROMPTS, SCORED_LENGTH = 4, 32

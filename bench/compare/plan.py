@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.compare.adapter import LoadSpec
 from bench.compare.prompts import Prompts
 from models.config import ModelConfig
+from models.weights import parameter_count
 
 BF16 = 2  # bytes
 CAPACITY_STEP = 128
@@ -41,7 +42,7 @@ class Plan:
     def weight_bytes(self) -> int:
         """Bytes of bf16 weights that one decode step must read: all but an embedding that is not also the head."""
         embedding = 0 if self.config.tied_embeddings else self.config.vocab_size * self.config.hidden_size
-        return BF16 * (self.config.parameter_count - embedding)
+        return BF16 * (parameter_count(self.config) - embedding)
 
     def step_bytes(self, context: int) -> int:
         """Bytes that a decode step must read, on average over the measured tokens after so long a prompt."""

@@ -10,10 +10,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
+from megakernel.device.cache import cache_address, finite
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
-from megakernel.device.sync import ALL, wait_all
+from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
 
@@ -41,6 +42,23 @@ def query_places(S: gl.constexpr, memory, step):
     head = step.record.a
     source = rows_of(S, memory, step, S.q, step.record.layer) + head * (S.group * S.head_rows)
     return source + heads * S.head_rows + dims, (heads < S.group) & (dims < S.head_rows)
+
+
+@gluon.jit
+def squares_places(S: gl.constexpr, memory, step):
+    """Where the sums of squares of the group's row blocks lie: of queries [heads, dims] and of the key [dims], a block in place
+    of a dimension."""
+    heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout()))[:, None]
+    blocks = gl.arange(0, S.head_tiles * TILE, gl.SliceLayout(0, query_layout()))
+    source = rows_of(S, memory, step, S.squares, step.record.layer)
+    source += step.record.a * ((S.group + 1) * S.head_blocks)
+    return source + heads * S.head_blocks + blocks[None, :], source + S.group * S.head_blocks + blocks
+
+
+@gluon.jit
+def head_factor(S: gl.constexpr, squares):
+    """What a head whose squares sum to `squares` is multiplied by to be normed."""
+    return gl.rsqrt(squares / S.head_dim + S.epsilon)
 
 
 @gluon.jit
@@ -110,10 +128,22 @@ def attention(S: gl.constexpr, memory, ring, step):
     here = current & (dims < S.head_rows)
     q = gl.full(query.shape, 0.0, gl.float32, query.type.layout)
     new_k = gl.full(dims.shape, 0.0, gl.float32, dims.type.layout)
+    if S.head_norm.first >= 0:
+        query_blocks, key_blocks = squares_places(S, memory, step)
+        normed = dims < S.head_blocks
+        squares, key_squares = q, new_k
     begin, waiting = cycles(), 1
     while waiting != 0:
         q, new_k, new_v = look(query, known), look(new_kv + dims, here), look(new_kv + S.head_rows + dims, here)
-        waiting = look_again(memory, step, begin, vacant(q) | (vacant(new_k) | vacant(new_v))[None, :])
+        absent = vacant(q) | (vacant(new_k) | vacant(new_v))[None, :]
+        if S.head_norm.first >= 0:
+            squares = look(query_blocks, known & normed[None, :])
+            key_squares = look(key_blocks, here & normed)
+            absent = absent | vacant(squares) | vacant(key_squares)[None, :]
+        waiting = look_again(memory, step, begin, absent)
+    if S.head_norm.first >= 0:
+        q *= head_factor(S, gl.sum(squares, axis=1))[:, None]
+        new_k *= head_factor(S, gl.sum(key_squares, axis=0))
     rows = output_dims(S)
     new_v = look(new_kv + S.head_rows + rows, current & (rows < S.head_rows))  # is there, as has just been seen
     q, new_k = rounded(q), rounded(new_k)
@@ -149,6 +179,12 @@ def attention(S: gl.constexpr, memory, ring, step):
     if current:
         m, total, acc = add_current(S, q, new_k, rounded(new_v), m, total, acc)
     store_output(S, memory, step, m, total, acc)
+    if S.head_norm.first >= 0:
+        cached = cache_address(
+            S, memory.cache, memory.bucket.head_pages, step.record.layer, step.record.a, 0, step.position, dims
+        )
+        gl.store(cached, finite(new_k).to(gl.bfloat16), mask=here)
+        proxy_fence()  # later tokens read these rows by TMA
 
 
 @gluon.jit

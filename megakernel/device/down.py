@@ -1,4 +1,4 @@
-"""Device side of `instructions.down`: x[layer + 1] = x_mid[layer] + W_down round(mlp[layer]) + b."""
+"""Device side of `instructions.down`: x[layer + 1] = x_mid[layer] + (W_down round(mlp[layer]) + b) * m."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from megakernel.device.values import put, rows_of
 
 @gluon.jit
 def embed(S: gl.constexpr, memory, ring, step):
-    """x[0] = E[token]; the id is clamped because after an expired wait it may be anything."""
+    """x[0] = E[token] * embedding_multiplier; the id is clamped because after an expired wait it may be anything."""
     SIZE: gl.constexpr = power_of_two(S.embedding.stride) * PAGE_COLUMNS
     wait_all(S, memory, step)
     token = gl.load(memory.tokens + step.position, cache_modifier=".cg")
@@ -22,4 +22,7 @@ def embed(S: gl.constexpr, memory, ring, step):
     column = gl.arange(0, SIZE, vector_layout())
     inside = column < S.hidden
     row = gl.load(memory.weights + first + (column // TILE) * (ROWS * TILE) + column % TILE, mask=inside, other=0.0)
-    put(S, step, rows_of(S, memory, step, S.x, 0) + column, row.to(gl.float32), inside)
+    values = row.to(gl.float32)
+    if S.embedding_multiplier != 1.0:
+        values *= S.embedding_multiplier
+    put(S, step, rows_of(S, memory, step, S.x, 0) + column, values, inside)

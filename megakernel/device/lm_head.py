@@ -33,6 +33,8 @@ def lm_head(S: gl.constexpr, memory, ring, step):
         rows = (block + i) * ROWS + row
         inside = rows < S.vocabulary
         logits = row_block(S, ring, step, step.use + i * S.head.pages, S.head.pages)
+        if S.logits_multiplier != 1.0:
+            logits *= S.logits_multiplier
         gl.store(memory.activations + S.logits + rows, logits, mask=inside & (column == 0))
         scores = gl.where(gl.abs(logits) < float("inf"), logits, float("inf"))  # so that `Sample` learns of it
         if inverse_temperature > 0.0:

@@ -1,4 +1,4 @@
-"""Device side of `instructions.o_proj`: x_mid[layer] = x[layer] + W_o round(attn[layer]) + b."""
+"""Device side of `instructions.o_proj`: x_mid[layer] = x[layer] + (W_o round(attn[layer]) + b) * m."""
 
 from __future__ import annotations
 

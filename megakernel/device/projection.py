@@ -22,7 +22,8 @@ def projection(
     matrix: gl.constexpr,
     EARLY: gl.constexpr,
 ):
-    """target[rows] = residual[rows] + W[rows] round(source) + bias[rows], for row blocks `block` to `block + blocks`."""
+    """target[rows] = residual[rows] + (W[rows] round(source) + bias[rows]) * residual_multiplier, for row blocks `block` to
+    `block + blocks`."""
     bias = layer_constants(memory, matrix.bias, step.record.layer)
     wait_all(S, memory, step, EARLY)
     index = block_index()
@@ -38,5 +39,7 @@ def projection(
             y = row_block(S, ring, step, step.use + i * matrix.pages, matrix.pages)
         if matrix.bias.first >= 0:
             y += gl.load(bias + rows, mask=inside, other=0.0)
+        if S.residual_multiplier != 1.0:
+            y *= S.residual_multiplier
         y += complete(memory, step, before, residual + rows, inside)
         put_once(S, step, target + rows, y, inside & (column == 0))

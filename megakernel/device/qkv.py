@@ -5,19 +5,10 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.matvec import PAGE_ELEMENTS, ROWS, TILE, block_index, halves, layer_constants, row_block, stage_norm
+from megakernel.device.cache import cache_address, finite
+from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
 from megakernel.device.sync import proxy_fence
 from megakernel.device.values import put_once, rows_of, values_of
-
-LARGEST = gl.constexpr(3.3895313892515355e38)  # of bf16
-
-
-@gluon.jit
-def cache_address(S: gl.constexpr, cache, head_pages, layer, head, value, position, row):
-    """Where the cache holds row `row` of a K (value 0) or V (value 1) head at one position."""
-    page = ((layer * S.kv_heads + head) * 2 + value) * head_pages + position // S.page_positions
-    line = (row // TILE) * S.page_positions + position % S.page_positions
-    return cache + page.to(gl.int64) * PAGE_ELEMENTS + line * TILE + row % TILE
 
 
 @gluon.jit
@@ -27,19 +18,19 @@ def rotate(low, high, cosine, sine):
 
 
 @gluon.jit
-def finite(values):
-    """fp32 values within what bf16 can hold; what is no number becomes one.
-
-    The cache holds numbers alone, whatever a request computes: attention weighs rows of a page that are not yet written with
-    0, and 0 times infinity is no number.  The request itself fails by its current position, which comes from "new_kv".
-    """
-    return gl.minimum(gl.maximum(values, -LARGEST), LARGEST)
+def put_squares(S: gl.constexpr, memory, step, place, low, high):
+    """Store the sum of squares of a row block, two [8, 8] with equal columns, for those who read its head."""
+    columns = gl.arange(0, low.shape[1], gl.SliceLayout(0, low.type.layout))
+    squares = gl.sum(low * low + high * high, axis=0)
+    target = rows_of(S, memory, step, S.squares, step.record.layer) + place
+    put_once(S, step, target + columns, squares, columns == 0)
 
 
 @gluon.jit
 def qkv(S: gl.constexpr, memory, ring, step):
     """Row blocks `block` to `block + blocks` of the layer's QKV matrix."""
     HALF: gl.constexpr = ROWS // 2
+    CACHED: gl.constexpr = S.group if S.head_norm.first < 0 else S.group + 1  # `attention` caches keys that are normed
     layer = step.record.layer
     stage_norm(
         S,
@@ -66,6 +57,12 @@ def qkv(S: gl.constexpr, memory, ring, step):
             bias = layer_constants(memory, S.qkv.bias, layer) + here * ROWS + row
             low += gl.load(bias)
             high += gl.load(bias + HALF)
+        if S.head_norm.first >= 0:
+            if part <= S.group:  # a query or key: its weights; the factor of the whole head is the reader's business
+                put_squares(S, memory, step, (head * (S.group + 1) + part) * S.head_blocks + inner, low, high)
+                weight = layer_constants(memory, S.head_norm, layer) + (part // S.group) * S.head_rows
+                low *= gl.load(weight + inner * ROWS + row)
+                high *= gl.load(weight + inner * ROWS + row + HALF)
         if part <= S.group:  # a query or key: rotate its pairs
             low, high = rotate(low, high, cosine, sine)
         inside = column == 0
@@ -76,7 +73,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
             target += S.new_kv.first + layer * S.new_kv.stride + (head * 2 + part - S.group) * S.head_rows
         put_once(S, step, target + inner * ROWS + row, low, inside)
         put_once(S, step, target + inner * ROWS + row + HALF, high, inside)
-        if part >= S.group:
+        if part >= CACHED:
             cached = cache_address(
                 S, memory.cache, memory.bucket.head_pages, layer, head, part - S.group, step.position, inner * ROWS + row
             )

@@ -91,9 +91,9 @@ class Chain:
         for layer in range(last):
             yield self.product(size, "qkv", layer)
             yield self.attention(layer)
-            yield self.product(size, "o", layer, plan.tape.norm_offset("mlp", layer))
+            yield self.product(size, "o", layer, plan.tape.norm_offset(plan.tape.norm_before("gate_up"), layer))
             yield self.product(size, "gate_up", layer)
-            yield self.product(size, "down", layer, plan.tape.norm_offset("attention", layer + 1))
+            yield self.product(size, "down", layer, plan.tape.norm_offset(plan.tape.norm_before("qkv"), layer + 1))
         yield self.product(size, "qkv", last, keys_alone=True)
 
     def product(self, size: int, kind: str, layer: int, norm: int = -1, keys_alone: bool = False) -> Launch:

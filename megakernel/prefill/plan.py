@@ -17,6 +17,7 @@ CHUNK = 4096  # most tokens of a chunk
 CLASSES = (64, 128, 256, 512, 1024, 2048, CHUNK)  # most tokens of a chunk of each class
 KINDS = ("qkv", "o", "gate_up", "down")
 PIECE = 64  # columns of the residual stream whose squares are summed together
+NORMED_TILE = 128  # least rows of a tile of the QKV matrix where heads are normed: it holds whole heads
 WIDEST_HEAD = 256  # elements of a head as it is stored that the matrix instruction takes
 
 
@@ -35,8 +36,13 @@ class Plan:
 
     @property
     def possible(self) -> bool:
-        """Whether prefill's kernels take the model: a wider head's prompt is decoded token by token."""
-        return self.head_width <= WIDEST_HEAD
+        """Whether prefill's kernels take the model; else a prompt is decoded token by token.
+
+        Heads are not too wide and, where they are normed, whole tiles of the QKV matrix hold whole heads.
+        """
+        rows = self.dimensions.head_rows
+        whole = rows <= NORMED_TILE and NORMED_TILE % rows == 0
+        return self.head_width <= WIDEST_HEAD and (whole or not self.dimensions.head_norms)
 
     @cached_property
     def tape(self) -> TapeLayout:
@@ -71,7 +77,8 @@ class Plan:
     def cut(self, size: int, kind: str) -> Cut:
         """How a product of a class is cut."""
         matrix = self.tape.matrix(kind)
-        return choose_cut(kind, size, matrix.rows, matrix.columns, self.sms)
+        least = NORMED_TILE if kind == "qkv" and self.dimensions.head_norms else 0
+        return choose_cut(kind, size, matrix.rows, matrix.columns, self.sms, least)
 
     def tiling(self, kind: str, cut: Cut) -> Tiling:
         """What a product's kernel is told."""
@@ -112,7 +119,7 @@ class Plan:
             group=config.group,
             kv_heads=config.num_kv_heads,
             head_rows=dimensions.head_rows,
-            scale=config.head_dim**-0.5,
+            scale=config.attention_scale,
         )
 
     def tiles(self, size: int, kind: str) -> int:

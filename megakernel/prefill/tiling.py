@@ -72,8 +72,9 @@ FINISH = {"qkv": 0.5, "o": 0.65, "gate_up": 0.12, "down": 0.65}  # cycles an ele
 PART_CYCLES = 6000  # of agreeing on who adds the parts
 
 
-def choose_cut(kind: str, tokens: int, rows: int, columns: int, sms: int) -> Cut:
-    """The cut of a product of `tokens` tokens with a matrix [rows, columns] that should take the fewest cycles.
+def choose_cut(kind: str, tokens: int, rows: int, columns: int, sms: int, least: int = 0) -> Cut:
+    """The cut of a product of `tokens` tokens with a matrix [rows, columns] that should take the fewest cycles, in tiles of
+    at least `least` rows.
 
     The model is fitted to measurements on an H100 (docs/notebook/prefill.md).
     """
@@ -89,7 +90,7 @@ def choose_cut(kind: str, tokens: int, rows: int, columns: int, sms: int) -> Cut
         return KERNEL_CYCLES + max(working, 2 * rows * columns / HBM_BYTES + adding)
 
     splits = [split for split in SPLITS if split <= ceil_div(columns, STEP)]
-    return min((Cut(*shape, split) for shape in SHAPES for split in splits), key=cycles)
+    return min((Cut(*shape, split) for shape in SHAPES if shape[1] >= least for split in splits), key=cycles)
 
 
 def slots(tokens: int, tile: int) -> int:

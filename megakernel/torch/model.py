@@ -33,7 +33,7 @@ class TorchModel:
 
     def extend(self, tokens: Tensor, past: int) -> Tensor:
         """Read tokens, int64 [tokens], that follow `past` positions: the residual stream [tokens, hidden]."""
-        residual = self.weights.embedding[tokens].float()  # [tokens, hidden]
+        residual = self.weights.embedding[tokens].float() * self.config.embedding_multiplier  # [tokens, hidden]
         for layer in range(self.config.num_layers):
             residual = self.through(layer, residual, past)
         return residual
@@ -41,12 +41,15 @@ class TorchModel:
     def through(self, number: int, residual: Tensor, past: int) -> Tensor:
         """The residual stream [tokens, hidden] after one layer."""
         layer = self.weights.layers[number]
-        residual = residual + self.attention(layer, self.norm(residual, layer.attention_norm), self.cache[number], past)
-        return residual + self.mlp(layer, self.norm(residual, layer.mlp_norm))
+        times = self.config.residual_multiplier
+        mixed = self.attention(layer, self.norm(residual, layer.attention_norm), self.cache[number], past)
+        residual = torch.add(residual, mixed, alpha=times)
+        return torch.add(residual, self.mlp(layer, self.norm(residual, layer.mlp_norm)), alpha=times)
 
     def logits(self, residual: Tensor) -> Tensor:
         """What `extend` left of some tokens as logits, fp32 [tokens, vocab_size]."""
-        return self.product(self.weights.head, self.norm(residual, self.weights.final_norm), exact=True)
+        found = self.product(self.weights.head, self.norm(residual, self.weights.final_norm), exact=True)
+        return found if self.config.logits_scaling == 1 else found / self.config.logits_scaling
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm (arXiv:1910.07467)."""
@@ -63,6 +66,9 @@ class TorchModel:
         queries, end = config.num_heads, past + tokens
         heads = self.product(layer.qkv, x).view(tokens, queries + 2 * config.num_kv_heads, config.head_dim)
         turning, value = heads.split([queries + config.num_kv_heads, config.num_kv_heads], dim=1)
+        if layer.head_norms:
+            parts = zip(turning.split([queries, config.num_kv_heads], dim=1), layer.head_norms, strict=True)
+            turning = torch.cat([self.norm(part, weight) for part, weight in parts], dim=1)
         query, key = self.turned(turning, past).split([queries, config.num_kv_heads], dim=1)
         cache[0, :, past:end], cache[1, :, past:end] = key.transpose(0, 1), value.transpose(0, 1)
         keys, values = cache[:, :, :end].to(self.attention_dtype)  # [kv_heads, end, head_dim] each
@@ -88,7 +94,8 @@ class TorchModel:
         if tokens > 1:
             position = torch.arange(end, device=self.device)
             mask = (position <= position[past:, None]).repeat(group, 1)  # [group * tokens, end]
-        out = scaled_dot_product_attention(rows, keys[None, :, :end], values[None, :, :end], attn_mask=mask)
+        scale = self.config.attention_scale
+        out = scaled_dot_product_attention(rows, keys[None, :, :end], values[None, :, :end], attn_mask=mask, scale=scale)
         return out.view(-1, group, tokens, dim).permute(2, 0, 1, 3).reshape(tokens, heads * dim).float()
 
 

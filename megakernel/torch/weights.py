@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megakernel.torch.threads import threads
 from models.config import ModelConfig
+from models.families import layer_of
 from models.packing import check_finite
 from models.weights import EMBEDDING, WeightSource, checked_tensors, expected_tensors
 
@@ -37,11 +38,13 @@ class Layer:
     mlp_norm: Tensor
     gate_up: Linear
     down: Linear
+    head_norms: tuple[Tensor, ...] = ()  # of queries and of keys, [head_dim] each, where heads are normed
 
     @classmethod
     def named(cls, tensors: NamedTensors, name: str) -> Layer:
         """The layer whose tensors' names begin so, to be filled."""
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+        norms = layer_of(tensors.config).linear("qkv").head_norms
         return cls(
             attention_norm=tensors.vector(f"{name}.input_layernorm.weight"),
             qkv=tensors.linear(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
@@ -49,6 +52,7 @@ class Layer:
             mlp_norm=tensors.vector(f"{name}.post_attention_layernorm.weight"),
             gate_up=tensors.linear(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
             down=tensors.linear(f"{mlp}.down_proj"),
+            head_norms=tuple(tensors.vector(f"{name}.{norm}.weight") for norm in norms),
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from instructions.codec import WORDS
 from instructions.shape import ANNOUNCED, HELD_PAGES, Shape
-from models.tape import LAYER_KINDS, PAGE_BYTES, TILE_BYTES
+from models.tape import PAGE_BYTES, TILE_BYTES
 from scheduler.check.findings import Finding
 from scheduler.check.listing import Listing
 from scheduler.limits import COUNTER_STRIDE, INT32_MAX, RESERVED, SHARED_MEMORY
@@ -114,17 +114,19 @@ def layer_findings(shape: Shape) -> Iterator[Finding]:
     """Sizes and distances that the kernel takes from the first layers for all of them."""
     tape = shape.tape
     layers = range(shape.config.num_layers)
-    for kind in LAYER_KINDS:
+    for kind in tape.kinds:
         matrices = [tape.matrix(kind, i) for i in layers]
-        if len({(matrix.blocks, matrix.pages_per_block, matrix.bias_offset >= 0) for matrix in matrices}) > 1:
-            yield Finding("limits", f"the matrices {kind} of the layers differ in size or bias; the kernel knows one")
+        kept = {(m.blocks, m.pages_per_block, m.bias_offset >= 0, m.head_norm_offset >= 0) for m in matrices}
+        if len(kept) > 1:
+            yield Finding("limits", f"the matrices {kind} of the layers differ in size, bias or norm; the kernel knows one")
     widths = {tape.matrix(kind).pages_per_block for kind in ("qkv", "gate_up", "head", "embedding")}
     if len(widths) > 1:
         yield Finding("limits", f"rows of the hidden state take {sorted(widths)} pages; the kernel knows one number")
-    norms = {step for kind in ("attention", "mlp") for step in steps([tape.norm_offset(kind, i) for i in layers])}
-    offsets = [[tape.matrix(kind, i).bias_offset for i in layers] for kind in LAYER_KINDS]
+    norms = {step for norm in tape.layer.norms for step in steps([tape.norm_offset(norm.kind, i) for i in layers])}
+    offsets = [[tape.matrix(kind, i).bias_offset for i in layers] for kind in tape.kinds]
+    offsets += [[tape.matrix(kind, i).head_norm_offset for i in layers] for kind in tape.kinds]
     biases = {step for places in offsets if max(places) >= 0 for step in steps(places)}
-    for name, distances in (("norms", norms), ("biases", biases)):
+    for name, distances in (("norms", norms), ("biases and norms of heads", biases)):
         if len(distances) > 1:
             yield Finding("limits", f"{name} lie {sorted(distances)} constants apart, layer by layer; the kernel knows one")
 

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from instructions.base import Region
-from models.tape import LAYER_KINDS
 from scheduler.check.findings import Finding
 from scheduler.check.listing import Listing
 
@@ -88,6 +87,6 @@ def weight_findings(listing: Listing) -> Iterator[Finding]:
             yield listing.finding("weights", j, f"page {start} of the tape is also streamed by {listing.place(i)}")
     streamed = merged([(start, stop) for start, stop, _ in spans])
     shape = listing.shape
-    first = min(shape.matrix(kind, shape.first_layer).first_page for kind in LAYER_KINDS)
+    first = min(shape.matrix(kind, shape.first_layer).first_page for kind in shape.tape.kinds)
     for start, stop in uncovered([(first, shape.tape.streamed_pages)], streamed):
         yield Finding("weights", f"pages {start} to {stop - 1} of the tape are streamed by no instruction")

@@ -12,8 +12,9 @@ from bench.decode import CONTEXTS, TOKENS, fitting_contexts, parser, record_name
 from bench.decode_runs import data_sheet_bandwidth, kv_bytes
 from bench.read_floor import Floor
 from bench.record import Spread
-from models.config import PRESETS
 from models.errors import UserError
+from models.families import PRESETS
+from models.weights import parameter_count
 from scheduler.build import make_shape
 from tests.support import ROOT
 
@@ -23,7 +24,7 @@ def test_bytes_a_token() -> None:
     shape = make_shape(PRESETS["llama-3.2-1b"], sms=132, capacity=4096, bucket=4096)
     assert kv_bytes(shape, 1000) == 1000 * 16 * 8 * 64 * 2 * 2
     norms = (2 * 16 + 1) * 2048
-    assert shape.tape.streamed_pages * 16384 == 2 * (PRESETS["llama-3.2-1b"].parameter_count - norms)
+    assert shape.tape.streamed_pages * 16384 == 2 * (parameter_count(PRESETS["llama-3.2-1b"]) - norms)
 
 
 def test_contexts_that_do_not_fit_are_left_out_or_refused() -> None:

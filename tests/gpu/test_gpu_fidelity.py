@@ -11,12 +11,12 @@ import torch
 from bench.compare.fidelity import Distances, distances
 from bench.compare.reference import continued, drawing
 from bench.rig import Rig
-from models.config import PRESETS
+from models.families import PRESETS
 from models.packed import pack
 from models.random_weights import RandomWeights
 from models.reference import Reference
 from models.weights import Weights
-from tests.support.hf_llama import hf_llama
+from tests.support.hf_model import hf_model
 
 pytestmark = pytest.mark.gpu
 CONFIG = PRESETS["llama-3.2-1b"]
@@ -56,7 +56,7 @@ def test_no_worse_than_transformers_in_bf16() -> None:
     ours = [
         distances(rig.logits_of(tokens[:-1], first=PROMPT - 1).numpy(), rows, tokens[PROMPT:]) for tokens, rows in sequences
     ]
-    model = hf_llama(CONFIG, tensors, torch.bfloat16, "cuda")
+    model = hf_model(CONFIG, tensors, torch.bfloat16, "cuda")
     theirs = []
     for tokens, rows in sequences:
         with torch.inference_mode():

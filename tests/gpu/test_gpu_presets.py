@@ -1,4 +1,4 @@
-"""Llama-3.2-3B's and Llama-3-8B's true shapes, cut to two layers: nearer to the plain model in fp32 than that in bf16 is."""
+"""True shapes of every family, cut to two layers: nearer to the plain model in fp32 than that in bf16 is."""
 
 from __future__ import annotations
 

@@ -119,6 +119,30 @@ def test_combining_one_slice_with_empty_ones_changes_nothing() -> None:
     assert torch.equal(ours, kv[:, 1].float().expand_as(ours)), "with one position the output is its V row, exactly"
 
 
+@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("past", [0, 1, 65, 200])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_head24_bias", "qwen3_head128"])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_heads_are_normed_by_their_reader(name: str, itemsize: int, past: int, slices: int) -> None:
+    """Queries and this token's key times 1 / sqrt(mean y^2 + eps) of their heads; the key as it then is goes to the cache."""
+    machine = FakeMachine(small_shape(name, itemsize, slices), past)
+    shape, config, layer = machine.shape, machine.shape.config, machine.shape.config.num_layers - 1
+    dtype, generator = DTYPES[itemsize], torch.Generator().manual_seed(8)
+    kv, _ = fill_cache(machine, layer), fill_queries(machine, layer)
+    squares = machine.rows["squares", layer].view(config.num_kv_heads, config.group + 1, -1)
+    squares.copy_(torch.rand(squares.shape, generator=generator) * 3 * config.head_dim)
+    factors = (squares.double().sum(2) / config.head_dim + config.rms_eps).rsqrt().float()
+    q = machine.rows["q", layer].view(config.num_kv_heads, config.group, -1) * factors[:, :-1, None]
+    key = machine.rows["new_kv", layer].view(config.num_kv_heads, 2, -1)[:, 0] * factors[:, -1:]
+    kv[:, 0, past] = key.to(dtype).double()
+    ours, wanted = run_attention(machine, layer), softmax_ref(q.to(dtype).double(), kv, shape)
+    # a query or key on the other side of a tie moves a score by 2^-8 of one of its products
+    assert (ours - wanted).abs().max() <= 2 * (ROUNDING[itemsize] + FP32) * kv[:, 1].abs().max()
+    cached = machine.rows["kv", layer].view(config.num_kv_heads, 2, -1)
+    assert (cached[:, 0] - key).abs().max() <= 4 * 2**-24 * key.abs().max()
+    assert cached[:, 1].isnan().all(), "values are stored by who makes them"
+
+
 def test_slices_are_summed_in_order_of_their_index() -> None:
     """fp32 sums depend on their order, so the order is fixed: ((a + b) + c), whichever slice was done first."""
     shape = small_shape("mha", slices=3)

@@ -33,6 +33,9 @@ NAMES = [
     "mlp_bias",
     "ragged_sizes",
     "wide_mlp_long_k",
+    "qwen2_gqa7",
+    "qwen3_head24_bias",
+    "granite_biases",
 ]
 CASES = [(name, itemsize) for name in NAMES for itemsize in (2, 4)]
 EPS32 = 2.0**-24
@@ -77,6 +80,15 @@ def assert_close(ours: torch.Tensor, wanted: torch.Tensor, allowed: torch.Tensor
     assert (ours.double() - wanted).abs().sub(allowed).max() <= 0, (ours.double() - wanted).abs().max()
 
 
+def assert_added(
+    ours: torch.Tensor, residual: torch.Tensor, y: torch.Tensor, allowed: torch.Tensor, machine: FakeMachine
+) -> None:
+    """`ours` is the residual and y, multiplied as the model wants it."""
+    multiplier = machine.shape.config.residual_multiplier
+    wanted = residual + multiplier * y
+    assert_close(ours, wanted, multiplier * (allowed + EPS32 * y.abs()) + EPS32 * residual.abs())
+
+
 def whole(kind: type[Instruction], machine: FakeMachine, matrix: str, layer: int) -> Instruction:
     """One instruction for all row blocks."""
     return kind(layer, 0, machine.shape.matrix(matrix, layer).blocks)  # type: ignore[call-arg]
@@ -111,15 +123,32 @@ def test_qkv_projects_rotates_and_appends(name: str, itemsize: int, past: int) -
     paired = torch.from_numpy(paired_head_rows(config.head_dim)).long()
     plain = torch.arange(shape.head_rows)
     plain[plain >= config.head_dim] = -1
+    new = machine.rows["new_kv", layer].view(config.num_kv_heads, 2, shape.head_rows)
     cache = machine.rows["kv", layer].view(config.num_kv_heads, 2, shape.head_rows)
-    ours = {"q": machine.rows["q", layer].view(-1, shape.head_rows), "k": cache[:, 0], "v": cache[:, 1]}
+    if shape.head_norms:
+        assert cache[:, 0].isnan().all(), "attention writes the cache rows of keys that are normed"
+    assert torch.equal(cache[:, int(shape.head_norms) :], new[:, int(shape.head_norms) :])
+    ours = {"q": machine.rows["q", layer].view(-1, shape.head_rows), "k": new[:, 0], "v": new[:, 1]}
     for part, packed in ours.items():
         y, allowed = linear(h, machine, f"{prefix}.self_attn.{part}_proj")
         heads, bounds = y.view(-1, config.head_dim), allowed.view(-1, config.head_dim)
+        if part != "v" and shape.head_norms:
+            check_squares(machine, layer, part, heads, bounds)
+            weight = machine.tensors[f"{prefix}.self_attn.{part}_norm.weight"].double()
+            heads, bounds = heads * weight, bounds * weight.abs() + EPS32 * (heads * weight).abs()
         if part != "v":
             heads = turned(heads, past, machine)
             bounds = bounds + bounds.roll(config.head_dim // 2, 1) + 4 * EPS32 * heads.abs()  # |cos|, |sin| <= 1
         assert_close(unpacked(packed, plain if part == "v" else paired), heads, bounds)
+
+
+def check_squares(machine: FakeMachine, layer: int, part: str, heads: torch.Tensor, bounds: torch.Tensor) -> None:
+    """The sums of y^2 of the row blocks of heads [n, head_dim] that are queries or keys."""
+    config = machine.shape.config
+    squares = machine.rows["squares", layer].view(config.num_kv_heads, config.group + 1, -1)
+    ours = (squares[:, :-1] if part == "q" else squares[:, -1]).reshape(len(heads), -1).sum(1)
+    allowed = ((2 * heads.abs() + bounds) * bounds).sum(1) + config.head_dim * EPS32 * heads.square().sum(1)
+    assert_close(ours, heads.square().sum(1), allowed)
 
 
 @pytest.mark.parametrize(("name", "itemsize"), CASES)
@@ -130,7 +159,7 @@ def test_o_proj_adds_to_the_residual(name: str, itemsize: int) -> None:
     machine.run(whole(OProj, machine, "o", 0))
     heads = rounded(attention, machine.shape).view(config.num_heads, -1)[:, : config.head_dim]  # padding is not multiplied
     y, allowed = linear(heads.flatten(), machine, "model.layers.0.self_attn.o_proj")
-    assert_close(machine.rows["x_mid", 0], residual + y, allowed + EPS32 * residual.abs())
+    assert_added(machine.rows["x_mid", 0], residual, y, allowed, machine)
 
 
 @pytest.mark.parametrize(("name", "itemsize"), CASES)
@@ -153,7 +182,7 @@ def test_down_writes_the_next_layers_residual(name: str, itemsize: int) -> None:
     residual, mlp = fill(machine, "x_mid", layer, 4), fill(machine, "mlp", layer, 5)
     machine.run(whole(Down, machine, "down", layer))
     y, allowed = linear(rounded(mlp, machine.shape), machine, f"model.layers.{layer}.mlp.down_proj")
-    assert_close(machine.rows["x", layer + 1], residual + y, allowed + EPS32 * residual.abs())
+    assert_added(machine.rows["x", layer + 1], residual, y, allowed, machine)
 
 
 @pytest.mark.parametrize(("name", "itemsize"), CASES)
@@ -162,7 +191,7 @@ def test_embed_copies_the_row(name: str, itemsize: int) -> None:
     machine.current = machine.shape.config.vocab_size - 1
     machine.run(Embed(0))
     row = machine.tensors["model.embed_tokens.weight"][machine.current]
-    assert torch.equal(machine.rows["x", 0], row.float())
+    assert torch.equal(machine.rows["x", 0], row.float() * machine.shape.config.embedding_multiplier)
 
 
 @pytest.mark.parametrize(("name", "itemsize"), CASES)

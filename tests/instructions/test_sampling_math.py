@@ -195,9 +195,9 @@ def test_seeds_and_positions_draw_independently() -> None:
         assert sum(a == b for a, b in zip(base, other, strict=True)) < 25  # chance: 8 of 500
 
 
-def head_machine(state: SamplingState, past: int = 3) -> FakeMachine:
+def head_machine(state: SamplingState, past: int = 3, name: str = "ragged_sizes") -> FakeMachine:
     """A machine whose LM head has run, split into runs of two blocks."""
-    shape = small_shape("ragged_sizes")
+    shape = small_shape(name)
     machine = FakeMachine(shape, past, made_up_tensors(shape), state)
     generator = torch.Generator().manual_seed(2)
     machine.rows["x", shape.config.num_layers].copy_(torch.randn(shape.config.hidden_size, generator=generator))
@@ -211,9 +211,10 @@ def slots(machine: FakeMachine) -> int:
     return -(-machine.shape.matrix("head").blocks // 2)
 
 
-def test_the_head_makes_logits() -> None:
+@pytest.mark.parametrize("name", ["ragged_sizes", "granite_biases"])
+def test_the_head_makes_logits(name: str) -> None:
     """Tolerances as in test_projections.py."""
-    machine = head_machine(GREEDY)
+    machine = head_machine(GREEDY, name=name)
     config = machine.shape.config
     x = machine.rows["x", config.num_layers].double()
     h = x / (x.square().mean() + config.rms_eps).sqrt() * machine.tensors["model.norm.weight"].double()
@@ -221,7 +222,8 @@ def test_the_head_makes_logits() -> None:
     h = h.float().bfloat16().double()
     terms = (weight * h).abs()
     allowed = 2 * config.hidden_size * 2**-24 * (terms.sum(1) + 1) + 2**-8 * terms.topk(2, dim=1).values.sum(1)
-    assert ((machine.rows["logits", 0] - weight @ h).abs() <= allowed).all()
+    scale = 1 / config.logits_scaling
+    assert ((machine.rows["logits", 0] - scale * (weight @ h)).abs() <= scale * (allowed + 2**-23)).all()
 
 
 def test_greedy_takes_the_largest_logit() -> None:

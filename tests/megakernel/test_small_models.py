@@ -106,7 +106,7 @@ def test_bf16_is_no_further_from_fp32_than_transformers_bf16(name: str, checkpoi
     backend = vm_backend(directory, torch.bfloat16, sms=sms_of(name), capacity=BF16_POSITIONS + 1)
     _, ours = decode_with_logits(backend, tokens, 1)
     reference, theirs = (
-        transformers_logits(transformers.LlamaForCausalLM.from_pretrained(directory, dtype=dtype).eval(), tokens)
+        transformers_logits(transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval(), tokens)
         for dtype in (torch.float32, torch.bfloat16)
     )
     our_kl, their_kl = divergence(reference, ours), divergence(reference, theirs)

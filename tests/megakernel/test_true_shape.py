@@ -10,7 +10,7 @@ import torch
 from instructions.shape import HELD_PAGES
 from megakernel.request import SamplingParams
 from megakernel.vm.backend import VmBackend
-from models.config import PRESETS
+from models.families import PRESETS
 from models.packed import pack
 from models.random_weights import RandomWeights
 from models.reference import Reference

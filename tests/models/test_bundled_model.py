@@ -14,6 +14,7 @@ from models import bundled_corpus, train_bundled
 from models.bundled_corpus import ASSISTANT, BEGIN, END, SPECIAL_TOKENS, USER
 from models.bundled_format import ARCHITECTURE
 from models.hf_config import read_config
+from models.weights import parameter_count
 
 BUNDLED = Path(bundled_corpus.__file__).parent / "bundled"
 PROMPTS = ("The with statement", "Return the", "This module", "If the object is", "Raise an exception if")
@@ -45,7 +46,7 @@ def test_transformers_loads_it_as_it_is_described(model: Any) -> None:
     for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim", "tie_word_embeddings", "eos_token_id"):
         assert getattr(model.config, name) == ARCHITECTURE[name]
     ours = read_config(BUNDLED)
-    assert sum(p.numel() for p in model.parameters()) == ours.parameter_count
+    assert sum(p.numel() for p in model.parameters()) == parameter_count(ours)
     assert (ours.bos_token_id, ours.eos_token_ids) == (0, (1,))
 
 

@@ -24,18 +24,54 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 
+MISTRAL: dict[str, Any] = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+QWEN2: dict[str, Any] = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+GRANITE: dict[str, Any] = {"model_type": "granite", "architectures": ["GraniteForCausalLM"]}
+
 CONFIG_CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "another architecture": ({"architectures": ["MistralForCausalLM"]}, ["'MistralForCausalLM'", "LlamaForCausalLM"]),
+    "an architecture that is not supported": (
+        {"architectures": ["GPT2LMHeadModel"], "model_type": None},
+        ["architecture 'GPT2LMHeadModel'", "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"],
+    ),
+    "a model type that is not supported": (
+        {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"},
+        ["model_type 'gpt2'", "llama, mistral, qwen2, qwen3, granite"],
+    ),
+    "a list for a model type": ({"model_type": ["llama"]}, ["model_type ['llama']", "not supported"]),
     "two architectures": ({"architectures": ["LlamaForCausalLM", "B"]}, ["architecture", "not supported"]),
     "architecture for another task": (
         {"architectures": ["LlamaForSequenceClassification"]},
         ["SequenceClassification"],
     ),
     "no architecture": ({"architectures": None, "model_type": None}, ["architecture", "LlamaForCausalLM"]),
-    "another model type": ({"model_type": "qwen2"}, ["model_type 'qwen2'", "llama"]),
+    "another model type": ({"model_type": "qwen2"}, ["model_type 'qwen2'", "LlamaForCausalLM", "Qwen2ForCausalLM"]),
     "activation": ({"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "'silu'"]),
     "quantised": ({"quantization_config": {"bits": 4}}, ["quantization_config", "not supported"]),
     "sliding window": ({"sliding_window": 4096}, ["sliding_window", "4096"]),
+    "a window that the context exceeds": (
+        MISTRAL | {"sliding_window": 4096, "max_position_embeddings": 32768},
+        ["sliding_window = 4096", "max_position_embeddings = 32768", "set max_position_embeddings to 4096"],
+    ),
+    "a window by default": (MISTRAL | {"max_position_embeddings": 4097}, ["sliding_window = 4096", "4097"]),
+    "a window switched on": (
+        QWEN2 | {"use_sliding_window": True, "sliding_window": 64},
+        ["sliding_window = 64", "max_position_embeddings to 64"],
+    ),
+    "layers with a window that is switched off": (
+        QWEN2 | {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]},
+        ["layer_types", "'sliding_attention'"],
+    ),
+    "a switch that is a number": (QWEN2 | {"use_sliding_window": 1}, ["use_sliding_window", "true or false"]),
+    "biases that the family has not": (MISTRAL | {"attention_bias": True}, ["attention_bias = True", "with False"]),
+    "multipliers that the family has not": ({"residual_multiplier": 0.22}, ["residual_multiplier = 0.22", "with 1"]),
+    "a multiplier of zero": (GRANITE | {"logits_scaling": 0}, ["logits_scaling", "above 0"]),
+    "a multiplier that is text": (GRANITE | {"embedding_multiplier": "12"}, ["embedding_multiplier", "'12'", "number"]),
+    "a multiplier that is infinite": (GRANITE | {"attention_multiplier": math.inf}, ["attention_multiplier", "finite"]),
+    "experts of another family": (
+        {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]},
+        ["model_type 'qwen3_moe'", "qwen3"],
+    ),
     "layer types": ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types", "sliding_attention"]),
     "tensor parallel pretraining": ({"pretraining_tp": 2}, ["pretraining_tp = 2", "with 1"]),
     "experts": ({"num_local_experts": 8}, ["num_local_experts", "8"]),

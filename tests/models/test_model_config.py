@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.config import PRESETS, ModelConfig, RopeScaling
+from models.config import ModelConfig, RopeScaling
 from models.errors import UserError
-from models.hf_config import parse_config, read_config
-from models.weights import expected_tensors
+from models.families import FAMILIES, PRESETS
+from models.hf_config import hf_values, parse_config, read_config
+from models.weights import expected_tensors, parameter_count
 from tests.support.configs import SMALL_CONFIGS, make_model
 
 # config.json and generation_config.json as published for Llama-3.2-1B-Instruct, in the spelling of transformers 4
@@ -83,10 +84,24 @@ def test_the_published_model_is_the_preset() -> None:
 
 @pytest.mark.parametrize(
     ("preset", "parameters"),
-    [("llama-3.2-1b", 1_235_814_400), ("llama-3.2-3b", 3_212_749_824), ("llama-3-8b", 8_030_261_248)],
+    [
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3.2-3b", 3_212_749_824),
+        ("llama-3-8b", 8_030_261_248),
+        ("smollm2-135m", 134_515_008),
+        ("smollm2-1.7b", 1_711_376_384),
+        ("granite-8b-code", 8_054_910_976),
+        ("mistral-7b", 7_248_023_552),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen3-0.6b", 596_049_920),
+        ("qwen3-1.7b", 1_720_574_976),
+        ("qwen3-4b", 4_022_468_096),
+        ("qwen3-8b", 8_190_735_360),
+        ("granite-3.3-8b", 8_170_864_640),
+    ],
 )
 def test_presets_have_the_published_parameter_counts(preset: str, parameters: int) -> None:
-    assert PRESETS[preset].parameter_count == parameters
+    assert parameter_count(PRESETS[preset]) == parameters
     assert sum(math.prod(shape) for shape in expected_tensors(PRESETS[preset]).values()) == parameters
 
 
@@ -96,7 +111,24 @@ def test_names_and_shapes_are_those_of_transformers(name: str) -> None:
     config = parse_config(transformers_dict(name))
     shapes = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     assert expected_tensors(config) == shapes
-    assert config.parameter_count == model.num_parameters()
+    assert parameter_count(config) == model.num_parameters()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_written_is_read_back(name: str) -> None:
+    """A checkpoint of made-up weights says in its `config.json` what it was made of."""
+    assert parse_config(json.loads(json.dumps(hf_values(PRESETS[name])))) == PRESETS[name]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_absent_keys_are_transformers_defaults_in_every_family(name: str) -> None:
+    """Written by transformers with all its defaults, and with none: the same."""
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 32, "vocab_size": 9}
+    given = sizes | ({"max_position_embeddings": 4096} if name == "mistral" else {})  # whose window is 4096
+    full = json.loads(AutoConfig.for_model(name, **given).to_json_string(use_diff=False))
+    assert parse_config({"model_type": name, **given}) == parse_config({**full, "architectures": None})
 
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from models.checkpoint import open_checkpoint
-from models.config import PRESETS
 from models.errors import UserError
+from models.families import PRESETS
 from models.random_weights import BLOCK_VALUES, RandomWeights
 from models.weights import EMBEDDING, expected_tensors
 from tests.support.configs import small_config

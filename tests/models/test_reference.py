@@ -1,4 +1,4 @@
-"""The reference is transformers' LlamaForCausalLM: same checkpoint file, same tokens, same logits."""
+"""The reference is transformers' class of every family: same checkpoint file, same tokens, same logits."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ def test_generation_ends_with_the_end_token(tmp_path: Path) -> None:
     assert ending.generate([3, 4, 5], 12) == free[: free.index(end) + 1]
 
 
-def test_bf16_rounds_where_transformers_rounds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gqa2", "mistral", "qwen2_gqa7", "qwen3", "granite", "granite_biases"])
+def test_bf16_rounds_where_transformers_rounds(name: str, tmp_path: Path) -> None:
     """Same operations in the same types, so nearly always the same bits; a matrix product may sum in another order."""
     import transformers
 
-    name = "gqa2"
     tokens = tokens_for(name)
     reference = open_reference(save_checkpoint(name, tmp_path, torch.bfloat16), torch.bfloat16)
     # loaded, not converted: `.bfloat16()` would round transformers' RoPE frequencies as well
-    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
     with torch.no_grad():
         expected = model(torch.tensor([tokens])).logits[0].float()
     error = (reference.logits(tokens) - expected).abs().max() / expected.abs().max()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import PRESETS, ModelConfig, RopeScaling
+from models.config import ModelConfig, RopeScaling
+from models.families import PRESETS
 from models.rope import inverse_frequencies, rope_table
 
 BASE = replace(PRESETS["llama-3.2-1b"], max_position=4096)

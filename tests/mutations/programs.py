@@ -48,7 +48,9 @@ def random_config(random: Random) -> ModelConfig:
         head_dim=random.choice((8, 16, 24, 64)),
         vocab_size=random.choice((20, 33, 100)),
         tied_embeddings=random.random() < 0.5,
-        attention_bias=random.random() < 0.3,
+        family=random.choice(["llama", "qwen3"]),  # qwen3 norms heads
+        qkv_bias=random.random() < 0.3,
+        o_bias=random.random() < 0.3,
         max_position=CAPACITY,
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from instructions.shape import Shape
-from models.config import PRESETS
+from models.families import PRESETS
 from scheduler import ahead as module
 from scheduler.ahead import Ahead, Which, digest, receive, send
 from scheduler.buckets import BucketPrograms
@@ -24,7 +24,7 @@ from tests.support.compile_cases import MODELS
 
 START = """
 import sys, time
-from models.config import PRESETS
+from models.families import PRESETS
 from scheduler.buckets import BucketPrograms
 programs = BucketPrograms(PRESETS["llama-3-8b"], sms=132, capacity=20000, itemsize=2)
 programs.build_ahead(range(len(programs.sizes)))

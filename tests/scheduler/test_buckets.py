@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from instructions.shape import Shape
-from models.config import PRESETS
+from models.families import PRESETS
 from scheduler import buckets
 from scheduler.buckets import FIRST_PAGES, BucketPrograms, bucket_of, bucket_sizes
 from scheduler.errors import ScheduleError

@@ -14,7 +14,8 @@ from instructions.attention import Attention
 from instructions.hand_over import HandOver
 from instructions.qkv import Qkv
 from instructions.shape import Shape, ceil_div
-from models.config import PRESETS, ModelConfig
+from models.config import ModelConfig
+from models.families import PRESETS
 from scheduler.build import make_shape
 from scheduler.errors import ScheduleError
 from scheduler.lower import lower, split_blocks

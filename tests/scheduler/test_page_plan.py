@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from instructions.shape import HELD_PAGES
-from models.config import PRESETS
+from models.families import PRESETS
 from models.tape import PAGE_BYTES
 from scheduler.build import build_program, make_shape
 from scheduler.errors import ScheduleError

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructions.shape import Shape
-from models.config import PRESETS
+from models.families import PRESETS
 from scheduler.build import build_program, make_shape
 from scheduler.dependencies import members
 from scheduler.errors import ScheduleError

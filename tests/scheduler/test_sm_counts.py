@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from instructions.shape import ceil_div
-from models.config import PRESETS, ModelConfig
+from models.config import ModelConfig
+from models.families import PRESETS
 from models.hf_config import read_config
 from scheduler.build import build_program, make_shape
 from scheduler.place import POLICIES

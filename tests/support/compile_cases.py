@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from megakernel.geometry import Geometry, make_geometry
-from models.config import PRESETS, ModelConfig
+from models.config import ModelConfig
+from models.families import PRESETS
 from models.hf_config import read_config
 from scheduler.build import build_program, make_shape
 from tests.support import BUNDLED, ROOT

@@ -1,9 +1,10 @@
-"""The small models that every layer is tested with: keyword arguments of `transformers.LlamaConfig`, by a name that
-says why.
+"""The small models that every layer is tested with: keyword arguments of transformers' configuration of a family
+("llama" where no `model_type` is given), by a name that says why.
 
 Between them: MHA, GQA with 2, 4 and 8 query heads a K/V head, MQA, more query heads a K/V head than the GPU's matrix
 instruction has columns; head sizes 8 to 128, some whose half is no multiple of 8 and some that are not hidden / heads; tied
-and untied heads; attention and MLP biases; every kind of RoPE scaling; vocabularies and sizes that are no multiple of 16.
+and untied heads; attention and MLP biases; every kind of RoPE scaling; vocabularies and sizes that are no multiple of 16;
+and, with the name of its family in front, what each of the others adds.
 
 `transformers` is imported where it is needed only: it takes seconds, and worker processes import this.
 """
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from models.config import ModelConfig
+from models.families import FAMILIES
 from models.hf_config import parse_config
 from models.weights import expected_tensors
 
@@ -66,13 +68,24 @@ SMALL_CONFIGS: dict[str, dict[str, Any]] = {
     "sixteen_queries": _sizes(112, 1090, 2, 16, 1, 40, 131) | {"attention_bias": True, "mlp_bias": True},
     "head128_bias_tied": _sizes(48, 600, 2, 4, 2, 128, 101)
     | {"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": _LLAMA3},
+    "mistral": _sizes(64, 96, 2, 4, 2, 16, 96) | {"model_type": "mistral", "sliding_window": 4096},
+    "qwen2_gqa7": _sizes(112, 128, 2, 14, 2, 16, 100) | {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": _sizes(64, 96, 2, 4, 2, 32, 110) | {"model_type": "qwen3", "tie_word_embeddings": True},
+    "qwen3_head24_bias": _sizes(72, 100, 2, 6, 2, 24, 99) | {"model_type": "qwen3", "attention_bias": True},
+    "qwen3_head128": _sizes(128, 160, 2, 4, 1, 128, 130) | {"model_type": "qwen3", "rope_parameters": _LLAMA3},
+    "granite": _sizes(64, 112, 2, 4, 2, 16, 101)
+    | {"model_type": "granite", "tie_word_embeddings": True, "embedding_multiplier": 6.0, "attention_multiplier": 0.125}
+    | {"residual_multiplier": 0.22, "logits_scaling": 4.0},
+    "granite_biases": _sizes(80, 72, 2, 4, 4, 24, 70)
+    | {"model_type": "granite", "attention_bias": True, "mlp_bias": True, "embedding_multiplier": 12}
+    | {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 0.75},
 }
 
 
 def small_values(name: str, positions: int = MAX_POSITION) -> dict[str, Any]:
     """The `config.json` of one of `SMALL_CONFIGS`, with a context of `positions`."""
-    kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
-    return {**kind, **SMALL_CONFIGS[name], "max_position_embeddings": positions}
+    values = {"model_type": "llama", "rms_norm_eps": 1e-5, **SMALL_CONFIGS[name], "max_position_embeddings": positions}
+    return {"architectures": [FAMILIES[values["model_type"]].architecture], **values}
 
 
 def small_config(name: str, positions: int = MAX_POSITION) -> ModelConfig:
@@ -92,7 +105,7 @@ def random_tensors(config: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
 
 
 def make_model(name: str, seed: int = 0) -> Any:
-    """A `transformers.LlamaForCausalLM` in fp32 with random weights, for one of `SMALL_CONFIGS`.
+    """A model of transformers in fp32 with random weights, for one of `SMALL_CONFIGS`.
 
     Matrices are wide enough (standard deviation 1 / sqrt(K)) that every part shows in the logits; norm weights and
     biases are noise, not transformers' ones and zeros, which would hide a missing one.
@@ -108,7 +121,8 @@ def make_model(name: str, seed: int = 0) -> Any:
         "pad_token_id": None,
         "attn_implementation": "eager",
     }
-    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**options)).float().eval()
+    config = transformers.AutoConfig.for_model(options.pop("model_type", "llama"), **options)
+    model: Any = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter_name, parameter in sorted(model.named_parameters()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from models.config import PRESETS
+from models.families import PRESETS
 from scheduler.build import make_shape, schedule
 from scheduler.costs import MachineModel
 from scheduler.draw.content import Drawing, make_drawing

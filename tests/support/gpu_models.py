@@ -8,7 +8,8 @@ import functools
 import torch
 
 from models.checkpoint import open_checkpoint
-from models.config import PRESETS, ModelConfig
+from models.config import ModelConfig
+from models.families import PRESETS
 from models.hf_config import read_config
 from models.random_weights import RandomWeights
 from models.weights import Weights

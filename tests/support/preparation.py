@@ -57,7 +57,13 @@ class CasePrograms(BucketPrograms):
 
 
 SMALL = Case("gqa4_llama3_tied", 128, 40, 8, ((1, 1),))
-PRESET_CASES = {name: Case(name, 192, 150, 150, ((1, 1), (3, 3))) for name in ("llama-3.2-3b", "llama-3-8b")}
+# True shapes: every preset whose heads have 128 dimensions but those that differ from another in sizes alone; and heads of 64.
+WIDE_HEADS = (
+    "llama-3.2-3b", "llama-3-8b", "granite-8b-code", "mistral-7b", "qwen2.5-7b", "qwen3-0.6b", "qwen3-8b", "granite-3.3-8b",
+)  # fmt: skip
+PRESET_CASES = {name: Case(name, 192, 150, 150, ((1, 1), (3, 3))) for name in WIDE_HEADS} | {
+    "smollm2-135m": Case("smollm2-135m", 227, 150, 150)
+}
 
 
 def programs_of(case: Case, sms: int) -> CasePrograms:
@@ -79,6 +85,13 @@ CASES = {
         Case("ragged_sizes", 227, 140, 120),
         Case("wide_mlp_long_k", 227, 140, 120),
         Case("sixteen_queries", 227, 227, 120),
+        Case("mistral", 227, 140, 120),
+        Case("qwen2_gqa7", 227, 140, 120),
+        Case("qwen3", 227, 140, 120),
+        Case("qwen3_head24_bias", 227, 140, 120),
+        Case("qwen3_head128", 300, 300, 60, ((1, 1), (3, 2), (5, 5))),
+        Case("granite", 227, 140, 120),
+        Case("granite_biases", 227, 140, 120),
     )
 }
 

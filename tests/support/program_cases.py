@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from instructions.base import Instruction
 from instructions.shape import Shape
-from models.config import PRESETS, ModelConfig
+from models.config import ModelConfig
+from models.families import PRESETS
 from scheduler.build import build_program, make_shape, schedule
 from scheduler.dependencies import Dependencies, derive
 from scheduler.lower import lower
@@ -59,8 +60,10 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         head_dim=draw(st.integers(1, 40)) * 2,
         vocab_size=draw(st.integers(2, 300)),
         tied_embeddings=draw(st.booleans()),
-        attention_bias=draw(st.booleans()),
+        qkv_bias=draw(st.booleans()),
+        o_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
+        family=draw(st.sampled_from(["llama", "qwen3"])),  # qwen3 norms heads
     )
 
 

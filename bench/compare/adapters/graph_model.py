@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 from models.config import ModelConfig
+from models.errors import UserError
 from models.rope import inverse_frequencies
 from models.weights import EMBEDDING, HEAD
 
+FAMILIES = ("llama", "mistral", "qwen2")  # those that differ in sizes and biases alone
 EMPTY = -30000.0  # times 1 / sqrt(head size) it is below -1000 up to head size 900: its exponential is 0 in fp32
 ALIGNMENT = 8  # attention kernels want head sizes in multiples of this
 
@@ -51,6 +53,8 @@ class GraphModel:
     """
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], capacity: int, device: torch.device) -> None:
+        if config.family not in FAMILIES:
+            raise UserError(f"family {config.family!r} is not one that this engine computes: use one of {', '.join(FAMILIES)}")
         self.config, self.capacity, self.device = config, capacity, device
         self.embedding = tensors[EMBEDDING].to(device)
         self.head = self.embedding if config.tied_embeddings else tensors[HEAD].to(device)

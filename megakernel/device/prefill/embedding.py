@@ -27,6 +27,8 @@ def read_embedding(weights, tokens, constants, chunk, residual, normed, squares,
         first = (S.embedding.first + token // ROWS * S.embedding.stride).to(gl.int64) * PAGE_ELEMENTS + (token % ROWS) * TILE
         place = first + (column // TILE) * (ROWS * TILE) + column % TILE
         x = gl.load(weights + place, mask=inside, other=0.0).to(gl.float32)
+        if S.embedding_multiplier != 1.0:
+            x *= S.embedding_multiplier
         gl.store(residual + row * S.hidden + column, x, mask=inside)
         gl.store(normed + row * T.normed + column, (x * norm).to(gl.bfloat16), mask=inside)
         gl.store(squares + row * T.squares + places, gl.where(places == 0, gl.sum(x * x, axis=0), 0.0))

@@ -8,6 +8,7 @@ product's result is then multiplied with 1 / sqrt(mean square + epsilon) of its 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from megakernel.device.cache import cache_address, finite
 from megakernel.device.compat import aggregate
 from megakernel.device.gate_up import swiglu
 from megakernel.device.matvec import layer_constants
@@ -24,7 +25,7 @@ from megakernel.device.prefill.product import (
     multiply,
     read_chunk,
 )
-from megakernel.device.qkv import cache_address, finite, rotate
+from megakernel.device.qkv import rotate
 
 HALF = gl.constexpr(BLOCK.value // 2)
 PIECE = gl.constexpr(64)  # columns of a tile that are finished together, so that they fit the registers
@@ -129,12 +130,39 @@ def angles(S: gl.constexpr, T: gl.constexpr, model, chunk, item, low, first: gl.
     return gl.convert_layout(cosine, low.type.layout), gl.convert_layout(sine, low.type.layout)
 
 
+@gluon.constexpr_function
+def piece_of_heads(sizes):
+    """Columns of a QKV tile that are finished together: whole heads, where these are normed."""
+    return PIECE.value if sizes.head_norm.value.first.value < 0 else max(PIECE.value, sizes.head_rows.value)
+
+
+@gluon.jit
+def norm_heads(S: gl.constexpr, T: gl.constexpr, model, layer, item, low, high, first: gl.constexpr):
+    """Queries and keys divided by the root mean square of their head, and times its weights; values as they are."""
+    LAYOUT: gl.constexpr = low.type.layout
+    BLOCKS: gl.constexpr = low.shape[1]
+    HEADS: gl.constexpr = BLOCKS // S.head_blocks
+    squares = gl.reshape(gl.sum(low * low + high * high, axis=2), [ROWS, HEADS, S.head_blocks])
+    factor = gl.rsqrt(gl.sum(squares, axis=2) / S.head_dim + S.epsilon)
+    factor, _ = gl.broadcast(factor[:, :, None], squares)
+    factor = gl.convert_layout(gl.reshape(factor, [ROWS, BLOCKS]), gl.SliceLayout(2, LAYOUT))[:, :, None]
+    block = tile_blocks(T, item, first, BLOCKS, gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))[None, :, None]
+    within = gl.arange(0, HALF, gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))[None, None, :]
+    part = block // S.head_blocks % (S.group + 2)
+    normed = part <= S.group
+    weight = layer_constants(model, S.head_norm, layer) + (part // S.group) * S.head_rows
+    weight += block % S.head_blocks * BLOCK + within
+    low = gl.where(normed, low * factor * gl.load(weight, mask=normed, other=0.0), low)
+    high = gl.where(normed, high * factor * gl.load(weight + HALF, mask=normed, other=0.0), high)
+    return low, high
+
+
 @gluon.jit
 def keep_qkv(
     S: gl.constexpr, T: gl.constexpr, model, at, work, chunk, item, scale, acc, first: gl.constexpr, WHO: gl.constexpr
 ):
     """Queries to their buffer, keys and values to the cache; `acc` are the tile's columns from `first` on."""
-    if acc.shape[1] > PIECE:
+    if acc.shape[1] > piece_of_heads(S):
         left, right = column_halves(acc)
         keep_qkv(S, T, model, at, work, chunk, item, scale, left, first, WHO)
         keep_qkv(S, T, model, at, work, chunk, item, scale, right, first + acc.shape[1] // 2, WHO)
@@ -154,6 +182,8 @@ def keep_qkv(
             low += gl.load(bias, mask=block < T.blocks, other=0.0)
             high += gl.load(bias + HALF, mask=block < T.blocks, other=0.0)
         position = chunk.start + rows
+        if S.head_norm.first >= 0:
+            low, high = norm_heads(S, T, model, work.layer, item, low, high, first)
         cosine, sine = angles(S, T, model, chunk, item, low, first, WHO)
         low, high = rotate(low, high, cosine, sine)
         place = inner * BLOCK + within
@@ -209,9 +239,12 @@ def keep_residual(
         columns = item.column * T.tile + first + gl.arange(0, acc.shape[1], gl.SliceLayout(0, acc.type.layout))
         known = (rows < chunk.count)[:, None] & (columns < S.hidden)[None, :]
         place = at.residual + rows[:, None] * S.hidden + columns[None, :]
-        x = acc + gl.load(place, mask=known, other=0.0)
+        y = acc
         if bias >= 0:
-            x += gl.load(constants + bias + columns, mask=columns < S.hidden, other=0.0)[None, :]
+            y += gl.load(constants + bias + columns, mask=columns < S.hidden, other=0.0)[None, :]
+        if S.residual_multiplier != 1.0:
+            y *= S.residual_multiplier
+        x = y + gl.load(place, mask=known, other=0.0)
         gl.store(place, x, mask=known)
         weights = gl.load(constants + norm + columns, mask=columns < S.hidden, other=0.0)
         normed = at.normed + rows[:, None] * T.normed + columns[None, :]

@@ -15,16 +15,17 @@ import torch
 
 from bench.compare.adapter import Adapter, LoadSpec
 from bench.compare.adapters.cuda_graph import CompiledCudaGraph, CudaGraph
-from bench.compare.adapters.graph_model import GraphModel
+from bench.compare.adapters.graph_model import FAMILIES, GraphModel
 from bench.compare.adapters.ours import Megakernel
 from bench.compare.adapters.transformers_compiled import TransformersCompiled
 from bench.compare.adapters.transformers_eager import TransformersEager
 from bench.compare.reference import continued, drawing
 from models.checkpoint import open_checkpoint
+from models.errors import UserError
 from models.reference import Reference
 from models.weights import Weights
 from tests.support.compare_cases import save_small
-from tests.support.configs import SMALL_CONFIGS, save_checkpoint
+from tests.support.configs import SMALL_CONFIGS, save_checkpoint, small_config
 
 BF16_ERROR = 12 * 2**-9  # of the largest logit
 PROMPT = [1, 17, 5, 80, 33, 9, 61]
@@ -107,7 +108,11 @@ def test_our_adapter_calls_the_public_engine(small: Path) -> None:
     adapter.close()
 
 
-@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def is_computed(name: str) -> bool:
+    return small_config(name).family in FAMILIES
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL_CONFIGS if is_computed(name)])
 def test_the_graph_model_computes_the_network(name: str, tmp_path: Path) -> None:
     """In fp32, for every shape of attention, RoPE and bias: sums of up to 1056 products in another order, so 1e-4 is far
     above their error and far below a mistake.  The cache still holds an earlier, longer sequence."""
@@ -124,6 +129,12 @@ def test_the_graph_model_computes_the_network(name: str, tmp_path: Path) -> None
         expected = judge.logits(ids)[prompt - 1 :]
         assert torch.allclose(torch.cat(rows), expected, atol=1e-4, rtol=1e-4)
         assert torch.equal(model.history[: len(rows) - 1], expected[1:].argmax(-1)), "each step notes its choice"
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL_CONFIGS if not is_computed(name)])
+def test_the_graph_model_refuses_what_it_does_not_compute(name: str) -> None:
+    with pytest.raises(UserError, match="is not one that this engine computes: use one of llama, mistral, qwen2"):
+        GraphModel(small_config(name), {}, SPEC_CAPACITY, torch.device("cpu"))
 
 
 def test_the_reference_continues_prompts_in_pieces(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

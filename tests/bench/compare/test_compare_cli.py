@@ -22,10 +22,11 @@ from bench.compare.plan import Plan
 from bench.compare.prompts import Prompts, draw_prompts
 from bench.record import fingerprint
 from models.checkpoint import open_checkpoint
-from models.config import PRESETS, ModelConfig
+from models.config import ModelConfig
+from models.families import PRESETS
 from models.hf_config import read_config
 from models.random_weights import RandomWeights
-from models.weights import Weights
+from models.weights import Weights, parameter_count
 from tests.support.compare_cases import engine, record, run, save_small
 
 SMALL = ModelConfig(64, 96, 2, 4, 2, 16, 100, tied_embeddings=True, max_position=64, bos_token_id=1, eos_token_ids=(2,))
@@ -130,10 +131,10 @@ def test_bytes_of_a_decode_step() -> None:
     """Llama-3.2-1B: 1.236 B weights, all read; 2 * 16 layers * 8 heads * 64 dimensions * 2 bytes of K and V a position.
     An embedding that is not the head is not read."""
     plan = Plan(Path("m"), PRESETS["llama-3.2-1b"], Prompts((), ()), contexts=(100,), tokens=20)
-    assert plan.weight_bytes == 2 * PRESETS["llama-3.2-1b"].parameter_count == 2471628800
+    assert plan.weight_bytes == 2 * parameter_count(PRESETS["llama-3.2-1b"]) == 2471628800
     assert plan.step_bytes(100) - plan.weight_bytes == 110 * 32768
     large = Plan(Path("m"), PRESETS["llama-3-8b"], Prompts((), ()))
-    assert large.weight_bytes == 2 * (large.config.parameter_count - 128256 * 4096)
+    assert large.weight_bytes == 2 * (parameter_count(large.config) - 128256 * 4096)
 
 
 def test_the_capacity_holds_the_longest_sequence() -> None:

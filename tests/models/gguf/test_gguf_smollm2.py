@@ -14,7 +14,7 @@ from models.packing import unpack
 from models.smollm2 import cached
 from models.weights import Weights
 from tests.models.gguf.test_gguf_tokenizer import TEXTS, theirs
-from tests.support.hf_llama import hf_llama
+from tests.support.hf_model import hf_model
 
 pytestmark = [pytest.mark.smollm2, pytest.mark.slow]
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
@@ -60,7 +60,7 @@ def test_the_answer(checkpoint: Checkpoint) -> None:
     codec = codec_of(checkpoint)
     prompt = codec.encode_chat(QUESTION)
     weights = Weights.collect(checkpoint.source, torch.float32)
-    model = hf_llama(checkpoint.config, weights.by_name, torch.float32, "cpu")
+    model = hf_model(checkpoint.config, weights.by_name, torch.float32, "cpu")
     ends = list(checkpoint.config.eos_token_ids)
     with torch.no_grad():
         found = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=ends, pad_token_id=2)

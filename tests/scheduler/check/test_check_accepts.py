@@ -28,7 +28,8 @@ from instructions.o_proj import OProj
 from instructions.qkv import Qkv
 from instructions.sample import Sample
 from instructions.shape import HELD_PAGES, Shape
-from models.config import PRESETS, ModelConfig
+from models.config import ModelConfig
+from models.families import PRESETS
 from models.packed import pack
 from models.random_weights import RandomWeights
 from scheduler.build import make_shape, schedule
@@ -59,8 +60,10 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         head_dim=2 * draw(st.integers(1, 40)),
         vocab_size=draw(st.integers(1, 300)),
         tied_embeddings=draw(st.booleans()),
-        attention_bias=draw(st.booleans()),
+        qkv_bias=draw(st.booleans()),
+        o_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
+        family=draw(st.sampled_from(["llama", "qwen3"])),  # qwen3 norms heads
         max_position=CAPACITY,
     )
 

@@ -389,7 +389,7 @@ def test_more_counters_than_can_be_signalled() -> None:
 
 def with_tape(change: Callable[[Matrix], Matrix] = lambda matrix: matrix, **sizes: Any) -> Program:
     """The program of a model with biases, its matrices laid otherwise on the tape."""
-    config = replace(CONFIG, num_layers=3, attention_bias=True, mlp_bias=True)
+    config = replace(CONFIG, num_layers=3, qkv_bias=True, o_bias=True, mlp_bias=True)
     program = build_program(make_shape(config, sms=SMS, capacity=512, bucket=512), SMS)
     assert check(program).valid
     shape, tape = replace(program.shape), program.shape.tape
@@ -404,9 +404,9 @@ def change_one(kind: str, layer: int, **changes: int) -> Callable[[Matrix], Matr
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (change_one("o", 1, bias_offset=4096), "biases lie"),
-        (change_one("gate_up", 2, bias_offset=-1), "the matrices gate_up of the layers differ in size or bias"),
-        (change_one("down", 1, pages_per_block=2), "the matrices down of the layers differ in size or bias"),
+        (change_one("o", 1, bias_offset=4096), "biases and norms of heads lie"),
+        (change_one("gate_up", 2, bias_offset=-1), "the matrices gate_up of the layers differ in size, bias or norm"),
+        (change_one("down", 1, pages_per_block=2), "the matrices down of the layers differ in size, bias or norm"),
         (change_one("embedding", 0, pages_per_block=2), "rows of the hidden state take [1, 2] pages"),
     ],
 )

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from models.config import PRESETS
+from models.families import PRESETS
 from scheduler.build import build_program, make_shape
 from scheduler.check import check
 from tests.mutations.kinds import KINDS, plant

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructions.codec import Word
-from models.config import PRESETS
+from models.families import PRESETS
 from models.tape import PAGE_BYTES
 from scheduler.build import make_shape, schedule
 from scheduler.costs import MACHINES, MachineModel, activation_bytes, preparation

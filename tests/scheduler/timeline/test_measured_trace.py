@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 from instructions.codec import NONE, Word
-from models.config import PRESETS
+from models.families import PRESETS
 from scheduler.build import make_shape, schedule
 from scheduler.timeline import Point, Trace, measured_trace, simulated_trace
 from scheduler.timeline.measured import aligned, sightings

@@ -1,4 +1,4 @@
-"""transformers' own Llama with tensors of ours, as `from_pretrained` would make it of a checkpoint, without the checkpoint."""
+"""transformers' own model of a family with tensors of ours, as `from_pretrained` makes it of a checkpoint, without one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from models.config import ModelConfig
 from models.hf_config import hf_values
 
 
-def hf_llama(config: ModelConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: str) -> Any:
-    """A `LlamaForCausalLM` in `dtype`; its RoPE frequencies stay in fp32."""
+def hf_model(config: ModelConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: str) -> Any:
+    """The model that transformers makes of a configuration, in `dtype`; its RoPE frequencies stay in fp32."""
     import transformers  # here, because it takes seconds
 
-    options = transformers.LlamaConfig.from_dict(hf_values(config))
+    values: dict[str, Any] = hf_values(config)
+    options = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     with torch.device(device):
         model: Any = transformers.AutoModelForCausalLM.from_config(options, dtype=dtype).eval()
     state = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
