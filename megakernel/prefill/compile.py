@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
+from megakernel.compile import resources
 from megakernel.device.prefill.attention import read_attention
 from megakernel.device.prefill.embedding import read_embedding
 from megakernel.device.prefill.projections import read_product
+from megakernel.geometry import Geometry
 from megakernel.options import TMA_LAYOUT, Sizes
 from megakernel.prefill.chain import BOX_LAYOUT, LAUNCH_OPTIONS
 from megakernel.prefill.plan import KINDS, Plan
@@ -70,3 +73,17 @@ def kernels(plan: Plan) -> list[tuple[Any, Tiling | AttentionTiling]]:
         for kind in KINDS:
             found[read_product, plan.tiling(kind, plan.cut(size, kind))] = None
     return list(found)
+
+
+def describe(geometry: Geometry, plan: Plan) -> list[dict[str, Any]]:
+    """Compile all of a model's kernels and report each, as JSON-ready values: its tiling, and what it needs."""
+    sizes = Sizes(geometry)
+    return [
+        {
+            "triton": triton.__version__,
+            "kernel": kernel.__name__,
+            "tiling": asdict(tiling),
+            **asdict(resources(compile_for_hopper(kernel, sizes, tiling))),
+        }
+        for kernel, tiling in kernels(plan)
+    ]

@@ -19,10 +19,9 @@ from megakernel.geometry import pages_bytes
 from models.config import ModelConfig
 from scheduler.limits import SHARED_MEMORY
 from tests.support import ROOT
-from tests.support.compile_cases import MODELS, SMS, compiled, geometry_of
+from tests.support.compile_cases import MODELS, NEWEST, OLDEST, SMS, compiled, geometry_of
 
 Site = Callable[[str], Path]
-OLDEST, NEWEST = "3.6.0", "3.9.0"
 REGISTERS = 64 * 1024  # of one SM
 WARP = 32
 WORKER_WARPS = 4  # the loader's single warp is rounded up to a warp group

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from megakernel.geometry import Geometry, make_geometry
+from megakernel.prefill.plan import Plan
 from models.config import ModelConfig
 from models.families import PRESETS
 from models.hf_config import read_config
 from scheduler.build import build_program, make_shape
 from tests.support import BUNDLED, ROOT
 
+OLDEST, NEWEST = "3.6.0", "3.9.0"  # Triton versions
 SMS = 132  # of an H100 or H200
 CAPACITY = 2048
 MODELS = {**PRESETS, "bundled": read_config(BUNDLED)}
@@ -26,6 +28,12 @@ import json, pickle, sys
 from megakernel.compile import describe
 geometry, options = json.load(sys.stdin)
 print(json.dumps(describe(pickle.loads(bytes.fromhex(geometry)), **options)))
+"""
+
+PREFILL_CHILD = """
+import json, pickle, sys
+from megakernel.prefill.compile import describe
+print(json.dumps(describe(*pickle.loads(bytes.fromhex(json.load(sys.stdin))))))
 """
 
 
@@ -39,11 +47,21 @@ def geometry_of(config: ModelConfig, sms: int = SMS) -> Geometry:
 
 def compiled(site: Path, geometry: Geometry, **options: Any) -> dict[str, Any]:
     """What `megakernel.compile.describe` says of the kernel under the Triton that lies in the folder `site`."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    request = json.dumps([pickle.dumps(geometry).hex(), options])
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD], input=request, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=280
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = asked(site, CHILD, [pickle.dumps(geometry).hex(), options])
     return found
+
+
+def compiled_prefill(site: Path, config: ModelConfig) -> list[dict[str, Any]]:
+    """What `megakernel.prefill.compile.describe` says of a model's kernels under the Triton in the folder `site`."""
+    plan = Plan(config, SMS, min(CAPACITY, config.max_position))
+    found: list[dict[str, Any]] = asked(site, PREFILL_CHILD, pickle.dumps((geometry_of(config), plan)).hex())
+    return found
+
+
+def asked(site: Path, program: str, request: Any) -> Any:
+    """What a program of its own answers to a request, both of them JSON, with the Triton in the folder `site`."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    command, request = [sys.executable, "-c", program], json.dumps(request)
+    done = subprocess.run(command, input=request, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])

@@ -239,12 +239,15 @@ def keep_residual(
         columns = item.column * T.tile + first + gl.arange(0, acc.shape[1], gl.SliceLayout(0, acc.type.layout))
         known = (rows < chunk.count)[:, None] & (columns < S.hidden)[None, :]
         place = at.residual + rows[:, None] * S.hidden + columns[None, :]
-        y = acc
-        if bias >= 0:
-            y += gl.load(constants + bias + columns, mask=columns < S.hidden, other=0.0)[None, :]
+        before = gl.load(place, mask=known, other=0.0)
         if S.residual_multiplier != 1.0:
-            y *= S.residual_multiplier
-        x = y + gl.load(place, mask=known, other=0.0)
+            if bias >= 0:
+                acc += gl.load(constants + bias + columns, mask=columns < S.hidden, other=0.0)[None, :]
+            x = before + acc * S.residual_multiplier
+        else:
+            x = before + acc
+            if bias >= 0:
+                x += gl.load(constants + bias + columns, mask=columns < S.hidden, other=0.0)[None, :]
         gl.store(place, x, mask=known)
         weights = gl.load(constants + norm + columns, mask=columns < S.hidden, other=0.0)
         normed = at.normed + rows[:, None] * T.normed + columns[None, :]

@@ -1,0 +1,35 @@
+"""Prefill's kernels compile for sm_90a with no GPU, under the oldest and the newest Triton; next to nothing spills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.config import ModelConfig
+from tests.support.compile_cases import MODELS, NEWEST, OLDEST, compiled_prefill
+
+Site = Callable[[str], Path]
+SHARED = 227 * 1024  # bytes of shared memory that a block may have on Hopper
+STACK = {"qwen3-8b": 96}  # bytes a thread, outside the loop of products: what finishing whole normed heads needs,
+FINISHING = 16  # and what other epilogues need
+WIDE = ModelConfig(
+    hidden_size=256, intermediate_size=300, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=256, vocab_size=300,
+    qkv_bias=True, o_bias=True, mlp_bias=True, max_position=512,
+)  # fmt: skip
+LONGEST = ("qwen3-8b", OLDEST)  # takes most of a minute and shows no more than the newest
+CASES = {"llama-3.2-1b": MODELS["llama-3.2-1b"], "qwen3-8b": MODELS["qwen3-8b"], "wide heads, biases": WIDE}
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [(name, version) for name in CASES for version in (OLDEST, NEWEST) if (name, version) != LONGEST]
+)
+def test_every_kernel(name: str, version: str, triton_site: Site) -> None:
+    found = compiled_prefill(triton_site(version), CASES[name])
+    assert {each["kernel"] for each in found} == {"read_embedding", "read_attention", "read_product"}
+    assert {each["tiling"].get("kind") for each in found} == {None, "qkv", "gate_up", "residual"}
+    for each in found:
+        assert each["triton"] == version
+        assert each["stack"] <= STACK.get(name, FINISHING), each
+        assert each["shared"] <= SHARED, each
