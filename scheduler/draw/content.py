@@ -47,9 +47,9 @@ class Drawing:
 
 def make_drawing(title: str, program: Program, past: int, model: MachineModel, layer: int | None = None) -> Drawing:
     """Lay out a program with `past` positions cached; ScheduleError where there is no such layer."""
-    layers = program.shape.config.num_layers
-    if layer is not None and not 0 <= layer < layers:
-        raise ScheduleError(f"layer {layer} of a model with layers 0 to {layers - 1}")
+    first, layers = program.shape.first_layer, program.shape.config.num_layers
+    if layer is not None and not first <= layer < layers:
+        raise ScheduleError(f"layer {layer} of a program with layers {first} to {layers - 1}")
     seconds, path = critical_path(program, past, model)
     listing = Listing(program)
     return Drawing(title, program, past, model, listing, arrange(listing, layer), seconds, path)

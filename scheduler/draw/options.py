@@ -24,11 +24,12 @@ def add_program_options(parser: argparse.ArgumentParser, model_required: bool = 
     parser.add_argument("--capacity", type=int, help=f"positions of the cache (default {DEFAULT_CAPACITY}, or the model's)")
     parser.add_argument("--policy", choices=list(POLICIES), default=DEFAULT_POLICY, help="placement (default %(default)s)")
     parser.add_argument("--dtype", choices=list(ITEMSIZES), default="bf16", help="weight type (default %(default)s)")
+    parser.add_argument("--tail", action="store_true", help="only the last layer and the head: what prefill leaves")
     parser.add_argument("--machine", choices=list(MACHINES), default="h100", help="cost model (default %(default)s)")
 
 
 def program_of(options: argparse.Namespace) -> Program:
-    """The proven program that an engine would run at the position asked for."""
+    """The proven program, or its tail, that an engine would run at the position asked for."""
     config = find_config(options.model)
     if options.capacity is None and options.position >= DEFAULT_CAPACITY:
         capacity = min(options.position + 1, config.max_position)
@@ -37,7 +38,7 @@ def program_of(options: argparse.Namespace) -> Program:
     if not 0 <= options.position < capacity:
         raise UserError(f"--position {options.position}: a cache of {capacity} positions serves 0 to {capacity - 1}")
     programs = BucketPrograms(config, options.sms, capacity, ITEMSIZES[options.dtype], options.policy)
-    return programs.program(programs.place(options.position))
+    return programs.program(programs.place(options.position), options.tail)
 
 
 def model_name(options: argparse.Namespace) -> str:

@@ -219,7 +219,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     }
     assert capsys.readouterr().out.count(" MB)\n") == 6
     ElementTree.parse(tmp_path / "out" / "tiny-5sms.svg")
-    for wrong, line in ((["--layer", "7"], "layer 7 of a model"), (["-o", str(model / "config.json")], "cannot be written")):
+    for wrong, line in ((["--layer", "7"], "layer 7 of a program"), (["-o", str(model / "config.json")], "cannot be written")):
         assert main([*common, *wrong]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and line in error and error.count("\n") == 1

@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.draw.content import Drawing
+from scheduler.build import build_program, make_shape
+from scheduler.costs import MachineModel
+from scheduler.draw.content import Drawing, make_drawing
 from scheduler.draw.layout import CELL_HEIGHT, ROW, group_key, spread
 from scheduler.draw.svg import Canvas
 from scheduler.errors import ScheduleError
+from tests.support.configs import small_config
 from tests.support.drawings import small_drawing
 
 CASES = [("head64_llama3", 6, None), ("head64_llama3", 6, 1), ("gqa4_llama3_tied", 1, None), ("mha", 40, None)]
@@ -93,7 +96,18 @@ def test_counters_side_by_side(wanted: list[float], width: float) -> None:
     assert all(placed[a] < placed[b] for a, b in itertools.pairwise(order))
 
 
+def test_a_tail_is_drawn_like_any_program() -> None:
+    """The layer that it has, which begins with the hand-over, then the head."""
+    shape = make_shape(small_config("head64_llama3"), sms=6, capacity=256, bucket=256, tail=True)
+    drawing = make_drawing("a tail", build_program(shape, 6), 100, MachineModel())
+    assert [group.name for group in drawing.layout.groups] == ["layer 1", "head and sampling"]
+    assert drawing.layout.groups[0].bands[0].mnemonic == "hand_over" and all(drawing.layout.records)
+    assert drawing.seconds > 0
+    with pytest.raises(ScheduleError, match="layer 0 of a program with layers 1 to 1"):
+        make_drawing("a tail", drawing.program, 100, MachineModel(), layer=0)
+
+
 @pytest.mark.parametrize("layer", [-1, 2])
 def test_a_layer_that_is_none(layer: int) -> None:
-    with pytest.raises(ScheduleError, match=f"layer {layer} of a model with layers 0 to 1"):
+    with pytest.raises(ScheduleError, match=f"layer {layer} of a program with layers 0 to 1"):
         small_drawing("head64_llama3", 6, layer)

@@ -25,14 +25,16 @@ def model(tmp_path: Path) -> str:
     return str(folder)
 
 
-def test_a_simulated_step(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("tail", [False, True])
+def test_a_simulated_step(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], tail: bool) -> None:
     out = tmp_path / "out"
-    assert main(["--model", model, "--sms", "5", "--position", "96", "-o", str(out)]) == 0
+    assert main(["--model", model, "--sms", "5", "--position", "96", "-o", str(out), *["--tail"] * tail]) == 0
     names = {"simulated-timeline.json", "simulated-timeline.png", "simulated-anatomy.txt", "simulated-anatomy.json"}
     assert {path.name for path in out.iterdir()} == names
     printed = capsys.readouterr().out
     assert printed == (out / "simulated-anatomy.txt").read_text()
     assert "simulated (h100): position 96, 5 SMs" in printed and "down waits for gate_up" in printed
+    assert f"qkv waits for {'hand_over' if tail else 'embed'}" in printed
     report = json.loads((out / "simulated-anatomy.json").read_text())
     assert sum(drawer["share"] for drawer in report["drawers"].values()) == pytest.approx(1)
 
