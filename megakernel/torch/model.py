@@ -40,16 +40,15 @@ class TorchModel:
 
     def through(self, number: int, residual: Tensor, past: int) -> Tensor:
         """The residual stream [tokens, hidden] after one layer."""
-        layer = self.weights.layers[number]
-        times = self.config.residual_multiplier
-        mixed = self.attention(layer, self.norm(residual, layer.attention_norm), self.cache[number], past)
-        residual = torch.add(residual, mixed, alpha=times)
-        return torch.add(residual, self.mlp(layer, self.norm(residual, layer.mlp_norm)), alpha=times)
+        layer, multiplier = self.weights.layers[number], self.config.residual_multiplier
+        added = self.attention(layer, self.norm(residual, layer.attention_norm), self.cache[number], past)
+        residual = residual + added * multiplier
+        return residual + self.mlp(layer, self.norm(residual, layer.mlp_norm)) * multiplier
 
     def logits(self, residual: Tensor) -> Tensor:
         """What `extend` left of some tokens as logits, fp32 [tokens, vocab_size]."""
-        found = self.product(self.weights.head, self.norm(residual, self.weights.final_norm), exact=True)
-        return found if self.config.logits_scaling == 1 else found / self.config.logits_scaling
+        products = self.product(self.weights.head, self.norm(residual, self.weights.final_norm), exact=True)
+        return products / self.config.logits_scaling
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm (arXiv:1910.07467)."""
@@ -94,8 +93,8 @@ class TorchModel:
         if tokens > 1:
             position = torch.arange(end, device=self.device)
             mask = (position <= position[past:, None]).repeat(group, 1)  # [group * tokens, end]
-        scale = self.config.attention_scale
-        out = scaled_dot_product_attention(rows, keys[None, :, :end], values[None, :, :end], attn_mask=mask, scale=scale)
+        keys, values, scale = keys[None, :, :end], values[None, :, :end], self.config.attention_scale
+        out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
         return out.view(-1, group, tokens, dim).permute(2, 0, 1, 3).reshape(tokens, heads * dim).float()
 
 

@@ -1,12 +1,13 @@
 """A model's weights as the plain PyTorch backend reads them: straight from a checkpoint, on one device.
 
-What a layer holds is said once, by `Layer.named`.  Modules that multiply the same input are stacked into one matrix, rows in
-their own order; a matrix has a bias where any of its modules has one.  Knows nothing of what is computed.
+What a layer holds is what its family says (`models.families`).  Modules that multiply the same input are stacked into one
+matrix, rows in their own order; a matrix has a bias where any of its modules has one.  Knows nothing of what is computed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from megakernel.torch.threads import threads
 from models.config import ModelConfig
 from models.families import layer_of
+from models.families.base import FINAL_NORM, HEAD, layer_module
 from models.packing import check_finite
 from models.weights import EMBEDDING, WeightSource, checked_tensors, expected_tensors
 
@@ -30,7 +32,8 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One layer: matrices, and norm weights in fp32 [hidden_size]."""
+    """One layer: matrices, and norm weights in fp32 [hidden_size].  `head_norms`: those of a query and of a key head,
+    [head_dim], in models that have them."""
 
     attention_norm: Tensor
     qkv: Linear
@@ -38,22 +41,22 @@ class Layer:
     mlp_norm: Tensor
     gate_up: Linear
     down: Linear
-    head_norms: tuple[Tensor, ...] = ()  # of queries and of keys, [head_dim] each, where heads are normed
+    head_norms: tuple[Tensor, ...] = ()
 
     @classmethod
-    def named(cls, tensors: NamedTensors, name: str) -> Layer:
-        """The layer whose tensors' names begin so, to be filled."""
-        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-        norms = layer_of(tensors.config).linear("qkv").head_norms
-        return cls(
-            attention_norm=tensors.vector(f"{name}.input_layernorm.weight"),
-            qkv=tensors.linear(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
-            o=tensors.linear(f"{attention}.o_proj"),
-            mlp_norm=tensors.vector(f"{name}.post_attention_layernorm.weight"),
-            gate_up=tensors.linear(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-            down=tensors.linear(f"{mlp}.down_proj"),
-            head_norms=tuple(tensors.vector(f"{name}.{norm}.weight") for norm in norms),
-        )
+    def numbered(cls, tensors: NamedTensors, number: int) -> Layer:
+        """One layer of the model, to be filled."""
+
+        def vector(module: str) -> Tensor:
+            return tensors.vector(f"{layer_module(number, module)}.weight")
+
+        held = layer_of(tensors.config)
+        parts: dict[str, Any] = {
+            linear.kind: tensors.linear(*(layer_module(number, module.name) for module in linear.modules))
+            for linear in held.linears
+        }
+        parts |= {f"{norm.kind}_norm": vector(norm.module) for norm in held.norms}
+        return cls(**parts, head_norms=tuple(vector(norm) for norm in held.linear("qkv").head_norms))
 
 
 class NamedTensors:
@@ -109,7 +112,7 @@ class Weights:
         """Raises UserError as `NamedTensors.fill`."""
         tensors = NamedTensors(config, dtype, device)
         self.embedding = tensors.stacked([EMBEDDING], dtype)
-        self.layers = [Layer.named(tensors, f"model.layers.{layer}") for layer in range(config.num_layers)]
-        self.final_norm = tensors.vector("model.norm.weight")
-        self.head = Linear(self.embedding) if config.tied_embeddings else tensors.linear("lm_head")
+        self.layers = [Layer.numbered(tensors, layer) for layer in range(config.num_layers)]
+        self.final_norm = tensors.vector(f"{FINAL_NORM}.weight")
+        self.head = Linear(self.embedding) if config.tied_embeddings else tensors.linear(HEAD)
         tensors.fill(source)
