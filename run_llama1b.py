@@ -1,6 +1,6 @@
 """Run a Llama from the command line: text in, text out, token by token.
 
-    python run_llama1b.py --prompt "The garbage collector"
+    python run_llama1b.py --prompt "Why is the sky blue?"
     python run_llama1b.py --model meta-llama/Llama-3.2-1B-Instruct --chat --prompt "Why is the sky blue?" --max-tokens 200
 
 The generated text goes to stdout as it is made, everything else to stderr.  Exit status: 0, 2 for what the user can mend
@@ -17,25 +17,31 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import models
 from megakernel.request import SamplingParams
-from models.command import INTERRUPTED, Parser, add_model, command, note, start
+from models.command import INTERRUPTED, MODEL_HELP, Parser, command, note, start
 from models.errors import UserError
 
 if TYPE_CHECKING:
     from megakernel.engine import Engine
     from megakernel.text import TextCodec
     from models.checkpoint import Checkpoint
+    from models.sampling_defaults import SamplingDefaults
 
 BUNDLED = Path(models.__path__[0]) / "bundled"
-BACKENDS = ("auto", "gpu", "vm")
+MODEL_VARIABLE = "MEGAKERNEL_MODEL"  # of the environment: what --model is where it is left out
+BUNDLED_NAME = "bundled"
+QUESTION, OPENING = "What is the capital of France?", "The garbage collector"
+BACKENDS = ("auto", "gpu", "torch", "vm")
 MAX_SMS = 200  # more than any NVIDIA GPU has
 
 LoadEngine = Callable[..., "Engine"]
@@ -43,29 +49,51 @@ LoadEngine = Callable[..., "Engine"]
 
 @dataclass(frozen=True)
 class Options:
-    """One run.  Raises UserError for values that no model could take."""
+    """One run.  Raises UserError for values that no model could take.
 
-    model: str = str(BUNDLED)
-    prompt: str = "The garbage collector"
-    chat: bool = False
+    What is None is decided later: see `settled`, and for the sampling `sampling_of`.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    chat: bool | None = None
     max_tokens: int = 128
-    sampling: SamplingParams = SamplingParams()
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = SamplingParams().seed
     backend: str = "auto"
     sms: int | None = None
     context: int | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise UserError("--model is empty: give a directory, a hub id or random:<preset>")
-        if not self.prompt:
+        if self.model == "":
+            raise UserError("--model is empty: give a directory, a file, a hub id or random:<preset>")
+        if self.prompt == "":
             raise UserError("--prompt is empty: write at least one character")
+        SamplingParams(**self.drawn)
         if self.max_tokens < 1:
             raise UserError(f"--max-tokens must be 1 or more, got {self.max_tokens}")
         if self.sms is not None and not 1 <= self.sms <= MAX_SMS:
             raise UserError(f"--sms must lie in 1..{MAX_SMS}, got {self.sms}")
         if self.context is not None and self.context < 1:
             raise UserError(f"--context must be 1 or more, got {self.context}")
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What was asked for of the sampling."""
+        asked = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+        return {name: value for name, value in asked.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Request(Options):
+    """Options of which the model, and how it is asked, are known."""
+
+    model: str = str(BUNDLED)
+    prompt: str = OPENING
+    chat: bool = False
 
 
 @dataclass
@@ -78,6 +106,7 @@ class Result:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str = "interrupted"
+    kept_tokens: int = 0  # of the prompt, whose keys and values were in the cache when the request began
     started: float = 0.0  # seconds, as are the two below, by time.perf_counter
     first: float = 0.0
     last: float = 0.0
@@ -99,7 +128,7 @@ class Result:
         return 1000 / self.ms_per_token if self.ms_per_token else None
 
     def as_json(self) -> str:
-        names = ("model", "backend", "prompt_token_ids", "token_ids", "text", "finish_reason")
+        names = ("model", "backend", "prompt_token_ids", "kept_tokens", "token_ids", "text", "finish_reason")
         timings = {
             name: None if value is None else round(value, 3)
             for name in ("ttft_ms", "ms_per_token", "tokens_per_second")
@@ -113,69 +142,125 @@ class Result:
             parts.append(f"first after {self.ttft_ms:.2f} ms")
         if self.ms_per_token is not None:
             parts.append(f"{self.ms_per_token:.3f} ms/token ({self.tokens_per_second or 0:.1f} tokens/s)")
+        if self.kept_tokens:
+            parts.append(f"{self.kept_tokens:,} of {len(self.prompt_token_ids):,} prompt tokens kept")
         return ", ".join(parts)
 
 
 def parse(argv: list[str] | None) -> Options:
     """The command line as Options; every default is that of the dataclass field it fills."""
-    options, sampling = Options(), SamplingParams()
+    options = Options()
     parser = Parser(
         prog="run_llama1b.py",
-        description="Decode a Llama or a relative with one persistent GPU kernel, or with its CPU twin.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Decode a Llama or a relative: one persistent GPU kernel, plain PyTorch, or the kernel's CPU twin.",
     )
-    add_model(parser, default=options.model)
-    add = parser.add_argument
-    add("--prompt", default=options.prompt, help="text to go on from, or to answer with --chat")
-    add("--chat", action="store_true", help="put the prompt into the model's chat template")
-    add("--max-tokens", type=int, default=options.max_tokens, metavar="N", help="tokens to generate at most")
-    add("--temperature", type=float, default=sampling.temperature, metavar="T", help="0 takes the likeliest token")
-    add("--top-k", type=int, default=sampling.top_k, metavar="K", help="draw among the K likeliest tokens; 0 is off")
-    add("--top-p", type=float, default=sampling.top_p, metavar="P", help="draw among the likeliest of summed probability P")
-    add("--seed", type=int, default=sampling.seed, help="of the draws")
-    add("--backend", choices=BACKENDS, default=options.backend, help="auto takes the GPU where there is one")
-    add("--sms", type=int, default=options.sms, metavar="N", help="SMs to use or, on the CPU, to imitate")
-    add("--context", type=int, default=options.context, metavar="N", help="tokens that prompt and answer may have together")
-    add("--json", action="store_true", help="print one JSON object at the end in place of streaming text")
-    given = vars(parser.parse_args(argv))
-    drawn = {f.name: given.pop(f.name) for f in fields(SamplingParams) if f.name in given}
-    return Options(sampling=SamplingParams(**drawn), **given)
+    add = partial(parser.add_argument, default=argparse.SUPPRESS)  # what is left out takes the default of its field
+    add("--model", help=f"{MODEL_HELP} (default: SmolLM2-135M-Instruct, fetched once)")
+    add("--prompt", metavar="TEXT", help="text to go on from, or with --chat to answer")
+    add("--chat", action=argparse.BooleanOptionalAction, help="put it into the model's chat template (SmolLM2: yes)")
+    add("--max-tokens", type=int, metavar="N", help=f"tokens to generate at most (default: {options.max_tokens})")
+    add("--temperature", type=float, metavar="T", help="0 takes the likeliest token (default: the model's own)")
+    add("--top-k", type=int, metavar="K", help="draw among the K likeliest; 0 is off (likewise)")
+    add("--top-p", type=float, metavar="P", help="draw among the likeliest that sum to P (likewise)")
+    add("--seed", type=int, metavar="N", help=f"of the draws (default: {options.seed})")
+    add("--backend", choices=BACKENDS, help="auto, the default, takes the kernel (gpu) where it runs, else torch")
+    add("--sms", type=int, metavar="N", help="SMs to use or, with vm, to imitate")
+    add("--context", type=int, metavar="N", help="tokens that prompt and answer may have together")
+    add("--json", action="store_true", help="print one JSON object at the end in place of text")
+    return Options(**vars(parser.parse_args(argv)))
 
 
-class _Loading:
-    """Progress of loading on stderr: redrawn in place on a terminal, a line a stage where lines would pile up."""
+def settled(options: Options) -> Request:
+    """The options with a model: the one that was named, else SmolLM2, which is asked in chat form, else the bundled one."""
+    named = options.model or os.environ.get(MODEL_VARIABLE)
+    answering = None if named else smollm2()
+    model = named or answering or BUNDLED_NAME
+    return Request(
+        **{
+            **vars(options),
+            "model": str(BUNDLED) if model == BUNDLED_NAME else model,
+            "prompt": options.prompt or (QUESTION if answering else OPENING),
+            "chat": bool(answering) if options.chat is None else options.chat,
+        }
+    )
 
-    def __init__(self, model: str) -> None:
-        self._model, self._shown, self._terminal = model, "", sys.stderr is not None and sys.stderr.isatty()
 
-    def __call__(self, done: int, total: int) -> None:
-        if self._terminal:
-            self._show(f"loading {self._model}: {100 * done // max(total, 1)} %")
+def smollm2() -> str | None:
+    """Where it lies, None where it is not to be had; says so."""
+    from models.smollm2 import LICENSE, NAME, Unreachable, fetched
 
-    def stage(self, doing: str) -> None:
-        """What is done beside reading weights."""
-        if self._terminal:
-            self._show(f"loading {self._model}: {doing}")
-        else:
-            note(doing)
+    try:
+        path = fetched()
+    except Unreachable as error:
+        note(f"{NAME} cannot be fetched ({error}): going on with the small bundled model")
+        return None
+    note(f"no --model: {NAME}, license {LICENSE}")
+    return str(path)
 
-    def _show(self, shown: str) -> None:
-        if shown != self._shown:
+
+def sampling_of(options: Options, defaults: SamplingDefaults) -> SamplingParams:
+    """What the model asks for, but for what an option says; the former is said on stderr.  Raises UserError."""
+    try:
+        sampling = SamplingParams(**{**defaults.values, **options.drawn})
+    except UserError as error:  # the options' own values have been checked
+        raise UserError(f"{defaults.origin}: {error}: say --temperature, --top-k or --top-p") from None
+    if defaults.origin:
+        drawn = f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}"
+        ignored = f"; without its {', '.join(defaults.ignored)}" if defaults.ignored else ""
+        note(f"sampling: {drawn if sampling.temperature else 'the likeliest token'} (by {defaults.origin}{ignored})")
+    return sampling
+
+
+class _Status:
+    """A line on stderr that is redrawn in place on a terminal; where lines would pile up there is none."""
+
+    def __init__(self) -> None:
+        self._shown, self._terminal = "", sys.stderr is not None and sys.stderr.isatty()
+
+    def show(self, shown: str) -> None:
+        if self._terminal and shown != self._shown:
             self._shown = shown
             print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._shown:
+            self._shown = ""
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class _Loading(_Status):
+    """Progress of loading, and a line a stage where there is no terminal."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._model = model
+
+    def __call__(self, done: int, total: int) -> None:
+        self.show(f"loading {self._model}: {100 * done // max(total, 1)} %")
+
+    def stage(self, doing: str) -> None:
+        """What is done beside reading weights."""
+        if self._terminal:
+            self.show(f"loading {self._model}: {doing}")
+        else:
+            note(doing)
+
+
+class _Reading(_Status):
+    """How far a long prompt has been read; what is read at one go needs no line."""
+
+    def __call__(self, done: int, total: int) -> None:
+        if done < total:
+            self.show(f"reading the prompt: {done:,} of {total:,} tokens")
 
 
 def open_text(model: str) -> tuple[Checkpoint, TextCodec]:
     """The checked model, and its tokenizer, or ids in place of text for random weights.  Neither costs GPU memory."""
-    from megakernel.text import IdsAsText, ModelText
+    from megakernel.text import codec_of
     from models.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(model)
-    return checkpoint, IdsAsText() if checkpoint.directory is None else ModelText(checkpoint.directory)
+    return checkpoint, codec_of(checkpoint)
 
 
 def check_context(context: int | None, most: int) -> None:
@@ -184,10 +269,11 @@ def check_context(context: int | None, most: int) -> None:
         raise UserError(f"--context {context}: this model has positions for {most} tokens, ask for 1 to {most}")
 
 
-def run(options: Options, load: LoadEngine | None, result: Result) -> None:
+def run(options: Request, load: LoadEngine | None, result: Result) -> None:
     """Loads and generates, writing text as it comes unless JSON was asked for; `result` grows along."""
     checkpoint, text = open_text(options.model)
     check_context(options.context, checkpoint.config.max_position)
+    sampling = sampling_of(options, checkpoint.sampling)
     result.prompt_token_ids = text.encode_chat(options.prompt) if options.chat else text.encode(options.prompt)
     if load is None:
         from megakernel.loading import load_engine
@@ -209,22 +295,28 @@ def run(options: Options, load: LoadEngine | None, result: Result) -> None:
     with engine:
         result.backend = engine.backend_name
         # The engine stops at what the request names, no more: a benchmark wants to run past the end of a text.
-        sampling = replace(options.sampling, stop_token_ids=tuple(engine.config.eos_token_ids))
+        sampling = replace(sampling, stop_token_ids=tuple(engine.config.eos_token_ids))
         result.started = time.perf_counter()
-        engine.start(result.prompt_token_ids, options.max_tokens, sampling)
+        reading = _Reading()
+        engine.start(result.prompt_token_ids, options.max_tokens, sampling, progress=reading)
+        result.kept_tokens = engine.kept
         note(f"{options.model} on {engine.backend_name}, loaded in {result.started - began:.1f} s")
         if options.model.startswith("random:"):
             note("random weights have no tokenizer: the prompt goes in as bytes, token ids come out in place of words")
-        generate(engine, text, options, result)
+        try:
+            generate(engine, text, options, result, reading)
+        finally:
+            reading.close()
 
 
-def generate(engine: Engine, text: TextCodec, options: Options, result: Result) -> None:
+def generate(engine: Engine, text: TextCodec, options: Request, result: Result, reading: _Reading) -> None:
     from megakernel.text import terminal_safe
 
     detokenizer = text.detokenizer(result.prompt_token_ids)
     shown = terminal_safe if sys.stdout.isatty() else str  # what a model says must not command a terminal
 
     def emit(piece: str) -> None:
+        reading.close()
         result.text += piece
         if not options.json:
             _write(shown(piece))
@@ -248,7 +340,7 @@ def _write(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def _close_text(options: Options, result: Result) -> None:
+def _close_text(options: Request, result: Result) -> None:
     """Ends stdout: the JSON object, or the line of the text."""
     if options.json:
         _write(result.as_json() + "\n")
@@ -261,7 +353,7 @@ def _close_text(options: Options, result: Result) -> None:
 @command
 def main(argv: list[str] | None = None, load: LoadEngine | None = None) -> int:
     """Exit status of one run.  `load` stands in for `megakernel.loading.load_engine`, with its arguments."""
-    options = parse(argv)
+    options = settled(parse(argv))
     result = Result(options.model)
     try:
         run(options, load, result)

@@ -59,7 +59,7 @@ def fitting_contexts(asked: Sequence[int] | None, tokens: int, longest: int) -> 
 def record_name(record: dict[str, Any]) -> str:
     """The record's file name: what was measured, on what, of what, when, at which commit."""
     parts = [
-        "decode",
+        record["benchmark"],
         (record["machine"]["gpu"] or "unknown").removeprefix("NVIDIA "),
         Path(record["model"].removeprefix("random:")).name,
         record["machine"]["time"][:10],

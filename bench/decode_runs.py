@@ -14,13 +14,11 @@ import torch
 
 from bench.read_floor import Floor, measure_floor
 from bench.record import Spread
-from bench.rig import Rig, device_sms
+from bench.rig import Rig, engine_of
 from instructions.shape import Shape, ceil_div
-from megakernel.engine import Engine
-from megakernel.gpu.backend import CHUNK, GpuBackend
+from megakernel.gpu.backend import CHUNK
 from models.packed import PackedModel
 from models.tape import PAGE_BYTES
-from scheduler.buckets import BucketPrograms
 
 PROMPT, ANSWER = 32, 256  # tokens, end to end
 # Bytes a second of HBM by NVIDIA's data sheets, by what a device calls itself.
@@ -102,14 +100,13 @@ def measured_floor(rig: Rig, cached: int) -> Floor:
 
 def measure_engine(model: PackedModel, runs: int) -> dict[str, Any]:
     """End to end, tokens on the host: the time of many tokens less the time of one, and the time of that one."""
-    programs = BucketPrograms(model.config, device_sms(), model.capacity, itemsize=2)
     prompt = torch.randint(model.config.vocab_size, (PROMPT,), generator=torch.Generator().manual_seed(1)).tolist()
     many = min(ANSWER, model.capacity - PROMPT)
-    with Engine(GpuBackend(model, programs, torch.device("cuda", torch.cuda.current_device())), chunk=CHUNK) as engine:
+    with engine_of(model) as engine:
 
         def seconds(tokens: int) -> float:
             begun = time.perf_counter()
-            engine.start(prompt, tokens)
+            engine.start(prompt, tokens, reuse=False)
             if sum(1 for _ in engine.stream()) != tokens:
                 raise RuntimeError(f"asked for {tokens} tokens, got fewer")
             return time.perf_counter() - begun

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 
 from instructions.base import GREEDY, SamplingState
 from instructions.shape import VACANT
+from megakernel.engine import Engine
+from megakernel.gpu.backend import CHUNK, GpuBackend
 from megakernel.gpu.machine import PATIENCE, GpuProgram, GpuState
+from megakernel.prefill.plan import Plan
+from megakernel.prefill.prefill import Prefill
 from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
 
@@ -32,14 +37,32 @@ class Rig:
         shape = self.programs.shape(model.capacity)
         self.state = GpuState(model, shape.cache_pages, torch.device("cuda", 0))
         self.page_positions = shape.page_positions
-        self.made: dict[int, GpuProgram] = {}
+        self.made: dict[tuple[int, bool], GpuProgram] = {}
 
-    def program(self, position: int) -> GpuProgram:
-        """The program that decodes a position."""
+    def program(self, position: int, tail: bool = False) -> GpuProgram:
+        """The program that decodes a position, or its tail."""
         place = self.programs.place(position)
-        if place not in self.made:
-            self.made[place] = GpuProgram(self.programs.program(place), self.state, patience=self.patience)
-        return self.made[place]
+        if (place, tail) not in self.made:
+            self.made[place, tail] = GpuProgram(self.programs.program(place, tail), self.state, patience=self.patience)
+        return self.made[place, tail]
+
+    @cached_property
+    def prefill(self) -> Prefill:
+        """What reads prompts, compiled when first asked for."""
+        return Prefill(self.state, self.program(0).sizes, self.programs.sms)
+
+    def read(self, prompt: Sequence[int], kept: int = 0) -> int:
+        """Read a prompt of which the KV cache holds `kept` positions; returns the token that follows it."""
+        self.start(prompt)
+        self.prefill.launch(kept, len(prompt))
+        return self.program(len(prompt) - 1, tail=True).launch(len(prompt) - 1, 1).land()[0]
+
+    def first_logits(self, prompt: Sequence[int], kept: int = 0) -> torch.Tensor:
+        """The logits after a prompt that prefill reads, fp32 [vocab]."""
+        program = self.program(len(prompt) - 1, tail=True)
+        program.activations.fill_(VACANT)
+        self.read(prompt, kept)
+        return program.logits()
 
     def start(
         self, prompt: Sequence[int], sampling: SamplingState = GREEDY, stop_tokens: Collection[int] = frozenset()
@@ -101,3 +124,11 @@ class Rig:
         pages = self.state.cache.view(torch.int16).view(-1, shape.head_pages, shape.head_tiles, shape.page_positions, 64)
         rows = pages.transpose(1, 2).flatten(2, 3)  # [heads, tiles, positions, columns]
         return rows[:, :, :positions].cpu()
+
+
+def engine_of(model: PackedModel) -> Engine:
+    """The product's engine on the current GPU."""
+    programs = BucketPrograms(model.config, device_sms(), model.capacity, ITEMSIZE)
+    prefill = Prefill if Plan(model.config, programs.sms, model.capacity).possible else None
+    device = torch.device("cuda", torch.cuda.current_device())
+    return Engine(GpuBackend(model, programs, device, prefill), chunk=CHUNK)

@@ -100,6 +100,9 @@ class Machine(Protocol):
     def embedding(self, token: int) -> torch.Tensor:
         """One row of the embedding, [hidden]."""
 
+    def hidden(self) -> torch.Tensor:
+        """The residual stream that prefill left for the token being decoded, [hidden]."""
+
     def token(self) -> int:
         """The id of the token being decoded."""
 

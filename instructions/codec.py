@@ -20,6 +20,7 @@ MAX_WAITS = 2
 MAX_SIGNALS = 2
 NONE = -1
 INT32_MAX = 2**31 - 1
+WHOLE = (int, np.integer)
 
 
 class Word(IntEnum):
@@ -83,7 +84,7 @@ def encode(item: Scheduled) -> np.ndarray:
     targets = [number for wait in waits for number in (wait.counter, wait.target)]
     targets += [item.load_wait.counter, item.load_wait.target] if item.load_wait is not None else []
     for number in (instruction.layer, item.page, item.pages, item.tape, *payload, *targets, *signals):
-        if not isinstance(number, int | np.integer) or not 0 <= number <= INT32_MAX:
+        if not isinstance(number, WHOLE) or not 0 <= number <= INT32_MAX:
             raise CodecError(f"{instruction}: {number!r} is no number from 0 to {INT32_MAX}")
     words = [0] * WORDS
     words[Word.OPCODE], words[Word.LAYER] = instruction.OPCODE, instruction.layer

@@ -32,6 +32,7 @@ class Dimensions:
 
     `itemsize` is the weight type's size in bytes (2: bf16, 4: fp32); `capacity` the positions of the KV cache;
     `bucket` the most past positions a token may have under this program; `slices` the parts attention splits them into.
+    `tail`: the program is the last layer and the head alone, from a hidden state that prefill left; else all of the token.
     """
 
     config: ModelConfig
@@ -39,6 +40,12 @@ class Dimensions:
     capacity: int
     bucket: int
     slices: int
+    tail: bool = False
+
+    @property
+    def first_layer(self) -> int:
+        """The layer that the program begins with."""
+        return self.config.num_layers - 1 if self.tail else 0
 
     # -- the tape ---------------------------------------------------------------------------------------------------
     @cached_property

@@ -22,6 +22,9 @@ class Embed(Instruction):
     LAYERED, SHORT = False, True
     BRINGS = (Activation("x", lambda shape: shape.config.hidden_size, lambda shape: shape.config.num_layers + 1),)
 
+    def misfit(self, shape: Dimensions) -> str | None:
+        return "embeds a token in a program that begins with a hidden state" if shape.tail else None
+
     def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         return (Region("token", 0, 0, 1),)
 

@@ -8,6 +8,7 @@ from instructions.combine import Combine
 from instructions.down import Down
 from instructions.embed import Embed
 from instructions.gate_up import GateUp
+from instructions.hand_over import HandOver
 from instructions.lm_head import LmHead
 from instructions.o_proj import OProj
 from instructions.qkv import Qkv
@@ -23,5 +24,6 @@ INSTRUCTIONS: tuple[type[Instruction], ...] = (
     Down,
     LmHead,
     Sample,
+    HandOver,
 )
 BY_OPCODE: dict[int, type[Instruction]] = {kind.OPCODE: kind for kind in INSTRUCTIONS}

@@ -88,6 +88,6 @@ def sampling_scores(logits: torch.Tensor, first_row: int, sampling: SamplingStat
 
 def draw(logits: torch.Tensor, sampling: SamplingState, position: int) -> int:
     """Sample one of the rows that top_k and top_p keep, from logits [vocab] fp32 at `position`; ties go to the lowest."""
-    kept = kept_rows(tempered(logits, sampling.temperature), sampling)
-    scores = sampling_scores(logits, 0, sampling, position).numpy()
-    return int(np.where(kept, scores, -np.inf).argmax())
+    z = tempered(logits, sampling.temperature)
+    rows = np.flatnonzero(kept_rows(z, sampling))
+    return int(rows[(z[rows] + gumbel(rows, position, sampling.seed)).argmax()])

@@ -34,6 +34,7 @@ POINTERS = {
     "activations": "*fp32",
     "constants": "*fp32",
     "rope": "*fp32",
+    "hidden_state": "*fp32",
     "words": "*i32",
     "starts": "*i32",
     "uses": "*i32",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -21,6 +21,7 @@ from models.errors import UserError, quoted
 __all__ = ["Engine", "SamplingParams"]
 
 GREEDY = SamplingParams()
+Progress = Callable[[int, int], None]
 
 
 class Engine:
@@ -39,6 +40,7 @@ class Engine:
         self.capacity: int = backend.capacity
         self.backend_name: str = backend.name
         self.finish_reason: str | None = None
+        self.kept = 0  # positions of the request's prompt whose keys and values were in the cache when it began
         self._limit = 0  # tokens still to hand out; 0: no request
         self._stops: frozenset[int] = frozenset()
         self._ready: deque[int] = deque()
@@ -49,14 +51,27 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start(self, prompt: Sequence[int], max_tokens: int, sampling: SamplingParams = GREEDY) -> None:
-        """Begin a request, abandoning an unfinished one.  Raises UserError, with the numbers, for one that does not fit."""
+    def start(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampling: SamplingParams = GREEDY,
+        reuse: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        """Begin a request, abandoning an unfinished one.  Raises UserError, with the numbers, for one that does not fit.
+
+        reuse: compute only what follows the part of the prompt that the cache holds from the request before, where the backend
+            can; `kept` then says how many tokens that part has.  Without it the first tokens' bits depend on the prompt alone.
+        progress: called while a long prompt is read, with the tokens read so far and the prompt's.
+        """
         backend = self._opened()
         ids = checked_prompt(prompt, self.config.vocab_size)
         check_length(len(ids), max_tokens, self.capacity)
         self.stop()
-        backend.start(ids, max_tokens, sampling)
-        self.finish_reason = None
+        report = None if progress is None else lambda done: progress(done, len(ids))
+        backend.start(ids, max_tokens, sampling, reuse, report)
+        self.kept, self.finish_reason = backend.kept, None
         self._limit, self._stops = max_tokens, frozenset(sampling.stop_token_ids)
 
     def step(self) -> int | None:
@@ -123,6 +138,8 @@ def checked_prompt(prompt: Sequence[int], vocab_size: int) -> list[int]:
     """The prompt as plain integers; raises UserError for an empty one and for ids outside the vocabulary."""
     if not len(prompt):
         raise UserError("the prompt is empty: give at least one token")
+    if isinstance(prompt, list) and set(map(type, prompt)) == {int} and 0 <= min(prompt) <= max(prompt) < vocab_size:
+        return list(prompt)  # as good as always, and then a long prompt shall not take a millisecond
     ids = []
     for place, token in enumerate(prompt):
         try:

@@ -7,7 +7,9 @@ Every number comes from `instructions.shape` or `models.tape`, the same source a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from instructions.codec import NONE
@@ -22,9 +24,28 @@ GEMM_PAGES = 4  # most pages whose loads are unrolled together
 COPIES = (4, 2)  # TMA copies in flight per SM: for the record that runs, for those ahead of it (docs/performance.md)
 
 
+class Places(NamedTuple):
+    """Numbered places, evenly spaced: number n lies at `first + n * stride`."""
+
+    first: int  # -1: there are none
+    stride: int
+
+
+NOWHERE = Places(NONE, 0)
+
+
+class Matrix(NamedTuple):
+    """A matrix of the tape, and what goes with it in every layer."""
+
+    columns: int
+    pages: int  # of one row block
+    norm: Places  # weights of its input's norm in the constants, by layer
+    bias: Places  # in the constants, by layer
+
+
 @dataclass(frozen=True)
 class Geometry:
-    """Compile-time sizes; rows, columns and offsets count elements, `*_pages` count 16 KiB pages."""
+    """Compile-time sizes; rows, columns and offsets count elements, `pages` counts 16 KiB pages."""
 
     ring: int
     copies_now: int  # most TMA copies in flight per SM: for the record that the consumer runs,
@@ -33,11 +54,6 @@ class Geometry:
     # model
     layers: int
     hidden: int
-    hidden_pages: int
-    intermediate: int
-    intermediate_pages: int
-    attention_columns: int
-    attention_pages: int
     vocabulary: int
     epsilon: float
     embedding_multiplier: float  # 1: the kernel leaves the product out; the same of those below
@@ -54,41 +70,28 @@ class Geometry:
     scale: float
     # KV cache
     page_positions: int
-    # activations: from the first copy of those that announce themselves to the second, then first elements and distances
-    # between layers
+    # activations: from the first copy of those that announce themselves to the second, then their places by layer
     second: int
-    x: int
-    x_stride: int
-    x_mid: int
-    x_mid_stride: int
-    q: int
-    q_stride: int
-    new_kv: int
-    new_kv_stride: int
-    squares: int  # one a row block of a query or key head, where heads are normed
-    squares_stride: int
-    attn: int
-    attn_stride: int
-    mlp: int
-    mlp_stride: int
+    x: Places
+    x_mid: Places
+    q: Places
+    new_kv: Places
+    squares: Places  # one a row block of a query or key head, where heads are normed
+    attn: Places
+    mlp: Places
     logits: int
     best: int
     partial: int  # its distances depend on the bucket
     best_slots: int  # a power of two, at least the number of LM-head instructions
     # constants
-    attention_norm: int
-    mlp_norm: int
-    norm_stride: int  # between layers
-    final_norm: int
-    biases: bool
-    bias_stride: int  # between layers, of the norms of heads as well
-    qkv_bias: int  # -1: none
-    o_bias: int
-    gate_up_bias: int
-    down_bias: int
-    head_norm: int  # weights of a query head, then of a key head; -1: heads are not normed
+    head_norm: Places  # weights of a query head, then of a key head, by layer
     # tape
-    embedding_page: int
+    qkv: Matrix
+    o: Matrix
+    gate_up: Matrix
+    down: Matrix
+    head: Matrix
+    embedding: Places  # first pages of its row blocks
     trace: bool  # whether the kernel writes time stamps
 
 
@@ -103,15 +106,23 @@ class Bucket(NamedTuple):
     records: int  # of all SMs
 
 
-def _stride(first: int, second: int) -> int:
-    return second - first
-
-
 def token_counter(program: Program) -> int:
     """The counter that every SM waits for between tokens; raises ValueError where a program has none."""
     if program.end_counter == NONE:
         raise ValueError("the program signals no counter at a token's end")
     return program.end_counter
+
+
+def _by_layer(shape: Shape, offset: Callable[[int], int]) -> Places:
+    """The places of what lies at `offset(layer)`; a second layer, where there is one, tells the stride."""
+    first = offset(0)
+    return Places(first, offset(min(1, shape.config.num_layers - 1)) - first)
+
+
+def _matrix(shape: Shape, kind: str, norm: Places = NOWHERE, biased: bool = True) -> Matrix:
+    found = shape.matrix(kind)
+    bias = _by_layer(shape, lambda layer: shape.matrix(kind, layer).bias_offset) if biased else NOWHERE
+    return Matrix(found.columns, found.pages_per_block, norm, bias)
 
 
 def make_geometry(program: Program, trace: bool = False) -> Geometry:
@@ -120,14 +131,8 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
     if shape.itemsize != ITEM_BYTES:
         raise ValueError(f"a program for weights of {shape.itemsize} bytes: the kernel runs bf16, of {ITEM_BYTES}")
     config, tape = shape.config, shape.tape
-    last = min(1, config.num_layers - 1)  # a second layer, where there is one, tells the strides
-    biases = {kind: shape.matrix(kind).bias_offset for kind in tape.kinds}
-    offsets = {
-        name + suffix: value
-        for name in ANNOUNCED
-        if name != "partial"
-        for suffix, value in (("", shape.buffers[name].base), ("_stride", shape.buffers[name].stride))
-    }
+    before = {kind: _by_layer(shape, partial(tape.norm_offset, tape.norm_before(kind))) for kind in ("qkv", "gate_up")}
+    embedding = shape.matrix("embedding")
     return Geometry(
         ring=program.ring,
         copies_now=min(COPIES[0], program.ring),
@@ -135,11 +140,6 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         staging_pages=staging_bytes(shape) // (shape.page_columns * shape.itemsize),
         layers=config.num_layers,
         hidden=config.hidden_size,
-        hidden_pages=shape.matrix("qkv").pages_per_block,
-        intermediate=config.intermediate_size,
-        intermediate_pages=shape.matrix("down").pages_per_block,
-        attention_columns=config.num_heads * shape.head_rows,
-        attention_pages=shape.matrix("o").pages_per_block,
         vocabulary=config.vocab_size,
         epsilon=config.rms_eps,
         embedding_multiplier=config.embedding_multiplier,
@@ -159,24 +159,15 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         best=shape.buffers["best"].base,
         partial=shape.buffers["partial"].base,
         best_slots=next_power_of_two(program.sms),
-        attention_norm=tape.norm_offset(tape.norm_before("qkv")),
-        mlp_norm=tape.norm_offset(tape.norm_before("gate_up")),
-        norm_stride=_stride(*(tape.norm_offset(tape.norm_before("qkv"), layer) for layer in (0, last))),
-        final_norm=tape.norm_offset(tape.norm_before("head")),
-        biases=max(biases.values()) >= 0,
-        bias_stride=max(
-            _stride(getattr(shape.matrix(kind), place), getattr(shape.matrix(kind, last), place))
-            for kind in tape.kinds
-            for place in ("bias_offset", "head_norm_offset")
-        ),
-        qkv_bias=biases["qkv"],
-        o_bias=biases["o"],
-        gate_up_bias=biases["gate_up"],
-        down_bias=biases["down"],
-        head_norm=shape.matrix("qkv").head_norm_offset,
-        embedding_page=shape.matrix("embedding").first_page,
+        head_norm=_by_layer(shape, lambda layer: shape.matrix("qkv", layer).head_norm_offset),
+        qkv=_matrix(shape, "qkv", before["qkv"]),
+        o=_matrix(shape, "o"),
+        gate_up=_matrix(shape, "gate_up", before["gate_up"]),
+        down=_matrix(shape, "down"),
+        head=_matrix(shape, "head", Places(tape.norm_offset(tape.norm_before("head")), 0), biased=False),
+        embedding=Places(embedding.first_page, embedding.pages_per_block),
         trace=trace,
-        **offsets,
+        **{name: Places(*shape.buffers[name][2:4]) for name in ANNOUNCED if name != "partial"},
     )
 
 

@@ -13,7 +13,13 @@ from pathlib import Path
 import torch
 
 from megakernel.engine import Engine
-from megakernel.memory import available_bytes, check_memory, gpu_bytes, packing_bytes, vm_bytes
+from megakernel.errors import one_line
+from megakernel.memory import available_bytes, check_memory, gpu_bytes, largest_tensor, packing_bytes, torch_bytes, vm_bytes
+from megakernel.prefill.plan import Plan
+from megakernel.torch.backend import PASS, TorchBackend
+from megakernel.torch.device import best_device, free_bytes
+from megakernel.torch.model import TorchModel
+from megakernel.torch.weights import Weights
 from megakernel.vm.backend import VmBackend
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.errors import UserError
@@ -23,7 +29,7 @@ from scheduler.buckets import BucketPrograms
 from scheduler.build import DEFAULT_POLICY
 from scheduler.options import cache_capacity
 
-BACKENDS = ("auto", "gpu", "vm")
+BACKENDS = ("auto", "gpu", "torch", "vm")
 DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DEFAULT_VM_SMS = 4  # enough for every wait to be a wait for another SM; more only cost time
 KERNEL_CAPABILITY = (9, 0)
@@ -45,8 +51,9 @@ def load_engine(
 ) -> Engine:
     """An engine for a checkpoint directory, a hub id or "random:<preset>".
 
-    backend: "gpu", "vm" (the CPU), or "auto": the GPU where there is one that can run the kernel.
-    sms: SMs to schedule for; None: all of the GPU's, 4 on the CPU.
+    backend: "gpu" (the kernel), "torch" (plain PyTorch on the device that it has), "vm" (the CPU machine), or "auto": the
+        kernel where there is a GPU that can run it, else PyTorch.
+    sms: SMs to schedule for; None: all of the GPU's, 4 on the CPU machine.  PyTorch schedules none.
     dtype: weight type, "bfloat16" or "float32"; "auto" is bfloat16, whatever the checkpoint holds.
     capacity: most tokens of a sequence, prompt and generated ones; None: 4096, or what the model allows if that is less.
     policy: how instructions are placed on SMs, a name in `scheduler.place`.
@@ -65,7 +72,7 @@ def load_engine(
         checkpoint = open_checkpoint(model)
     capacity = cache_capacity(checkpoint.config, capacity)
     request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress, stage)
-    return load_gpu(request) if chosen == "gpu" else load_vm(request)
+    return {"gpu": load_gpu, "torch": load_torch, "vm": load_vm}[chosen](request)
 
 
 @dataclass(frozen=True)
@@ -96,16 +103,16 @@ class LoadRequest:
 
 
 def choose_backend(name: str) -> str:
-    """ "gpu" or "vm"; raises UserError where the one asked for cannot be had."""
+    """ "gpu", "torch" or "vm"; raises UserError where the one asked for cannot be had."""
     if name not in BACKENDS:
         raise UserError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    if name == "vm":
-        return "vm"
+    if name in ("torch", "vm"):
+        return name
     problem = gpu_problem()
     if name == "auto":
-        return "gpu" if problem is None else "vm"
+        return "gpu" if problem is None else "torch"
     if problem is not None:
-        raise UserError(f"{problem}; use --backend vm")
+        raise UserError(f"{problem}; use --backend torch")
     return "gpu"
 
 
@@ -123,24 +130,45 @@ def gpu_problem() -> str | None:
 def load_gpu(request: LoadRequest) -> Engine:
     """An engine on the GPU.  Triton is imported only here, so that the CPU machine runs without it."""
     from megakernel.gpu.backend import CHUNK, GpuBackend
+    from megakernel.prefill.prefill import Prefill
 
     if request.dtype != torch.bfloat16:
-        raise UserError(f"the GPU backend runs bfloat16 weights, not {request.dtype}; leave dtype out, or use --backend vm")
+        raise UserError(f"the GPU backend runs bfloat16 weights, not {request.dtype}; leave dtype out, or use --backend torch")
     device = torch.device("cuda", torch.cuda.current_device())
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     if request.sms is not None and request.sms > sms:
         raise UserError(f"{request.sms} SMs asked for, the GPU has {sms}: the blocks could not all be resident; ask for fewer")
     programs = request.programs(sms)
-    check_memory(request.model, gpu_bytes(programs), torch.cuda.mem_get_info(device)[0], "GPU memory")
+    plan = Plan(request.checkpoint.config, programs.sms, programs.capacity)
+    needs = gpu_bytes(programs, plan.bytes if plan.possible else 0)
+    check_memory(request.model, needs, torch.cuda.mem_get_info(device)[0], "GPU memory")
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
-    places = range(len(programs.sizes))
-    programs.build_ahead(places[1:2])  # soon reached, and a request shall not wait for it
-    model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
-    if request.stage is not None:
-        request.stage("compiling the kernel, some seconds at a model's first start")
-    engine = Engine(GpuBackend(model, programs, device), chunk=CHUNK)
-    programs.build_ahead(places[2:])  # a request comes to them after some seconds at the earliest
-    return engine
+    programs.build_ahead(range(len(programs.sizes)))  # a request shall not wait for them
+    try:
+        model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
+        if request.stage is not None:
+            request.stage("compiling the kernels, some seconds at a model's first start")
+        return Engine(GpuBackend(model, programs, device, Prefill if plan.possible else None), chunk=CHUNK)
+    except BaseException:
+        programs.close()
+        raise
+
+
+def load_torch(request: LoadRequest) -> Engine:
+    """An engine in plain PyTorch, on the device that it has."""
+    if request.sms is not None:
+        raise UserError(f"{request.sms} SMs asked for, plain PyTorch schedules none: leave --sms out, or use --backend vm")
+    device, checkpoint = best_device(), request.checkpoint
+    needs = torch_bytes(checkpoint.config, request.dtype, request.capacity, PASS)
+    staged = {"largest tensor": largest_tensor(checkpoint)}
+    if device.type == "cpu":
+        check_memory(request.model, needs | staged, available_bytes())
+    else:
+        check_memory(request.model, needs, free_bytes(device), f"{device.type.upper()} memory")
+        check_memory(request.model, staged, available_bytes())
+    with one_line("loading the model"):
+        weights = Weights(checkpoint.config, request.dtype, device, request.source())
+        return Engine(TorchBackend(TorchModel(checkpoint.config, weights, request.capacity)))
 
 
 def load_vm(request: LoadRequest) -> Engine:

@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
+
 from instructions.shape import Shape
 from megakernel.geometry import COUNTER_STRIDE
 from models.checkpoint import Checkpoint
+from models.config import ModelConfig
 from models.errors import UserError
 from models.tape import PAGE_BYTES
 from models.weights import expected_tensors
@@ -16,20 +19,22 @@ from scheduler.buckets import BucketPrograms
 
 GIGABYTE = 10**9
 GPU_SLACK = 256 * 1024 * 1024  # bytes for the kernel's code, the programs' words and the CUDA context's own needs
+TORCH_SLACK = 256 * 1024 * 1024  # bytes for attention scores, a widened piece of a matrix, and PyTorch's own needs
 ROOT = Path("/")
 RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")  # of a group's memory, what the kernel gives up first
 
 
-def gpu_bytes(programs: BucketPrograms) -> dict[str, int]:
-    """GPU memory that a model and its programs take, by part."""
+def gpu_bytes(programs: BucketPrograms, prefill: int = 0) -> dict[str, int]:
+    """GPU memory that a model and its programs take, by part; `prefill` bytes of it for reading prompts."""
     shapes = [programs.shape(bucket) for bucket in programs.sizes]
     first = shapes[0]
     return {
         "weights": first.tape.pages * PAGE_BYTES,
         "KV cache": first.cache_pages * PAGE_BYTES,
-        "activations": sum(4 * shape.arena_elements for shape in shapes),
+        "activations": sum(2 * 4 * shape.arena_elements for shape in shapes),  # of a bucket's program and of its tail
+        "prefill": prefill,
         "tables": 4 * (first.tape.constant_count + programs.capacity * (first.head_rows + 1)),
-        "counters": len(shapes) * programs.program(0).counters * COUNTER_STRIDE * 4,
+        "counters": 2 * len(shapes) * programs.program(0).counters * COUNTER_STRIDE * 4,
         "slack": GPU_SLACK,
     }
 
@@ -47,11 +52,30 @@ def vm_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]
 
 def packing_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]:
     """Host memory that packing takes: the weights, and the largest tensor, which stands beside its packed copy."""
-    largest = max(math.prod(shape) for shape in expected_tensors(checkpoint.config).values())
     return {
         "weights": programs.shape(programs.capacity).tape.pages * PAGE_BYTES,
-        "largest tensor": largest * checkpoint.stored_dtype.itemsize,
+        "largest tensor": largest_tensor(checkpoint),
     }
+
+
+def torch_bytes(config: ModelConfig, dtype: torch.dtype, capacity: int, pass_tokens: int) -> dict[str, int]:
+    """Memory of its device that the plain PyTorch backend takes, by part, to read so many tokens of a prompt at a time."""
+    shapes = expected_tensors(config).values()
+    heads = config.num_heads + 2 * config.num_kv_heads
+    cached = 2 * config.num_kv_heads * capacity * config.head_dim  # K and V values of a layer
+    widest = max(3 * heads * config.head_dim, 4 * config.intermediate_size) + 4 * config.hidden_size
+    return {
+        "weights": sum(math.prod(shape) * (dtype.itemsize if len(shape) > 1 else 4) for shape in shapes),
+        "KV cache": config.num_layers * cached * dtype.itemsize,
+        # fp32: what a pass computes, K and V of one layer, logits, angles
+        "activations": 4 * (pass_tokens * widest + cached + 2 * config.vocab_size + 2 * capacity * config.head_dim)
+        + TORCH_SLACK,
+    }
+
+
+def largest_tensor(checkpoint: Checkpoint) -> int:
+    """Bytes of the largest tensor of a checkpoint, which is in host memory beside what is made of it."""
+    return max(math.prod(shape) for shape in expected_tensors(checkpoint.config).values()) * checkpoint.stored_dtype.itemsize
 
 
 def check_memory(model: str, needs: Mapping[str, int], available: int | None, kind: str = "memory") -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from typing import Any
 
 from triton.experimental.gluon import language as gl
-
-from megakernel.geometry import Geometry
 
 WARPS = 4  # of the consumer
 # Compiler options of every launch.  Fusing a product and a sum into one FMA was the default, from 3.10 on it is asked for.
@@ -14,13 +12,18 @@ OPTIONS = {"enable_fp_fusion": True}
 TMA_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)  # of a page, as the descriptors say it
 
 
-class Sizes:
-    """A `Geometry` as the kernel takes it: each of its numbers is a compile-time constant in the device functions."""
+def constants(numbers: Any) -> dict[str, gl.constexpr]:
+    """The fields of a dataclass or named tuple as compile-time constants, those within its fields too."""
+    table = {name: getattr(numbers, name) for name in type(numbers).__annotations__}
+    return {name: gl.constexpr(Sizes(value) if isinstance(value, tuple) else value) for name, value in table.items()}
 
-    def __init__(self, geometry: Geometry) -> None:
+
+class Sizes:
+    """A `Geometry`, a part of it or other numbers, as a kernel takes them: compile-time constants in the device functions."""
+
+    def __init__(self, geometry: Any) -> None:
         self.geometry = geometry
-        for field in fields(geometry):
-            setattr(self, field.name, gl.constexpr(getattr(geometry, field.name)))
+        vars(self).update(constants(geometry))
 
     def __repr__(self) -> str:
         return repr(self.geometry)

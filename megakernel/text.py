@@ -15,12 +15,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from megakernel import template_process
 from megakernel.panics import explained
 from models.errors import UserError
 from models.files import read_json_object, read_regular
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+    from models.gguf.file import GgufFile
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # What a byte-fallback decoder can show for text that is not lost: it decodes a run of byte tokens as a whole or not at all,
@@ -83,24 +87,52 @@ class _DecimalIds:
         return ""
 
 
+def codec_of(checkpoint: Checkpoint) -> TextCodec:
+    """What goes with a model: its tokenizer, or ids in place of text for made-up weights.  Raises UserError."""
+    if checkpoint.gguf is not None:
+        return ModelText.of_gguf(checkpoint.gguf, checkpoint.config.vocab_size)
+    return IdsAsText() if checkpoint.directory is None else ModelText(checkpoint.directory)
+
+
 class ModelText:
-    """The tokenizer of a model directory (`tokenizer.json`), and its chat template where it has one."""
+    """The tokenizer of a model directory (`tokenizer.json`) or of a GGUF file, and its chat template where it has one."""
 
     def __init__(self, directory: Path) -> None:
         """Raises UserError where the tokenizer is missing or cannot be read."""
-        from tokenizers import Tokenizer
-
         path = directory / "tokenizer.json"
         if not os.path.exists(path):
             raise UserError(f"{directory} has no tokenizer.json: save the model's fast tokenizer there")
-        content = read_regular(path, _TOKENIZER_BYTES)
+        self._take(path, read_regular(path, _TOKENIZER_BYTES), lambda: ChatTemplate.of(directory))
+
+    @classmethod
+    def of_gguf(cls, file: GgufFile, vocab_size: int) -> ModelText:
+        """Of a model in GGUF, which holds its tokenizer and its template.  Raises UserError as the constructor does."""
+        from models.gguf.tokenizer import tokenizer_files
+
+        try:
+            files = tokenizer_files(file.values, vocab_size)
+        except UserError as error:
+            raise UserError(f"{file.path}: {error}") from None
+
+        def template() -> ChatTemplate:
+            if files.chat_template is None:
+                raise no_template(file.path)
+            return ChatTemplate(files.chat_template, files.special_tokens, file.path)
+
+        text = cls.__new__(cls)
+        text._take(file.path, files.tokenizer, template)
+        return text
+
+    def _take(self, path: Path, content: bytes, template: Callable[[], ChatTemplate]) -> None:
+        from tokenizers import Tokenizer
+
         _check_merges(path, content)
         with explained(f"{path} is not a tokenizer that the tokenizers library can read"):
             self._tokenizer = Tokenizer.from_buffer(content)
         _check_growth(path, self._tokenizer)
         self._tokenizer.no_truncation()  # a training length saved with the tokenizer must not cut prompts
         self._tokenizer.no_padding()
-        self._directory, self._path = directory, path
+        self._path, self._template = path, template
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of plain text, with the tokens that the tokenizer's own post-processor adds (BOS)."""
@@ -112,7 +144,7 @@ class ModelText:
         The template writes BOS itself where the model wants one, so the post-processor adds nothing.
         """
         messages = [{"role": "user", "content": checked(prompt)}]
-        return self._ids(ChatTemplate.of(self._directory).render(messages), add_special_tokens=False)
+        return self._ids(self._template().render(messages), add_special_tokens=False)
 
     def detokenizer(self, prompt_ids: Sequence[int]) -> Detokenizer:
         def decode(ids: list[int]) -> str:
@@ -223,7 +255,7 @@ class ChatTemplate:
             named = (entry for entry in source if isinstance(entry, dict))
             source = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
         if not isinstance(source, str):
-            raise UserError(f"{directory} has no chat template: leave out --chat, or name a model tuned for chat")
+            raise no_template(directory)
         special = _read_json(directory / "special_tokens_map.json") | config
         spelled = {name: _spelling(value) for name, value in special.items() if name.endswith("_token")}
         return cls(source, {name: text for name, text in spelled.items() if text is not None}, template_path)
@@ -278,6 +310,10 @@ def checked(prompt: str) -> str:
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is not valid UTF-8 at character {error.start}: type it in UTF-8") from error
     return prompt
+
+
+def no_template(place: Path) -> UserError:
+    return UserError(f"{place} has no chat template: leave out --chat, or name a model tuned for chat")
 
 
 def _spelling(token: Any) -> str | None:

@@ -1,5 +1,5 @@
-"""Opens a checkpoint: a directory with safetensors files, a hub id, or made-up weights; checks it, then streams its
-tensors.
+"""Opens a checkpoint: a directory with safetensors files, one such file, one in GGUF, a hub id, or made-up weights; checks it,
+then streams its tensors.
 
 Everything that can be known from the configuration and the headers is checked before any tensor is read. Knows nothing
 of what the tensors are for. Only the tensor being read is in memory.
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,23 +23,23 @@ from models.errors import UserError
 from models.families import family_of
 from models.files import read_json_object
 from models.hf_config import read_config
+from models.locate import INDEX_FILE, SAFETENSORS, SINGLE_FILE, is_gguf, locate
 from models.random_weights import PREFIX as RANDOM_PREFIX
 from models.random_weights import RandomWeights, random_config
 from models.rope import inverse_frequencies
 from models.safetensors_header import Entry, read_header
+from models.sampling_defaults import NOTHING, SamplingDefaults, of_directory, of_gguf
 from models.weights import EMBEDDING, HEAD, WeightSource, expected_tensors
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 COMPARED_ELEMENTS = 2**23
 MAPPED_BYTES = 2**22  # read of a file before it is mapped anew: few, for they count as memory; each mapping reads the header
 
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
-_HUB_NOT = ["original/*", "consolidated*", "onnx/*"]
 _FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,255}")
 _HARMLESS = re.compile(r"(.*\.)?rotary_emb\.inv_freq")  # computed anew; old versions of transformers saved it
+
+if TYPE_CHECKING:
+    from models.gguf.file import GgufFile
 
 Headers = dict[Path, dict[str, Entry]]
 
@@ -67,16 +68,20 @@ class SafetensorsSource:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked model. `stored_dtype` is the type of its embedding; `directory` is None for made-up weights."""
+    """A checked model. `stored_dtype` is the type in which its embedding is handed over. Its tokenizer lies in `directory`, or
+    in `gguf`; made-up weights have neither."""
 
     config: ModelConfig
     source: WeightSource
     directory: Path | None
     stored_dtype: torch.dtype
+    gguf: GgufFile | None = None
+    sampling: SamplingDefaults = NOTHING
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Open a directory, a hub id ("owner/name", downloaded if need be) or "random:<preset>".
+    """Open a directory, a file in GGUF, one in safetensors with its config.json beside it, what the hub has (as "owner/name",
+    or "owner/name/file.gguf", downloaded if need be) or "random:<preset>".
 
     Raises `UserError` naming the file and the tensor at fault: no tensor may be missing, left over (RoPE buffers and a
     head that is tied aside), of a wrong shape or of another type than bf16, fp16 and fp32.
@@ -84,16 +89,28 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     if str(model).startswith(RANDOM_PREFIX):
         weights = RandomWeights(random_config(str(model)))
         return Checkpoint(weights.config, weights, None, weights.dtype)
-    directory = _find_directory(model)
+    path = locate(model)
+    if is_gguf(path):
+        return _open_gguf(path)
+    directory = path if os.path.isdir(path) else path.parent
     config = _read_config(directory)
-    listing, headers = _read_headers(directory)
+    listing, headers = _read_headers(directory) if path == directory else _read_file(path)
     owners = {name: path for path, entries in headers.items() for name in entries}
     _check_tensors(config, listing, headers, owners)
     if config.tied_embeddings and HEAD in owners:
         _check_tied(owners[EMBEDDING], owners[HEAD])
     expected = expected_tensors(config)
     files = tuple((path, tuple(name for name in entries if name in expected)) for path, entries in headers.items())
-    return Checkpoint(config, SafetensorsSource(files), directory, DTYPES[headers[owners[EMBEDDING]][EMBEDDING].dtype])
+    stored = DTYPES[headers[owners[EMBEDDING]][EMBEDDING].dtype]
+    return Checkpoint(config, SafetensorsSource(files), directory, stored, sampling=of_directory(directory))
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    from models.gguf.model import open_gguf  # here, because whoever has no such file needs no library for them
+
+    model = open_gguf(path)
+    sampling = of_gguf(path, model.file.values)
+    return Checkpoint(model.config, model.source, None, model.stored_dtype, model.file, sampling)
 
 
 def _read_config(directory: Path) -> ModelConfig:
@@ -103,30 +120,6 @@ def _read_config(directory: Path) -> ModelConfig:
     except UserError as error:
         raise UserError(f"{directory / 'config.json'}: {error}") from None
     return config
-
-
-def _find_directory(model: str | Path) -> Path:
-    path = Path(model)
-    if os.path.isdir(path):  # pathlib's own raises when the name is too long
-        return path
-    if os.path.exists(path):
-        raise UserError(f"{path}: is a file, give the directory that holds config.json and the safetensors files")
-    if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
-        raise UserError(f"{model}: no such directory, give a checkpoint directory, a hub id (owner/name) or random:<preset>")
-    return _download(model)
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download  # here, because a local directory needs no network stack
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT))
-    except Exception as error:  # the network stack has many ways to fail, and they all mean this
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{hub_id}: no such directory, and the hub did not give it ({reason}): check the name, the network and "
-            "your access, or give a local directory"
-        ) from None
 
 
 def _read_headers(directory: Path) -> tuple[Path, Headers]:
@@ -148,12 +141,20 @@ def _read_headers(directory: Path) -> tuple[Path, Headers]:
     return index, headers
 
 
+def _read_file(path: Path) -> tuple[Path, Headers]:
+    """As `_read_headers` does, of one file: where an index has it, of all those in the index."""
+    index = path.with_name(INDEX_FILE)
+    if path.name == SINGLE_FILE or (os.path.exists(index) and path.name in _read_index(index).values()):
+        return _read_headers(path.parent)
+    return path, {path: _checked_header(path)}
+
+
 def _no_weights(directory: Path) -> str:
     try:
         names = os.listdir(directory)
     except OSError as error:
         raise UserError(f"{directory}: cannot be read: {error.strerror}") from None
-    others = sorted(name for name in names if Path(name).suffix in (".bin", ".pth", ".gguf", ".safetensors"))
+    others = sorted(name for name in names if Path(name).suffix in (".bin", ".pth", ".gguf", SAFETENSORS))
     found = f" (found {others[0]})" if others else ""
     return f"{directory}: neither {SINGLE_FILE} nor {INDEX_FILE}{found}, save the model with save_pretrained"
 

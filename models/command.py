@@ -45,14 +45,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{shown} (see --help)")
 
 
+MODEL_HELP = "a directory in Hugging Face's layout, a GGUF file, random:<preset>, or, where weights are read, a hub id"
+
+
 def add_model(parser: argparse.ArgumentParser, default: str | None = None, required: bool = False) -> None:
     """The option that names a model."""
     parser.add_argument(
         "--model",
         default=default,
         required=required,
-        help="a directory in Hugging Face's layout, random:<preset>, or, where weights are read, a hub id"
-        + ("" if default is None else " (default: %(default)s)"),
+        help=MODEL_HELP + ("" if default is None else " (default: %(default)s)"),
     )
 
 

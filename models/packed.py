@@ -14,7 +14,7 @@ from models.errors import UserError
 from models.packing import check_finite, clear_padding_rows, pack_bias, pack_head_norm, pack_weight
 from models.rope import rope_table
 from models.tape import Matrix, TapeLayout
-from models.weights import WeightSource, expected_tensors
+from models.weights import WeightSource, checked_tensors
 
 PACKED_DTYPES = (torch.bfloat16, torch.float32)
 
@@ -64,17 +64,11 @@ def pack(
 
 def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -> None:
     clear_padding_rows(tape, weights)
-    pending = expected_tensors(tape.config)
     matrices: dict[str, Matrix] = {
         name: matrix for matrix in tape.matrices for name in (*matrix.sources, *matrix.bias_sources, *matrix.head_norm_sources)
     }
     norms = {tape.norm_source(kind, layer): tape.norm_offset(kind, layer) for kind, layer in tape.norms()}
-    for name, tensor in source.tensors():
-        shape = pending.pop(name, None)
-        if shape is None:
-            raise UserError(f"tensor {name} is left over: this model has no such tensor, or it came twice")
-        if tuple(tensor.shape) != shape:
-            raise UserError(f"tensor {name} has shape {list(tensor.shape)}: this model needs {list(shape)}")
+    for name, tensor in checked_tensors(source, tape.config):
         if name in norms:
             check_finite(name, tensor, tensor)
             constants[norms[name] : norms[name] + len(tensor)] = tensor.float()
@@ -84,5 +78,3 @@ def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constan
             pack_head_norm(tape, matrices[name], name, tensor, constants)
         else:
             pack_bias(matrices[name], name, tensor, constants)
-    if pending:
-        raise UserError(f"tensor {next(iter(pending))} is missing: this model needs {len(pending)} more tensors")

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from models.config import ModelConfig
+from models.errors import UserError
 from models.families import base, layer_of
 
 EMBEDDING = f"{base.EMBEDDING}.weight"
@@ -63,6 +64,20 @@ def parameter_count(config: ModelConfig) -> int:
     of_layer = sum(math.prod(shape) for shape in _layer_tensors(config).values())
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tied_embeddings else 2)
     return config.num_layers * of_layer + embeddings + config.hidden_size
+
+
+def checked_tensors(source: WeightSource, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a source, none of them missing, left over or misshapen: else raises `UserError`."""
+    pending = expected_tensors(config)
+    for name, tensor in source.tensors():
+        shape = pending.pop(name, None)
+        if shape is None:
+            raise UserError(f"tensor {name} is left over: this model has no such tensor, or it came twice")
+        if tuple(tensor.shape) != shape:
+            raise UserError(f"tensor {name} has shape {list(tensor.shape)}: this model needs {list(shape)}")
+        yield name, tensor
+    if pending:
+        raise UserError(f"tensor {next(iter(pending))} is missing: this model needs {len(pending)} more tensors")
 
 
 def _layer_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:

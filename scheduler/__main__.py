@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--bucket", type=int, help="most past positions a token may have (default: the capacity)")
     parser.add_argument("--policy", choices=list(POLICIES), default=DEFAULT_POLICY, help="placement (default %(default)s)")
     parser.add_argument("--slices", type=int, help="attention slices (default: as many as the SMs can work on)")
+    parser.add_argument("--tail", action="store_true", help="only the last layer and the head: what prefill leaves")
     parser.add_argument("--ring", type=int, help="pages of the shared-memory ring (default: as many as fit)")
     parser.add_argument("--dtype", choices=list(ITEMSIZES), default="bf16", help="weight type (default %(default)s)")
     parser.add_argument("-o", "--output", type=output_path, help="where to save the program")
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
         bucket=capacity if options.bucket is None else options.bucket,
         itemsize=ITEMSIZES[options.dtype],
         slices=options.slices,
+        tail=options.tail,
     )
     if options.output is not None:
         with writing(options.output):

@@ -7,20 +7,23 @@ never depends on how a sequence was cut into launches.
 Few and far apart, because each costs scheduling and a proof, and because a program with more slices than a short context
 needs loses little: the first serves short contexts with no combination of slices, the second contexts of some thousands, and
 from there on they grow by 4, so that few page uses pass empty.
+
+Each bucket has a second program, its tail: the last layer and the head alone, for the last token of a prompt that prefill has
+read.  It is made for the same sizes, so the same kernel runs it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Lock, Thread
+from functools import cached_property
+from threading import Lock
 
 from instructions.shape import Shape
 from models.config import ModelConfig
+from scheduler.ahead import Ahead, Which
 from scheduler.build import DEFAULT_POLICY, build_program, make_shape
-from scheduler.errors import ScheduleError
 from scheduler.program import Program
 
 FIRST_PAGES = 2  # KV pages of the first bucket
@@ -55,13 +58,15 @@ class BucketPrograms:
     capacity: int
     itemsize: int
     policy: str = DEFAULT_POLICY
-    _built: dict[int, Program] = field(default_factory=dict)
+    _built: dict[Which, Program] = field(default_factory=dict)
+    _ahead: Ahead | None = field(default=None, repr=False, compare=False)
 
-    def shape(self, bucket: int) -> Shape:
+    def shape(self, bucket: int, tail: bool = False) -> Shape:
         """The shape of one bucket's program; raises ScheduleError for numbers no program can be made for."""
-        return make_shape(self.config, sms=self.sms, capacity=self.capacity, bucket=bucket, itemsize=self.itemsize)
+        sizes = {"sms": self.sms, "capacity": self.capacity, "bucket": bucket, "itemsize": self.itemsize}
+        return make_shape(self.config, **sizes, tail=tail)
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Most past positions of each program, ascending."""
         return bucket_sizes(self.capacity, self.shape(self.capacity).page_positions)
@@ -76,23 +81,26 @@ class BucketPrograms:
         place = self.place(position)
         return place, min(end, self.sizes[place] + 1)
 
-    def program(self, place: int) -> Program:
-        """A program by its place in `sizes`; raises ScheduleError where none can be made."""
-        if place not in self._built:
+    def program(self, place: int, tail: bool = False) -> Program:
+        """A program, or its tail, by its place in `sizes`; raises ScheduleError where none can be made."""
+        key = place, tail
+        if key not in self._built and self._ahead is not None and (made := self._ahead.take(key)) is not None:
+            self._built.setdefault(key, made)
+        if key not in self._built:
             with MAKING:
-                if place not in self._built:
-                    self._built[place] = build_program(self.shape(self.sizes[place]), self.sms, self.policy)
-        return self._built[place]
+                if key not in self._built:
+                    self._built[key] = build_program(self.shape(self.sizes[place], tail), self.sms, self.policy)
+        return self._built[key]
 
-    def build_ahead(self, places: Iterable[int]) -> Thread:
-        """Begin to make programs, in this order, in a thread of their own; one that cannot be made is refused when it is asked
-        for."""
+    def build_ahead(self, places: Iterable[int]) -> None:
+        """Begin to make programs, each after its tail, in this order, in a process of their own; one that cannot be made is
+        refused when it is asked for.  Ends with this process, or with `close`."""
+        self.close()
+        numbers = {name: getattr(self, name) for name in ("sms", "capacity", "itemsize", "policy")}
+        wanted = [(place, tail) for place in places for tail in (True, False)]
+        self._ahead = Ahead(self.config.to_dict(), numbers, wanted, lambda which: self.shape(self.sizes[which[0]], which[1]))
 
-        def build() -> None:
-            with suppress(ScheduleError):
-                for place in places:
-                    self.program(place)
-
-        thread = Thread(target=build, name="programs", daemon=True)
-        thread.start()
-        return thread
+    def close(self) -> None:
+        """Make nothing ahead any more."""
+        if self._ahead is not None:
+            self._ahead.close()

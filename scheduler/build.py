@@ -33,9 +33,19 @@ def attention_slices(config: ModelConfig, sms: int, bucket_pages: int) -> int:
 
 
 def make_shape(
-    config: ModelConfig, *, sms: int, capacity: int, bucket: int, itemsize: int = 2, slices: int | None = None
+    config: ModelConfig,
+    *,
+    sms: int,
+    capacity: int,
+    bucket: int,
+    itemsize: int = 2,
+    slices: int | None = None,
+    tail: bool = False,
 ) -> Shape:
-    """The shape of a program; `capacity` and `bucket` are rounded up to whole KV pages."""
+    """The shape of a program, with `tail` of one that ends a prompt.
+
+    `capacity` and `bucket` are rounded up to whole KV pages.
+    """
     if not 1 <= sms <= MAX_SMS:
         raise ScheduleError(f"{sms} SMs asked for; a program can be made for 1 to {MAX_SMS}")
     if itemsize not in (2, 4):
@@ -48,7 +58,7 @@ def make_shape(
         slices = attention_slices(config, sms, bucket // page)
     if not 1 <= slices <= MAX_SLICES:
         raise ScheduleError(f"{slices} attention slices; use 1 to {MAX_SLICES}")
-    return Shape(config, itemsize, capacity, bucket, slices)
+    return Shape(config, itemsize, capacity, bucket, slices, tail)
 
 
 def build_program(shape: Shape, sms: int, policy: str = DEFAULT_POLICY, ring: int | None = None) -> Program:

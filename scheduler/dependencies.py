@@ -101,6 +101,7 @@ class Deriver:
         self.before = [0] * count  # same token
         self.before_previous = [0] * count
         self.closures: dict[tuple[str, int], int] = {}
+        self.sets = [self.followed(i) for i in range(count)]
 
     def closure(self, name: str, mask: int) -> int:
         """Union of `before` or `before_previous` over the instructions of a mask."""
@@ -112,18 +113,22 @@ class Deriver:
             self.closures[name, mask] = union
         return self.closures[name, mask]
 
+    def followed(self, i: int) -> list[int]:
+        """Sets that instruction i must follow, in this token or the one before: producers of what it reads, and readers of what
+        it overwrites."""
+        instruction = self.program[i]
+        reads = [self.accesses.producers(region) for region in instruction.reads(self.shape)]
+        rewrites = [self.accesses.readers_of(region) & ~(1 << i) for region in instruction.writes(self.shape)]
+        return [*reads, *rewrites]
+
     def needs(self, i: int, lag: int) -> list[int]:
-        """Sets that instruction i must follow, in their part of the given lag: producers of what it reads, and readers of
-        what it overwrites.
+        """Sets that instruction i must follow, in their part of the given lag.
 
         Sets with the latest members come first: a set can only follow from one with a later member, so whatever is chosen
         in this order follows from nothing chosen after it.
         """
         earlier = (1 << i) - 1
-        instruction = self.program[i]
-        reads = [self.accesses.producers(region) for region in instruction.reads(self.shape)]
-        rewrites = [self.accesses.readers_of(region) & ~(1 << i) for region in instruction.writes(self.shape)]
-        parts = [mask & ~earlier if lag else mask & earlier for mask in (*reads, *rewrites)]
+        parts = [mask & ~earlier if lag else mask & earlier for mask in self.sets[i]]
         return sorted(filter(None, parts), reverse=True)
 
     def same_token(self) -> None:

@@ -15,6 +15,7 @@ from instructions.combine import Combine
 from instructions.down import Down
 from instructions.embed import Embed
 from instructions.gate_up import GateUp
+from instructions.hand_over import HandOver
 from instructions.lm_head import LmHead
 from instructions.matvec import RowBlocks
 from instructions.o_proj import OProj
@@ -70,9 +71,9 @@ def lower_layer(shape: Shape, layer: int, sms: int) -> Iterator[Instruction]:
 
 
 def lower(shape: Shape, sms: int) -> list[Instruction]:
-    """The whole token, in program order."""
-    program: list[Instruction] = [Embed(0)]
-    for layer in range(shape.config.num_layers):
+    """The whole token, or what prefill leaves of a prompt's last one, in program order."""
+    program: list[Instruction] = [HandOver(shape.first_layer) if shape.tail else Embed(0)]
+    for layer in range(shape.first_layer, shape.config.num_layers):
         program.extend(lower_layer(shape, layer, sms))
     heads = [LmHead(0, *run, slot) for slot, run in enumerate(runs(LmHead, shape, 0, sms))]
     return [*program, *heads, Sample(0, len(heads))]

@@ -11,6 +11,7 @@ from models.config import ModelConfig
 from models.errors import UserError
 from models.families import PRESETS
 from models.hf_config import read_config
+from models.locate import is_gguf, locate
 
 RANDOM = "random:"
 ITEMSIZES = {"bf16": 2, "fp32": 4}
@@ -18,15 +19,20 @@ DEFAULT_CAPACITY = 4096  # positions, where the model allows that many
 
 
 def find_config(model: str) -> ModelConfig:
-    """The configuration of a preset, of `random:<preset>`, or of a directory with a `config.json`."""
+    """The configuration of a preset, of `random:<preset>`, of a directory with a `config.json`, or of a GGUF file."""
     preset = PRESETS.get(model.removeprefix(RANDOM))
     if preset is not None:
         return preset
     if not model:
-        raise UserError(f"--model is empty: give a directory or random:<preset>; the presets are {', '.join(PRESETS)}")
+        raise UserError(f"--model is empty: give a directory, a file or random:<preset>; the presets are {', '.join(PRESETS)}")
     if "\0" in model or model.startswith(RANDOM) or not Path(model).exists():
         raise UserError(f"{model}: neither a directory nor a preset; the presets are {', '.join(PRESETS)}")
-    return read_config(Path(model))
+    path = locate(model)
+    if is_gguf(path):
+        from models.gguf.model import open_gguf
+
+        return open_gguf(path).config
+    return read_config(path if path.is_dir() else path.parent)
 
 
 def cache_capacity(config: ModelConfig, capacity: int | None) -> int:

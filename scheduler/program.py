@@ -26,7 +26,7 @@ from scheduler.errors import ProgramFormatError
 from scheduler.npz import open_arrays
 
 MAGIC = "megakernel-program"
-VERSION = 2
+VERSION = 3
 ARRAYS = ("words", "starts", "targets", "uses")
 MOST_HEADER, MOST_TEXT = 64 * 1024, 200  # bytes, characters
 MOST_BYTES = 64 * 1024 * 1024  # of an array: half a million instructions, some fifty times those of a large model
@@ -126,6 +126,7 @@ class Program:
             "capacity": self.shape.capacity,
             "bucket": self.shape.bucket,
             "slices": self.shape.slices,
+            "tail": self.shape.tail,
             "policy": self.policy,
             "ring": self.ring,
         }
@@ -160,11 +161,13 @@ def read_program(path: Path) -> Program:
         raise ProgramFormatError(f"{path}: not a saved program; make one with `python -m scheduler`")
     if header.get("version") != VERSION:
         raise ProgramFormatError(f"{path}: program version {header.get('version')}, this is {VERSION}; make it again")
-    check_arrays(path, arrays)
+    if not arrays_fit(arrays):
+        raise ProgramFormatError(f"{path}: arrays of the wrong type or size; make the program again")
     try:
         config = ModelConfig.from_dict(header["config"])
-        numbers = [whole_number(header, name) for name in ("itemsize", "capacity", "bucket", "slices")]
-        return Program(Shape(config, *numbers), text(header, "policy"), whole_number(header, "ring"), **arrays)
+        numbers = {name: whole_number(header, name) for name in ("itemsize", "capacity", "bucket", "slices")}
+        shape = Shape(config, **numbers, tail=flag(header, "tail"))
+        return Program(shape, text(header, "policy"), whole_number(header, "ring"), **arrays)
     except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:
         raise ProgramFormatError(f"{path}: damaged header ({error}); make the program again") from None
 
@@ -177,6 +180,14 @@ def whole_number(header: dict[str, Any], name: str) -> int:
     return value
 
 
+def flag(header: dict[str, Any], name: str) -> bool:
+    """A yes or no of the header."""
+    value = header[name]
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is neither true nor false")
+    return value
+
+
 def text(header: dict[str, Any], name: str) -> str:
     """A line of the header, fit to be shown."""
     value = header[name]
@@ -185,13 +196,12 @@ def text(header: dict[str, Any], name: str) -> str:
     return value
 
 
-def check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Refuse arrays whose types or sizes cannot belong together."""
+def arrays_fit(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether the types and sizes of a program's arrays can belong together."""
     words, starts = arrays["words"], arrays["starts"]
     good = all(array.dtype == np.int32 for array in arrays.values())
     good = good and words.ndim == 2 and words.shape[1] == WORDS
     good = good and all(arrays[name].ndim == 1 for name in ("starts", "targets", "uses"))
     good = good and len(starts) >= 2 and len(arrays["uses"]) == len(starts) - 1
     good = good and starts[0] == 0 and starts[-1] == len(words) and bool(np.all(np.diff(starts) >= 0))
-    if not good:
-        raise ProgramFormatError(f"{path}: arrays of the wrong type or size; make the program again")
+    return good

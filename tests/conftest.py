@@ -17,6 +17,9 @@ import pytest
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What is bundled, where a test names no model: none may need the network.
+os.environ["MEGAKERNEL_MODEL"] = "bundled"
+
 HOPPER = (9, 0)
 TOGETHER = (
     "tests/gpu/",  # a persistent kernel wants all SMs, so two processes must not share them
@@ -36,6 +39,13 @@ def missing_gpu() -> str | None:
     if capability[0] != HOPPER[0]:
         return f"needs an NVIDIA Hopper GPU (sm_90): {torch.cuda.get_device_name()} is sm_{capability[0]}{capability[1]}"
     return None
+
+
+@functools.cache
+def smollm2_is_there() -> bool:
+    from models.smollm2 import cached
+
+    return cached() is not None
 
 
 def group_of(test: str) -> str:
@@ -76,6 +86,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and (reason := missing_gpu()):
         pytest.skip(reason)
+    if item.get_closest_marker("smollm2") and not smollm2_is_there():
+        pytest.skip("needs SmolLM2-135M-Instruct in the cache: python -m models.smollm2 fetches it")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
 from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, vacant, values_of
+from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
 
 FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 
@@ -39,7 +39,8 @@ def query_places(S: gl.constexpr, memory, step):
     DIMS: gl.constexpr = S.head_tiles * TILE
     heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout()))[:, None]
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))[None, :]
-    source = values_of(S, memory, step) + S.q + step.record.layer * S.q_stride + step.record.a * (S.group * S.head_rows)
+    head = step.record.a
+    source = rows_of(S, memory, step, S.q, step.record.layer) + head * (S.group * S.head_rows)
     return source + heads * S.head_rows + dims, (heads < S.group) & (dims < S.head_rows)
 
 
@@ -49,8 +50,9 @@ def squares_places(S: gl.constexpr, memory, step):
     of a dimension."""
     heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout()))[:, None]
     blocks = gl.arange(0, S.head_tiles * TILE, gl.SliceLayout(0, query_layout()))
-    source = values_of(S, memory, step) + S.squares + step.record.layer * S.squares_stride
-    source += step.record.a * ((S.group + 1) * S.head_blocks)
+    source = rows_of(S, memory, step, S.squares, step.record.layer)
+    head = step.record.a
+    source += head * ((S.group + 1) * S.head_blocks)
     return source + heads * S.head_blocks + blocks[None, :], source + S.group * S.head_blocks + blocks
 
 
@@ -110,23 +112,24 @@ def add_values(S: gl.constexpr, ring, use, p, acc):
 
 @gluon.jit
 def attention(S: gl.constexpr, memory, ring, step):
-    """KV head a, slice b; page uses beyond the slice's pages pass through empty."""
+    """KV head `head`, slice `slice`; page uses beyond the slice's pages pass through empty."""
     MMA: gl.constexpr = score_layout()
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
     HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))
     DIMS: gl.constexpr = S.head_tiles * TILE
     COLUMNS: gl.constexpr = S.group_columns
 
-    first, pages = slice_pages(S, memory.bucket.slices, step.record.b, step.position)
+    slice = step.record.b
+    first, pages = slice_pages(S, memory.bucket.slices, slice, step.position)
     wait_all(S, memory, step, ALL)
-    current = step.record.b == memory.bucket.slices - 1
+    current = slice == memory.bucket.slices - 1
     query, known = query_places(S, memory, step)
     new_kv = current_places(S, memory, step)
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))
     here = current & (dims < S.head_rows)
     q = gl.full(query.shape, 0.0, gl.float32, query.type.layout)
     new_k = gl.full(dims.shape, 0.0, gl.float32, dims.type.layout)
-    if S.head_norm >= 0:
+    if S.head_norm.first >= 0:
         query_blocks, key_blocks = squares_places(S, memory, step)
         normed = dims < S.head_blocks
         squares, key_squares = q, new_k
@@ -134,12 +137,12 @@ def attention(S: gl.constexpr, memory, ring, step):
     while waiting != 0:
         q, new_k, new_v = look(query, known), look(new_kv + dims, here), look(new_kv + S.head_rows + dims, here)
         absent = vacant(q) | (vacant(new_k) | vacant(new_v))[None, :]
-        if S.head_norm >= 0:
+        if S.head_norm.first >= 0:
             squares = look(query_blocks, known & normed[None, :])
             key_squares = look(key_blocks, here & normed)
             absent = absent | vacant(squares) | vacant(key_squares)[None, :]
         waiting = look_again(memory, step, begin, absent)
-    if S.head_norm >= 0:
+    if S.head_norm.first >= 0:
         q *= head_factor(S, gl.sum(squares, axis=1))[:, None]
         new_k *= head_factor(S, gl.sum(key_squares, axis=0))
     rows = output_dims(S)
@@ -177,8 +180,9 @@ def attention(S: gl.constexpr, memory, ring, step):
     if current:
         m, total, acc = add_current(S, q, new_k, rounded(new_v), m, total, acc)
     store_output(S, memory, step, m, total, acc)
-    if S.head_norm >= 0:
-        cached = cache_address(S, memory, step.record.layer, step.record.a, 0, step.position, dims)
+    if S.head_norm.first >= 0:
+        head, head_pages = step.record.a, memory.bucket.head_pages
+        cached = cache_address(S, memory.cache, head_pages, step.record.layer, head, 0, step.position, dims)
         gl.store(cached, finite(new_k).to(gl.bfloat16), mask=here)
         proxy_fence()  # later tokens read these rows by TMA
 
@@ -198,8 +202,8 @@ def current_places(S: gl.constexpr, memory, step):
 
     Loaded together with the queries and used after the pages: the last slice alone takes them in.
     """
-    source = values_of(S, memory, step) + S.new_kv + step.record.layer * S.new_kv_stride
-    return source + step.record.a * (2 * S.head_rows)
+    head = step.record.a
+    return rows_of(S, memory, step, S.new_kv, step.record.layer) + head * (2 * S.head_rows)
 
 
 @gluon.jit
@@ -227,15 +231,16 @@ def store_output(S: gl.constexpr, memory, step, m, total, acc):
     columns = gl.expand_dims(gl.expand_dims(heads, 0), 0)
     rows = output_dims(S)
     inside = (rows < S.head_rows) & (columns < S.group)
+    head, slice = step.record.a, step.record.b
     if memory.bucket.slices == 1:
-        target = values_of(S, memory, step) + S.attn + step.record.layer * S.attn_stride
-        target += step.record.a * (S.group * S.head_rows)
+        target = rows_of(S, memory, step, S.attn, step.record.layer)
+        target += head * (S.group * S.head_rows)
         out = acc / gl.expand_dims(gl.expand_dims(total, 0), 0)
         put(S, step, target + columns * S.head_rows + rows, out, inside)
     else:
         ROWS: gl.constexpr = S.group * (S.head_rows + 2)
         second = memory.bucket.partial_second
-        target = partials_of(S, memory, step) + (step.record.a * memory.bucket.slices + step.record.b) * ROWS
+        target = partials_of(S, memory, step) + (head * memory.bucket.slices + slice) * ROWS
         once = (heads < S.group) & in_first_warp()
         put_apart(step, second, target + heads, m, once)
         put_apart(step, second, target + S.group + heads, total, once)

@@ -11,11 +11,11 @@ LARGEST = gl.constexpr(3.3895313892515355e38)  # of bf16
 
 
 @gluon.jit
-def cache_address(S: gl.constexpr, memory, layer, head, value, position, row):
+def cache_address(S: gl.constexpr, cache, head_pages, layer, head, value, position, row):
     """Where the cache holds row `row` of a K (value 0) or V (value 1) head at one position."""
-    page = ((layer * S.kv_heads + head) * 2 + value) * memory.bucket.head_pages + position // S.page_positions
+    page = ((layer * S.kv_heads + head) * 2 + value) * head_pages + position // S.page_positions
     line = (row // TILE) * S.page_positions + position % S.page_positions
-    return memory.cache + page.to(gl.int64) * PAGE_ELEMENTS + line * TILE + row % TILE
+    return cache + page.to(gl.int64) * PAGE_ELEMENTS + line * TILE + row % TILE
 
 
 @gluon.jit

@@ -9,7 +9,7 @@ from megakernel.device.clocks import cycles
 from megakernel.device.matvec import power_of_two, vector_layout
 from megakernel.device.sync import ALL, LONG_WAIT, agree, wait_all
 from megakernel.device.trace import STAGED, stamp
-from megakernel.device.values import look, look_again, partials_of, put, vacant, values_of
+from megakernel.device.values import look, look_again, partials_of, put, rows_of, vacant
 
 MAXIMA = gl.constexpr(128)  # of slices and columns that a pass holds: 16 slices of 8 columns, as many as there mostly are
 FEW = gl.constexpr(8)  # slices for which a shorter pass pays
@@ -87,7 +87,7 @@ def any_vacant(S: gl.constexpr, source, slices):
 
 @gluon.jit
 def combine(S: gl.constexpr, memory, ring, step):
-    """KV head a."""
+    """KV head `head`."""
     wait_all(S, memory, step, ALL)
     ROWS: gl.constexpr = S.group * (S.head_rows + 2)
     COLUMNS: gl.constexpr = S.group_columns
@@ -95,8 +95,9 @@ def combine(S: gl.constexpr, memory, ring, step):
     HEAD: gl.constexpr = head_layout()
     CHUNK: gl.constexpr = slices_a_pass(COLUMNS, DIMS, False)
     FEWEST: gl.constexpr = slices_a_pass(COLUMNS, DIMS, True)
+    head = step.record.a
     slices = memory.bucket.slices
-    source = partials_of(S, memory, step) + step.record.a * (slices * ROWS)
+    source = partials_of(S, memory, step) + head * (slices * ROWS)
     out = gl.zeros([COLUMNS, DIMS], gl.float32, HEAD)
     total = gl.zeros([COLUMNS], gl.float32, gl.SliceLayout(1, HEAD))
     heads = gl.arange(0, COLUMNS, gl.SliceLayout(1, HEAD))[:, None]
@@ -120,6 +121,6 @@ def combine(S: gl.constexpr, memory, ring, step):
                 sure = 1 - any_vacant(S, source, slices)
     stamp(S, step.trace, STAGED)
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))[None, :]
-    target = values_of(S, memory, step) + S.attn + step.record.layer * S.attn_stride
-    target += step.record.a * (S.group * S.head_rows)
+    target = rows_of(S, memory, step, S.attn, step.record.layer)
+    target += head * (S.group * S.head_rows)
     put(S, step, target + heads * S.head_rows + dims, out / total[:, None], (heads < S.group) & (dims < S.head_rows))

@@ -14,6 +14,7 @@ from megakernel.device.context import FAULT, STOP, Step, fetch, set_shared_word,
 from megakernel.device.down import down
 from megakernel.device.embed import embed
 from megakernel.device.gate_up import gate_up
+from megakernel.device.hand_over import hand_over
 from megakernel.device.lm_head import lm_head
 from megakernel.device.o_proj import o_proj
 from megakernel.device.qkv import qkv
@@ -33,7 +34,9 @@ from megakernel.device.trace import (
     token_stamps,
 )
 
-EMBED, QKV, ATTENTION, COMBINE, O_PROJ, GATE_UP, DOWN, LM_HEAD, SAMPLE = (gl.constexpr(kind.OPCODE) for kind in INSTRUCTIONS)
+EMBED, QKV, ATTENTION, COMBINE, O_PROJ, GATE_UP, DOWN, LM_HEAD, SAMPLE, HAND_OVER = (
+    gl.constexpr(kind.OPCODE) for kind in INSTRUCTIONS
+)
 
 
 @gluon.jit
@@ -58,6 +61,8 @@ def execute(S: gl.constexpr, memory, ring, step):
         sample(S, memory, ring, step)
     elif opcode == EMBED:
         embed(S, memory, ring, step)
+    elif opcode == HAND_OVER:
+        hand_over(S, memory, ring, step)
 
 
 @gluon.jit

@@ -54,13 +54,14 @@ class Bucket:
 
 @aggregate
 class Memory:
-    """Global memory.  weights, cache: bf16; activations, constants, rope: fp32; the rest int32."""
+    """Global memory.  weights, cache: bf16; activations, constants, rope, hidden: fp32; the rest int32."""
 
     weights: gl.tensor
     cache: gl.tensor
     activations: gl.tensor
     constants: gl.tensor
     rope: gl.tensor
+    hidden: gl.tensor  # the residual stream that prefill left, for `hand_over`
     words: gl.tensor
     counters: gl.tensor
     tokens: gl.tensor
@@ -114,7 +115,7 @@ def shared_word(place):
 class Record:
     """The words of one record that the consumer needs, in registers: fetched while the record before it runs.
 
-    a, b and c are the first payload words.
+    a, b and c are the first payload words; each twin gives them the names of the instruction's fields.
     """
 
     opcode: gl.tensor

@@ -6,26 +6,14 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.projection import projection
-from megakernel.device.values import values_of
+from megakernel.device.values import rows_of
 
 EARLY = gl.constexpr(16)  # signals before the last when the first part of the input is looked for
 
 
 @gluon.jit
 def down(S: gl.constexpr, memory, ring, step):
-    """Row blocks a to a + b of the layer's down projection."""
-    values = values_of(S, memory, step)
-    projection(
-        S,
-        memory,
-        ring,
-        step,
-        values + S.mlp + step.record.layer * S.mlp_stride,
-        values + S.x_mid + step.record.layer * S.x_mid_stride,
-        values + S.x + (step.record.layer + 1) * S.x_stride,
-        memory.constants + S.down_bias + step.record.layer * S.bias_stride,
-        S.intermediate,
-        S.intermediate_pages,
-        S.down_bias,
-        EARLY,
-    )
+    """Row blocks `block` to `block + blocks` of the layer's down projection."""
+    layer = step.record.layer
+    source, residual = rows_of(S, memory, step, S.mlp, layer), rows_of(S, memory, step, S.x_mid, layer)
+    projection(S, memory, ring, step, source, residual, rows_of(S, memory, step, S.x, layer + 1), S.down, EARLY)

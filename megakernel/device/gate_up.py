@@ -5,13 +5,20 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.matvec import ROWS, block_index, halves, row_block, stage_norm
-from megakernel.device.values import put_once, values_of
+from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
+from megakernel.device.values import put_once, rows_of
+
+
+@gluon.jit
+def swiglu(gate, up):
+    """SiLU of the gates times the ups."""
+    return gate / (1.0 + gl.exp(-gate)) * up
 
 
 @gluon.jit
 def gate_up(S: gl.constexpr, memory, ring, step):
-    """Row blocks a to a + b of the layer's gate/up matrix; rows 0 to 7 of a block are gates, 8 to 15 their ups."""
+    """Row blocks `block` to `block + blocks` of the layer's gate/up matrix; of a block's rows 0 to 7 are gates, 8 to 15 their
+    ups."""
     UNITS: gl.constexpr = ROWS // 2
     layer = step.record.layer
     stage_norm(
@@ -19,20 +26,21 @@ def gate_up(S: gl.constexpr, memory, ring, step):
         memory,
         ring,
         step,
-        values_of(S, memory, step) + S.x_mid + layer * S.x_mid_stride,
-        memory.constants + S.mlp_norm + layer * S.norm_stride,
+        rows_of(S, memory, step, S.x_mid, layer),
+        layer_constants(memory, S.gate_up.norm, layer),
         S.hidden,
         S.epsilon,
     )
     index, index_high = halves(block_index())
     row, column = index // 16, index % 16
-    target = values_of(S, memory, step) + S.mlp + layer * S.mlp_stride
-    for i in range(step.record.b):
-        gate, up = halves(row_block(S, ring, step, step.use + i * S.hidden_pages, S.hidden_pages))
-        if S.gate_up_bias >= 0:
-            bias = memory.constants + S.gate_up_bias + layer * S.bias_stride + (step.record.a + i) * ROWS + row
+    target = rows_of(S, memory, step, S.mlp, layer)
+    block, blocks = step.record.a, step.record.b
+    for i in range(blocks):
+        gate, up = halves(row_block(S, ring, step, step.use + i * S.gate_up.pages, S.gate_up.pages))
+        if S.gate_up.bias.first >= 0:
+            bias = layer_constants(memory, S.gate_up.bias, layer) + (block + i) * ROWS + row
             gate += gl.load(bias)
             up += gl.load(bias + UNITS)
-        unit = (step.record.a + i) * UNITS + row
-        out = gate / (1.0 + gl.exp(-gate)) * up
-        put_once(S, step, target + unit, out, (unit < S.intermediate) & (column == 0))
+        unit = (block + i) * UNITS + row
+        out = swiglu(gate, up)
+        put_once(S, step, target + unit, out, (unit < S.down.columns) & (column == 0))

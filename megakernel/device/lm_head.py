@@ -7,19 +7,19 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import ROWS, block_index, row_block, stage_norm
 from megakernel.device.sampling import best_of, load_sampling, score
-from megakernel.device.values import values_of
+from megakernel.device.values import rows_of
 
 
 @gluon.jit
 def lm_head(S: gl.constexpr, memory, ring, step):
-    """Row blocks a to a + b of the head; c is the run's slot in "best"."""
+    """Row blocks `block` to `block + blocks` of the head; the best of them goes to `slot` of "best"."""
     stage_norm(
         S,
         memory,
         ring,
         step,
-        values_of(S, memory, step) + S.x + S.layers * S.x_stride,
-        memory.constants + S.final_norm,
+        rows_of(S, memory, step, S.x, S.layers),
+        memory.constants + S.head.norm.first,
         S.hidden,
         S.epsilon,
     )
@@ -28,10 +28,11 @@ def lm_head(S: gl.constexpr, memory, ring, step):
     row, column = index // 16, index % 16
     best = gl.full([16, 8], float("-inf"), gl.float32, index.type.layout)
     best_row = gl.full([16, 8], 0, gl.int32, index.type.layout)
-    for i in range(step.record.b):
-        rows = (step.record.a + i) * ROWS + row
+    block, blocks, slot = step.record.a, step.record.b, step.record.c
+    for i in range(blocks):
+        rows = (block + i) * ROWS + row
         inside = rows < S.vocabulary
-        logits = row_block(S, ring, step, step.use + i * S.hidden_pages, S.hidden_pages)
+        logits = row_block(S, ring, step, step.use + i * S.head.pages, S.head.pages)
         if S.logits_multiplier != 1.0:
             logits *= S.logits_multiplier
         gl.store(memory.activations + S.logits + rows, logits, mask=inside & (column == 0))
@@ -42,6 +43,6 @@ def lm_head(S: gl.constexpr, memory, ring, step):
         best = gl.where(better, scores, best)
         best_row = gl.where(better, rows, best_row)
     top, top_row = best_of(gl.max(best, axis=1), gl.max(gl.where(best == gl.max(best, axis=1)[:, None], best_row, 0), axis=1))
-    target = memory.activations + S.best + step.record.c * 2
+    target = memory.activations + S.best + slot * 2
     gl.store(target, top)
     gl.store(target + 1, top_row.to(gl.float32))

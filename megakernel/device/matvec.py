@@ -152,6 +152,12 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, COUNT: gl.co
 
 
 @gluon.jit
+def layer_constants(memory, places: gl.constexpr, layer):
+    """Where one layer's norm weights or biases begin."""
+    return memory.constants + places.first + layer * places.stride
+
+
+@gluon.jit
 def block_index():
     """16 * row + column of every element of a row block's result, int32 [16, 8], in the result's layout."""
     OUT: gl.constexpr = gl.SliceLayout(0, block_layout())

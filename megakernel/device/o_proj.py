@@ -7,24 +7,12 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.projection import projection
 from megakernel.device.sync import ALL
-from megakernel.device.values import values_of
+from megakernel.device.values import rows_of
 
 
 @gluon.jit
 def o_proj(S: gl.constexpr, memory, ring, step):
-    """Row blocks a to a + b of the layer's output projection."""
-    values = values_of(S, memory, step)
-    projection(
-        S,
-        memory,
-        ring,
-        step,
-        values + S.attn + step.record.layer * S.attn_stride,
-        values + S.x + step.record.layer * S.x_stride,
-        values + S.x_mid + step.record.layer * S.x_mid_stride,
-        memory.constants + S.o_bias + step.record.layer * S.bias_stride,
-        S.attention_columns,
-        S.attention_pages,
-        S.o_bias,
-        ALL,
-    )
+    """Row blocks `block` to `block + blocks` of the layer's output projection."""
+    layer = step.record.layer
+    source, residual = rows_of(S, memory, step, S.attn, layer), rows_of(S, memory, step, S.x, layer)
+    projection(S, memory, ring, step, source, residual, rows_of(S, memory, step, S.x_mid, layer), S.o, ALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.matvec import ROWS, block_index, row_block, stage_and_multiply
+from megakernel.device.matvec import ROWS, block_index, layer_constants, row_block, stage_and_multiply
 from megakernel.device.sync import wait_all
 from megakernel.device.values import complete, look, put_once
 
@@ -19,25 +19,25 @@ def projection(
     source,
     residual,
     target,
-    bias,
-    COUNT: gl.constexpr,
-    PAGES: gl.constexpr,
-    BIAS: gl.constexpr,
+    matrix: gl.constexpr,
     EARLY: gl.constexpr,
 ):
-    """target[rows] = residual[rows] + (W[rows] round(source) + bias[rows]) * residual_multiplier, for row blocks a to a + b."""
+    """target[rows] = residual[rows] + (W[rows] round(source) + bias[rows]) * residual_multiplier, for row blocks `block` to
+    `block + blocks`."""
+    bias = layer_constants(memory, matrix.bias, step.record.layer)
     wait_all(S, memory, step, EARLY)
     index = block_index()
     row, column = index // 16, index % 16
-    for i in range(step.record.b):
-        rows = (step.record.a + i) * ROWS + row
+    block, blocks = step.record.a, step.record.b
+    for i in range(blocks):
+        rows = (block + i) * ROWS + row
         inside = rows < S.hidden
         before = look(residual + rows, inside)
         if i == 0:
-            y = stage_and_multiply(S, memory, ring, step, source, COUNT, PAGES)
+            y = stage_and_multiply(S, memory, ring, step, source, matrix.columns, matrix.pages)
         else:
-            y = row_block(S, ring, step, step.use + i * PAGES, PAGES)
-        if BIAS >= 0:
+            y = row_block(S, ring, step, step.use + i * matrix.pages, matrix.pages)
+        if matrix.bias.first >= 0:
             y += gl.load(bias + rows, mask=inside, other=0.0)
         if S.residual_multiplier != 1.0:
             y *= S.residual_multiplier

@@ -6,9 +6,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.cache import cache_address, finite
-from megakernel.device.matvec import ROWS, block_index, halves, row_block, stage_norm
+from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
 from megakernel.device.sync import proxy_fence
-from megakernel.device.values import put_once, values_of
+from megakernel.device.values import put_once, rows_of, values_of
 
 
 @gluon.jit
@@ -16,58 +16,67 @@ def put_squares(S: gl.constexpr, memory, step, place, low, high):
     """Store the sum of squares of a row block, two [8, 8] with equal columns, for those who read its head."""
     columns = gl.arange(0, low.shape[1], gl.SliceLayout(0, low.type.layout))
     squares = gl.sum(low * low + high * high, axis=0)
-    target = values_of(S, memory, step) + S.squares + step.record.layer * S.squares_stride + place
+    target = rows_of(S, memory, step, S.squares, step.record.layer) + place
     put_once(S, step, target + columns, squares, columns == 0)
 
 
 @gluon.jit
+def rotate(low, high, cosine, sine):
+    """The two halves of RoPE pairs, turned by an angle."""
+    return low * cosine - high * sine, high * cosine + low * sine
+
+
+@gluon.jit
 def qkv(S: gl.constexpr, memory, ring, step):
-    """Row blocks a to a + b of the layer's QKV matrix."""
+    """Row blocks `block` to `block + blocks` of the layer's QKV matrix."""
     HALF: gl.constexpr = ROWS // 2
-    CACHED: gl.constexpr = S.group if S.head_norm < 0 else S.group + 1  # `attention` caches keys that are normed
+    CACHED: gl.constexpr = S.group if S.head_norm.first < 0 else S.group + 1  # `attention` caches keys that are normed
     layer = step.record.layer
     stage_norm(
         S,
         memory,
         ring,
         step,
-        values_of(S, memory, step) + S.x + layer * S.x_stride,
-        memory.constants + S.attention_norm + layer * S.norm_stride,
+        rows_of(S, memory, step, S.x, layer),
+        layer_constants(memory, S.qkv.norm, layer),
         S.hidden,
         S.epsilon,
     )
     index, index_high = halves(block_index())
     row, column = index // 16, index % 16  # rows 0 to 7 of the block; index_high has the same rows, 8 further
-    for i in range(step.record.b):
-        block = step.record.a + i
-        slot, inner = block // S.head_blocks, block % S.head_blocks
+    block, blocks = step.record.a, step.record.b
+    for i in range(blocks):
+        here = block + i
+        slot, inner = here // S.head_blocks, here % S.head_blocks
         head, part = slot // (S.group + 2), slot % (S.group + 2)
         pair = inner * HALF + row
         angle = memory.rope + (step.position * (S.head_rows // 2) + pair) * 2
         cosine, sine = gl.load(angle), gl.load(angle + 1)
-        low, high = halves(row_block(S, ring, step, step.use + i * S.hidden_pages, S.hidden_pages))
-        if S.qkv_bias >= 0:
-            bias = memory.constants + S.qkv_bias + layer * S.bias_stride + block * ROWS + row
+        low, high = halves(row_block(S, ring, step, step.use + i * S.qkv.pages, S.qkv.pages))
+        if S.qkv.bias.first >= 0:
+            bias = layer_constants(memory, S.qkv.bias, layer) + here * ROWS + row
             low += gl.load(bias)
             high += gl.load(bias + HALF)
-        if S.head_norm >= 0:
+        if S.head_norm.first >= 0:
             if part <= S.group:  # a query or key: its weights; the factor of the whole head is the reader's business
                 put_squares(S, memory, step, (head * (S.group + 1) + part) * S.head_blocks + inner, low, high)
-                weight = memory.constants + S.head_norm + layer * S.bias_stride + (part // S.group) * S.head_rows
+                weight = layer_constants(memory, S.head_norm, layer) + (part // S.group) * S.head_rows
                 low *= gl.load(weight + inner * ROWS + row)
                 high *= gl.load(weight + inner * ROWS + row + HALF)
         if part <= S.group:  # a query or key: rotate its pairs
-            low, high = low * cosine - high * sine, high * cosine + low * sine
+            low, high = rotate(low, high, cosine, sine)
         inside = column == 0
         target = values_of(S, memory, step)
         if part < S.group:
-            target += S.q + layer * S.q_stride + (head * S.group + part) * S.head_rows
+            target += S.q.first + layer * S.q.stride + (head * S.group + part) * S.head_rows
         else:
-            target += S.new_kv + layer * S.new_kv_stride + (head * 2 + part - S.group) * S.head_rows
+            target += S.new_kv.first + layer * S.new_kv.stride + (head * 2 + part - S.group) * S.head_rows
         put_once(S, step, target + inner * ROWS + row, low, inside)
         put_once(S, step, target + inner * ROWS + row + HALF, high, inside)
         if part >= CACHED:
-            cached = cache_address(S, memory, layer, head, part - S.group, step.position, inner * ROWS + row)
+            cached = cache_address(
+                S, memory.cache, memory.bucket.head_pages, layer, head, part - S.group, step.position, inner * ROWS + row
+            )
             gl.store(cached, finite(low).to(gl.bfloat16), mask=inside)
             gl.store(cached + HALF, finite(high).to(gl.bfloat16), mask=inside)
             proxy_fence()  # later tokens read these rows by TMA

@@ -102,15 +102,16 @@ def draw(S: gl.constexpr, memory, step, inverse_temperature, seed_low, seed_high
 
 @gluon.jit
 def sample(S: gl.constexpr, memory, ring, step):
-    """Of a slots in "best", or of the rows that a cut keeps; the prompt's own tokens stand.  Logits that are no finite
+    """Of `slots` slots in "best", or of the rows that a cut keeps; the prompt's own tokens stand.  Logits that are no finite
     numbers end the request."""
     inverse_temperature, seed_low, seed_high = load_sampling(memory)
     top_k = gl.load(memory.control + TOP_K)
     top_p = gl.load(memory.control + TOP_P).to(gl.float32, bitcast=True)
-    slots = gl.arange(0, S.best_slots, gl.BlockedLayout([1], [32], [4], [0]))
-    source = memory.activations + S.best + slots * 2
+    slots = step.record.a
+    slot = gl.arange(0, S.best_slots, gl.BlockedLayout([1], [32], [4], [0]))
+    source = memory.activations + S.best + slot * 2
     wait_all(S, memory, step)
-    known = slots < step.record.a
+    known = slot < slots
     scores = gl.load(source, mask=known, other=float("-inf"), cache_modifier=".cg")
     rows = gl.load(source + 1, mask=known, other=0.0, cache_modifier=".cg").to(gl.int32)
     best, token = best_of(scores, gl.where(known, rows, 2147483647))

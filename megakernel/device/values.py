@@ -34,6 +34,12 @@ def values_of(S: gl.constexpr, memory, step):
 
 
 @gluon.jit
+def rows_of(S: gl.constexpr, memory, step, buffer: gl.constexpr, layer):
+    """One layer of a buffer of activations, of this token's copy."""
+    return values_of(S, memory, step) + buffer.first + layer * buffer.stride
+
+
+@gluon.jit
 def partials_of(S: gl.constexpr, memory, step):
     """What the slices of the record's layer leave for `Combine`, in this token's copy."""
     first = memory.activations + S.partial + step.record.layer * memory.bucket.partial_stride

@@ -40,6 +40,7 @@ class GpuState:
         self.constants = model.constants.to(device)
         self.rope = model.rope.to(device)
         self.cache = torch.zeros(cache_pages, PAGE_BYTES // 2, dtype=torch.bfloat16, device=device)
+        self.hidden = torch.zeros(model.config.hidden_size, dtype=torch.float32, device=device)  # what prefill leaves
         self.tokens = torch.zeros(model.capacity + 1, dtype=torch.int32, device=device)
         self.control = torch.zeros(CONTROL_WORDS, dtype=torch.int32, device=device)
         torch.cuda.current_stream(device).synchronize()  # launches on any stream find all this
@@ -47,10 +48,10 @@ class GpuState:
             TensorDescriptor.from_tensor(pages.view(-1, 64), [128, 64], TMA_LAYOUT) for pages in (self.weights, self.cache)
         )
 
-    def start(self, prompt: Sequence[int], sampling: SamplingState, stop_tokens: Collection[int]) -> None:
-        """Begin a new sequence."""
+    def start(self, prompt: Sequence[int], sampling: SamplingState, stop_tokens: Collection[int], kept: int = 0) -> None:
+        """Begin a new sequence; its first `kept` tokens are there already."""
         words = control_words(len(prompt), sampling, stop_tokens)
-        self.tokens[: len(prompt)] = torch.tensor(prompt, dtype=torch.int32)
+        self.tokens[kept : len(prompt)] = torch.tensor(prompt[kept:], dtype=torch.int32)
         self.control.copy_(torch.from_numpy(words))
 
 
@@ -80,7 +81,8 @@ class Flight:
 
 
 class GpuProgram:
-    """One program in GPU memory.  `epoch` counts the tokens it has decoded, `enqueued` those under way.
+    """One program in GPU memory.  `epoch` counts the tokens it has decoded, `enqueued` those under way; `used`: some launch
+    may have changed its counters since `resume` or `reset`.
 
     With `trace_tokens`, the kernel takes time stamps in launches of up to so many tokens: see `stamps`.
     """
@@ -106,6 +108,7 @@ class GpuProgram:
         self.activations = torch.full((program.shape.arena_elements,), VACANT, dtype=torch.int32, device=device)
         self.counters = torch.zeros(program.counters * COUNTER_STRIDE, dtype=torch.int32, device=device)
         self.epoch = self.enqueued = 0
+        self.used = False
         torch.cuda.current_stream(device).synchronize()  # launches on any stream find all this
 
     def arguments(self, position: int, tokens: int) -> tuple[Any, ...]:
@@ -119,6 +122,7 @@ class GpuProgram:
             self.activations.view(torch.float32),
             state.constants,
             state.rope,
+            state.hidden,
             self.words,
             self.starts,
             self.uses,
@@ -152,6 +156,7 @@ class GpuProgram:
                 raise ValueError(f"{tokens} tokens do not fit a trace of {self.trace_tokens}")
             self.trace.zero_()
         grid = (self.program.sms,)
+        self.used = True
         megakernel[grid](*self.arguments(position, tokens), **LAUNCH_OPTIONS)
         self.enqueued += tokens
         control = torch.empty(CONTROL_WORDS, dtype=torch.int32, pin_memory=True)
@@ -178,6 +183,7 @@ class GpuProgram:
         """Take the epoch from the counters, when no launch is under way: it holds whatever became of the launches."""
         self.epoch = int(self.counters[self.bucket.end_counter * COUNTER_STRIDE])
         self.enqueued = 0
+        self.used = False
 
     @property
     def worn(self) -> bool:
@@ -189,6 +195,7 @@ class GpuProgram:
         self.counters.zero_()
         self.activations.fill_(VACANT)
         self.epoch = self.enqueued = 0
+        self.used = False
 
 
 def check_fit(program: Program, state: GpuState) -> None:

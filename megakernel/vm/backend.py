@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from megakernel.backend import sampling_state
+from megakernel.backend import Report, sampling_state
 from megakernel.request import SamplingParams
 from megakernel.vm.state import DecodeState
 from megakernel.vm.vm import Vm
@@ -15,9 +15,13 @@ from scheduler.buckets import BucketPrograms
 
 
 class VmBackend:
-    """See `megakernel.backend.Backend`.  `seed` draws the order in which the SMs take their steps."""
+    """See `megakernel.backend.Backend`.  `seed` draws the order in which the SMs take their steps.
+
+    It reads a prompt token by token, as the specification does, and keeps nothing from one sequence to the next.
+    """
 
     name = "vm"
+    kept = 0
 
     def __init__(self, model: PackedModel, programs: BucketPrograms, seed: int = 0) -> None:
         if model.capacity < programs.capacity:
@@ -27,7 +31,9 @@ class VmBackend:
         self.state = DecodeState(programs.shape(programs.capacity))
         self.machines: dict[int, Vm] = {}
 
-    def start(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
+    def start(
+        self, prompt: Sequence[int], limit: int, sampling: SamplingParams, reuse: bool = True, report: Report | None = None
+    ) -> None:
         self.state.start(prompt, sampling_state(sampling), sampling.stop_token_ids)
 
     def decode(self, count: int) -> list[int]:

@@ -87,6 +87,11 @@ class ExecutingMachine:
         )
         return tiles[:, row].flatten()[: self.shape.config.hidden_size].float()
 
+    def hidden(self) -> torch.Tensor:
+        if self.state.hidden is None:
+            raise Fault("takes a hidden state, but none has been left")
+        return self.state.hidden
+
     def token(self) -> int:
         return self.state.token(self.past)
 

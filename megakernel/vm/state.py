@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
+
 from instructions.base import GREEDY, SamplingState
 from instructions.shape import Shape
 from megakernel.vm.errors import Fault
@@ -12,6 +14,7 @@ from megakernel.vm.memory import KvCache
 
 class DecodeState:
     """One sequence.  `tokens` are the prompt and what was generated so far; `position` counts the tokens decoded.
+    `hidden`, fp32 [hidden_size], is what prefill would have left for a program that begins with the last layer.
 
     Only what depends on neither bucket nor slices is used of the shape, so that all programs of a model can share it.
     """
@@ -26,6 +29,7 @@ class DecodeState:
         self.sampling = GREEDY
         self.stop_tokens: frozenset[int] = frozenset()
         self.stopped = False
+        self.hidden: torch.Tensor | None = None
 
     def start(
         self, prompt: Sequence[int], sampling: SamplingState = GREEDY, stop_tokens: Collection[int] = frozenset()
@@ -34,6 +38,7 @@ class DecodeState:
         self.cache.clear()
         self.tokens, self.prompt_length, self.position = list(prompt), len(prompt), 0
         self.sampling, self.stop_tokens, self.stopped = sampling, frozenset(stop_tokens), False
+        self.hidden = None
 
     @property
     def generated(self) -> list[int]:

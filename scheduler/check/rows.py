@@ -86,5 +86,7 @@ def weight_findings(listing: Listing) -> Iterator[Finding]:
         if start < stop:
             yield listing.finding("weights", j, f"page {start} of the tape is also streamed by {listing.place(i)}")
     streamed = merged([(start, stop) for start, stop, _ in spans])
-    for start, stop in uncovered([(0, listing.shape.tape.streamed_pages)], streamed):
+    shape = listing.shape
+    first = min(shape.matrix(kind, shape.first_layer).first_page for kind in shape.tape.kinds)
+    for start, stop in uncovered([(first, shape.tape.streamed_pages)], streamed):
         yield Finding("weights", f"pages {start} to {stop - 1} of the tape are streamed by no instruction")

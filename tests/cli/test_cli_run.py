@@ -59,6 +59,7 @@ def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str])
         "model": str(BUNDLED),
         "backend": "vm",
         "prompt_token_ids": [0, *ids_of("A")],
+        "kept_tokens": 0,
         "token_ids": tokens,
         "text": TEXT,
         "finish_reason": "stop",
@@ -88,7 +89,7 @@ def test_all_arguments_reach_the_engine(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_defaults_are_those_of_the_dataclasses() -> None:
     assert run_llama1b.parse([]) == run_llama1b.Options()
-    assert run_llama1b.parse([]).sampling == SamplingParams()
+    assert SamplingParams(**run_llama1b.parse([]).drawn) == SamplingParams()
 
 
 def test_chat_sends_the_template(capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,6 +173,32 @@ def test_a_model_without_its_text_files(capsys: pytest.CaptureFixture[str], tmp_
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {tmp_path} has no {missing}: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_reading_a_long_prompt_is_drawn_and_wiped_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    """On a terminal, before the text begins; of a prompt that is read at one go nothing is said."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    for chunk, drawn in ((4096, []), (2, [2, 4])):
+        engine = FakeEngine(ids_of("x"))
+        engine.chunk = chunk
+        _, out, err = run(capsys, engine, "--prompt", "A b c d")
+        assert engine.started is not None and out == "x\n"
+        total = len(engine.started[0])
+        lines = [f"\r\x1b[Kreading the prompt: {done} of {total} tokens" for done in drawn if terminal]
+        assert total in (5, 6) and "".join([*lines, "\r\x1b[K" * bool(lines), "1 tokens (length)"]) in err.replace("\n", "")
+        assert err.count("reading the prompt") == len(lines)
+
+
+def test_what_was_kept_of_the_prompt_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = FakeEngine(ids_of("x"))
+    engine.kept = 1
+    _, out, err = run(capsys, engine, "--prompt", "A", "--json")
+    found = json.loads(out)
+    assert found["kept_tokens"] == 1
+    assert f", 1 of {len(found['prompt_token_ids'])} prompt tokens kept\n" in err
 
 
 @pytest.mark.parametrize("terminal", [True, False])

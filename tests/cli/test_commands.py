@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = str(ROOT / "models" / "bundled")
 RUN = [sys.executable, str(ROOT / "run_llama1b.py"), "--backend", "vm"]
 COMMANDS = {
+    "models.smollm2": [],
     "scheduler": ["--model", BUNDLED, "--sms", "4"],
     "scheduler.check": [],
     "scheduler.draw": ["--model", BUNDLED],
@@ -62,8 +63,9 @@ def test_every_command_refuses_in_one_line(name: str) -> None:
 @pytest.mark.parametrize("name", ["scheduler", "scheduler.draw", "scheduler.simulate", "megakernel.compile", "bench.load"])
 def test_a_model_is_asked_for_in_the_same_words(name: str) -> None:
     done = subprocess.run(module(name, "--help"), capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert "a directory in Hugging Face's layout, random:<preset>, or, where weights are read, a hub id" in " ".join(
-        done.stdout.split()
+    assert (
+        "a directory in Hugging Face's layout, a GGUF file, random:<preset>, or, where weights are read, a hub id"
+        in " ".join(done.stdout.split())
     )
 
 

@@ -118,6 +118,15 @@ def test_a_gpu_that_is_not_there_is_one_clear_line() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_without_a_gpu_plain_pytorch_says_the_same(greedy: dict[str, Any]) -> None:
+    argv = [sys.executable, str(ROOT / "run_llama1b.py"), "--json", "--prompt", PROMPT, "--max-tokens", "12"]
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, cwd=ROOT, env=hidden)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["backend"]) == (0, "torch")
+    assert found["token_ids"] == greedy["token_ids"]
+
+
 def test_ctrl_c_keeps_what_was_printed() -> None:
     argv = command("--prompt", PROMPT, "--max-tokens", "1000", "--temperature", "3")  # too hot to end by itself
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:

@@ -47,8 +47,22 @@ def bundled_rig() -> Rig:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """The bundled model in the product's engine."""
+    with made_engine(prefill=True) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Iterator[Engine]:
+    """The bundled model in an engine that decodes prompts token by token."""
+    with made_engine(prefill=False) as made:
+        yield made
+
+
+def made_engine(prefill: bool, device: int = 0) -> Engine:
+    """The bundled model on a GPU."""
     from megakernel.gpu.backend import CHUNK, GpuBackend
+    from megakernel.prefill.prefill import Prefill
 
     model = pack(weights_of("bundled"), config_of("bundled"), torch.bfloat16, CAPACITY)
-    with Engine(GpuBackend(model, engine_programs(device_sms()), torch.device("cuda", 0)), chunk=CHUNK) as made:
-        yield made
+    programs = engine_programs(device_sms())
+    return Engine(GpuBackend(model, programs, torch.device("cuda", device), Prefill if prefill else None), chunk=CHUNK)

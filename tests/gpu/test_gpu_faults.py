@@ -35,35 +35,35 @@ LAST_LAYER = 4
 NORM_EARLY, DOWN_EARLY = matvec.EARLY.value, down.EARLY.value
 
 
-def generate(engine: Engine) -> list[int]:
-    engine.start(PROMPT, TOKENS)
-    return list(engine.stream())
+def generate(decoder: Engine) -> list[int]:
+    decoder.start(PROMPT, TOKENS, reuse=False)
+    return list(decoder.stream())
 
 
 @pytest.fixture(scope="module")
-def expected(engine: Engine) -> list[int]:
-    return generate(engine)
+def expected(decoder: Engine) -> list[int]:
+    return generate(decoder)
 
 
 @contextmanager
-def running(engine: Engine, changed: Program) -> Iterator[None]:
+def running(decoder: Engine, changed: Program) -> Iterator[None]:
     """The engine decodes the first context bucket with other records, though the host knows it by the true ones."""
-    backend: Any = engine._backend
+    backend: Any = decoder._backend
     good, bad = backend.program(0), Future[Any]()
     program = machine.GpuProgram(dataclasses.replace(changed, words=good.result().program.words), backend.state)
     program.program, program.words = changed, torch.from_numpy(device_words(changed)).to(backend.state.device)
     torch.cuda.synchronize()
     bad.set_result(program)
-    backend.built[0] = bad
+    backend.built[0, False] = bad
     try:
         yield
     finally:
-        backend.built[0] = good
+        backend.built[0, False] = good
 
 
-def program_of(engine: Engine) -> Program:
+def program_of(decoder: Engine) -> Program:
     """The program of the first context bucket."""
-    backend: Any = engine._backend
+    backend: Any = decoder._backend
     program: Program = backend.program(0).result().program
     return program
 
@@ -125,46 +125,46 @@ def fault_of(run: Callable[[], object]) -> str:
     [("embed", 0, 1), ("o_proj", 1, NORM_EARLY), ("gate_up", LAST_LAYER, DOWN_EARLY), ("down", 2, NORM_EARLY),
      ("lm_head", 0, 0), ("sample", 0, 0)],
 )  # fmt: skip
-def test_a_dropped_signal(engine: Engine, expected: list[int], mnemonic: str, layer: int, spare: int) -> None:
+def test_a_dropped_signal(decoder: Engine, expected: list[int], mnemonic: str, layer: int, spare: int) -> None:
     """One a token; a reader that begins to look `spare` signals early misses them a few tokens later."""
-    program = program_of(engine)
+    program = program_of(decoder)
     place, item = place_of(program, mnemonic, layer)
     assert item.signals, "there is a signal to drop"
     assert spare <= min(program.targets[counter] for counter in item.signals)
     assert told(program, item) == (spare > 0)
-    with running(engine, silenced(program, place)):
-        message = fault_of(lambda: generate(engine))
+    with running(decoder, silenced(program, place)):
+        message = fault_of(lambda: generate(decoder))
     check_report(message, program, set(item.signals))
     assert position_of(message) in (spare, spare + 1), "the loader may be a token ahead"
-    assert engine.step() is None, "the request is over"
-    assert generate(engine) == expected
+    assert decoder.step() is None, "the request is over"
+    assert generate(decoder) == expected
 
 
 @pytest.mark.parametrize(("mnemonic", "layer"), [("qkv", 0), ("attention", 2)])
-def test_a_lost_hint(engine: Engine, expected: list[int], mnemonic: str, layer: int) -> None:
+def test_a_lost_hint(decoder: Engine, expected: list[int], mnemonic: str, layer: int) -> None:
     """Whoever reads so little that it looks for it at once does not miss the signal."""
-    program = program_of(engine)
+    program = program_of(decoder)
     place, item = place_of(program, mnemonic, layer)
     assert item.signals and told(program, item), "there is a signal to drop"
-    with running(engine, silenced(program, place)):
-        assert generate(engine) == expected
-    assert generate(engine) == expected
+    with running(decoder, silenced(program, place)):
+        assert generate(decoder) == expected
+    assert generate(decoder) == expected
 
 
-def test_a_fault_while_tokens_are_read(engine: Engine, expected: list[int]) -> None:
+def test_a_fault_while_tokens_are_read(decoder: Engine, expected: list[int]) -> None:
     """What was decoded before it is right, and the position of the fault is that of the first launch that hangs."""
-    program = program_of(engine)
+    program = program_of(decoder)
     place, item = place_of(program, "lm_head", 0)
-    engine.start(PROMPT, TOKENS)
-    read = [engine.step() for _ in range(3)]
-    backend: Any = engine._backend
+    decoder.start(PROMPT, TOKENS, reuse=False)
+    read = [decoder.step() for _ in range(3)]
+    backend: Any = decoder._backend
     decoded = backend.position
-    with running(engine, silenced(program, place)):
-        message = fault_of(lambda: read.extend(engine.stream()))
+    with running(decoder, silenced(program, place)):
+        message = fault_of(lambda: read.extend(decoder.stream()))
     check_report(message, program, set(item.signals))
     assert position_of(message) in (decoded, decoded + 1)
     assert read == expected[: len(read)]
-    assert generate(engine) == expected
+    assert generate(decoder) == expected
 
 
 class OneBlockShort:
@@ -180,12 +180,12 @@ class OneBlockShort:
         return getattr(self.kernel, name)
 
 
-def test_a_missing_block(engine: Engine, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    program = program_of(engine)
+def test_a_missing_block(decoder: Engine, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = program_of(decoder)
     owed = {counter for item in program.decoded[-1] for counter in item.signals}
     assert owed
     with monkeypatch.context() as patched:
         patched.setattr(machine, "megakernel", OneBlockShort(machine.megakernel))
-        message = fault_of(lambda: generate(engine))
+        message = fault_of(lambda: generate(decoder))
     check_report(message, program, owed)
-    assert generate(engine) == expected
+    assert generate(decoder) == expected

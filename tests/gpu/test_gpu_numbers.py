@@ -26,7 +26,7 @@ OVERFLOWING = (float("nan"), float("inf"), float("-inf"), 1e38)  # as norm weigh
 
 
 def generate(engine: Engine, tokens: int = LONG, sampling: SamplingParams = DRAWN) -> list[int]:
-    engine.start(PROMPT, tokens, sampling)
+    engine.start(PROMPT, tokens, sampling, reuse=False)
     return list(engine.stream())
 
 
@@ -93,8 +93,9 @@ def poison(engine: Engine) -> Iterator[None]:
 def test_logits_that_are_no_numbers(
     engine: Engine, expected: list[int], poison: None, sampling: SamplingParams, prompt: int
 ) -> None:
-    engine.start(random_tokens("bundled", prompt, seed=2), LONG, sampling)
-    with pytest.raises(NotNumbers, match=rf"logits at position {POISONED} are no finite numbers"):
+    """Of a prompt, prefill leaves the logits of the last position alone."""
+    engine.start(random_tokens("bundled", prompt, seed=2), LONG, sampling, reuse=False)
+    with pytest.raises(NotNumbers, match=rf"logits at position {max(POISONED, prompt - 1)} are no finite numbers"):
         list(engine.stream())
     short = POISONED - len(PROMPT)
     assert generate(engine, short) == expected[:short], "the next request is well"
@@ -111,10 +112,12 @@ def poisoned(value: float) -> PackedModel:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_on_both_machines(value: float) -> None:
     from megakernel.gpu.backend import GpuBackend
+    from megakernel.prefill.prefill import Prefill
 
-    model = poisoned(value)
+    model, device = poisoned(value), torch.device("cuda", 0)
     programs = BucketPrograms(model.config, 8, 128, itemsize=2)
-    for backend in (GpuBackend(model, programs, torch.device("cuda", 0)), VmBackend(model, programs)):
+    backends = (GpuBackend(model, programs, device), GpuBackend(model, programs, device, Prefill), VmBackend(model, programs))
+    for backend in backends:
         with Engine(backend) as engine:
             engine.start(PROMPT, 4)
             with pytest.raises(RuntimeError, match=r"no finite numbers|NaN|infinite"):

@@ -77,14 +77,22 @@ def test_abandoned_requests_leave_no_trace(engine: Engine, expected: list[int]) 
         assert generate(engine) == expected
 
 
-def test_a_request_of_exactly_the_capacity(engine: Engine) -> None:
+def test_a_request_of_exactly_the_capacity(decoder: Engine) -> None:
     """The last token that fits, and the switch from the first context bucket to the second, in one request and in two."""
-    engine.start(PROMPT, engine.capacity - len(PROMPT))
+    decoder.start(PROMPT, decoder.capacity - len(PROMPT))
+    tokens = list(decoder.stream())
+    assert len(PROMPT) + len(tokens) == decoder.capacity
+    cut = 300
+    decoder.start([*PROMPT, *tokens[:cut]], len(tokens) - cut)
+    assert list(decoder.stream()) == tokens[cut:]
+
+
+def test_the_last_token_that_fits_after_a_prompt_that_prefill_reads(engine: Engine) -> None:
+    engine.start(PROMPT, engine.capacity - len(PROMPT), reuse=False)
     tokens = list(engine.stream())
     assert len(PROMPT) + len(tokens) == engine.capacity
-    cut = 300
-    engine.start([*PROMPT, *tokens[:cut]], len(tokens) - cut)
-    assert list(engine.stream()) == tokens[cut:]
+    engine.start([*PROMPT, *tokens[:-1]], 1, reuse=False)
+    assert len(list(engine.stream())) == 1
 
 
 def test_a_thousand_identical_requests_have_one_output(engine: Engine) -> None:
@@ -93,6 +101,20 @@ def test_a_thousand_identical_requests_have_one_output(engine: Engine) -> None:
         tokens = tuple(generate(engine, 20))
         outputs.add((tokens, sha256(engine.logits().numpy().tobytes()).hexdigest()))
     assert len(outputs) == 1
+
+
+def test_the_next_turn_computes_only_what_is_new(engine: Engine) -> None:
+    """And the same request after the same ones has the same bits."""
+
+    def second_turn() -> tuple[list[int], bytes, int]:
+        engine.start(PROMPT, LONG, HOT, reuse=False)
+        answer = list(engine.stream())
+        engine.start([*PROMPT, *answer, 7, 8, 9], 20, HOT)
+        return list(engine.stream()), engine.logits().numpy().tobytes(), engine.kept
+
+    first = second_turn()
+    assert first[2] == len(PROMPT) + LONG - 1, "the last token was never looked at"
+    assert second_turn() == first
 
 
 def resident_bytes() -> int:

@@ -10,11 +10,11 @@ import torch
 from bench.rig import Rig, device_sms
 from megakernel.device.kernel import megakernel
 from megakernel.engine import Engine
-from megakernel.gpu.backend import CHUNK, GpuBackend
 from megakernel.request import SamplingParams
 from models.packed import pack
+from tests.gpu.conftest import made_engine
 from tests.support.gpu_models import config_of, random_tokens, weights_of
-from tests.support.preparation import CASES, engine_programs, programs_of
+from tests.support.preparation import CASES, programs_of
 
 pytestmark = pytest.mark.gpu
 PROMPT = random_tokens("bundled", 6, seed=1)
@@ -23,14 +23,8 @@ BUSY = 50_000_000  # clock cycles
 
 
 def generate(engine: Engine, tokens: int = 60) -> list[int]:
-    engine.start(PROMPT, tokens, HOT)
+    engine.start(PROMPT, tokens, HOT, reuse=False)
     return list(engine.stream())
-
-
-def make(device: int) -> Engine:
-    capacity = config_of("bundled").max_position
-    model = pack(weights_of("bundled"), config_of("bundled"), torch.bfloat16, capacity)
-    return Engine(GpuBackend(model, engine_programs(device_sms()), torch.device("cuda", device)), chunk=CHUNK)
 
 
 def test_the_current_stream_does_not_matter(engine: Engine) -> None:
@@ -45,7 +39,7 @@ def test_built_on_one_stream_used_on_another(engine: Engine) -> None:
     expected = generate(engine)
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(BUSY)
-        other = make(0)
+        other = made_engine(prefill=True)
     with other, torch.cuda.stream(torch.cuda.Stream()):
         assert generate(other) == expected
 
@@ -75,7 +69,7 @@ def test_on_a_second_device(engine: Engine) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     expected = generate(engine)
-    with make(1) as other:
+    with made_engine(prefill=True, device=1) as other:
         assert generate(other) == expected
         with torch.cuda.device(1):
             assert generate(engine) == expected

@@ -16,6 +16,7 @@ from tests.support.fake_machine import small_shape
 
 SMS = 5
 SHAPES = [small_shape(name, slices=slices) for name in ("mha", "all_biases_linear_head24") for slices in (1, 3)]
+SHAPES += [small_shape("mha", slices=slices, tail=True) for slices in (1, 3)]
 MULTIPLYING = [kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks)]
 ANY_KIND = pytest.mark.parametrize("kind", INSTRUCTIONS, ids=lambda kind: kind.MNEMONIC)
 

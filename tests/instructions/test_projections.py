@@ -16,6 +16,7 @@ from instructions.base import Instruction
 from instructions.down import Down
 from instructions.embed import Embed
 from instructions.gate_up import GateUp
+from instructions.hand_over import HandOver
 from instructions.matvec import DTYPES
 from instructions.o_proj import OProj
 from instructions.qkv import Qkv
@@ -191,6 +192,14 @@ def test_embed_copies_the_row(name: str, itemsize: int) -> None:
     machine.run(Embed(0))
     row = machine.tensors["model.embed_tokens.weight"][machine.current]
     assert torch.equal(machine.rows["x", 0], row.float() * machine.shape.config.embedding_multiplier)
+
+
+@pytest.mark.parametrize(("name", "itemsize"), CASES)
+def test_hand_over_copies_what_was_left(name: str, itemsize: int) -> None:
+    shape = small_shape(name, itemsize, tail=True)
+    machine = FakeMachine(shape, left=torch.randn(shape.config.hidden_size, generator=torch.Generator().manual_seed(6)))
+    machine.run(HandOver(shape.config.num_layers - 1))
+    assert torch.equal(machine.rows["x", shape.first_layer], machine.left)
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])

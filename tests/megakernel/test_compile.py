@@ -57,16 +57,11 @@ STACK = {
 
 
 @pytest.mark.parametrize(("name", "version"), both_versions(*COMPILED))
-def test_every_family_with_attention_in_many_slices(name: str, version: str, triton_site: Site) -> None:
-    geometry = geometry_of(MODELS[name], slices=16)
+def test_every_family(name: str, version: str, triton_site: Site) -> None:
+    geometry = geometry_of(MODELS[name])
     found = compiled(triton_site(version), geometry)
     check(found, version, STACK.get((version, name), 0))
     assert found["shared"] >= pages_bytes(geometry), "the ring and the staged activations are in that figure"
-
-
-@pytest.mark.parametrize("slices", [1, 3])
-def test_attention_in_few_slices(slices: int, triton_site: Site) -> None:
-    check(compiled(triton_site(OLDEST), geometry_of(MODELS["llama-3.2-1b"], slices)), OLDEST)
 
 
 def test_biases_odd_heads_and_sixteen_queries_a_head(triton_site: Site) -> None:
@@ -75,15 +70,15 @@ def test_biases_odd_heads_and_sixteen_queries_a_head(triton_site: Site) -> None:
         hidden_size=100, intermediate_size=1090, num_layers=1, num_heads=16, num_kv_heads=1, head_dim=40, vocab_size=131,
         qkv_bias=True, o_bias=True, mlp_bias=True, max_position=512,
     )  # fmt: skip
-    geometry = geometry_of(config, slices=4, sms=7)
+    geometry = geometry_of(config, sms=7)
     assert (geometry.group_columns, geometry.head_rows) == (16, 48)
-    assert min(geometry.qkv_bias, geometry.o_bias, geometry.gate_up_bias, geometry.down_bias) >= 0
+    assert min(matrix.bias.first for matrix in (geometry.qkv, geometry.o, geometry.gate_up, geometry.down)) >= 0
     check(compiled(triton_site(OLDEST), geometry), OLDEST)
 
 
 def test_a_spill_would_be_seen(triton_site: Site) -> None:
     """The same kernel, held to too few registers: the report must say that it needs a stack."""
-    found = compiled(triton_site(OLDEST), geometry_of(MODELS["bundled"], slices=16), maxnreg=64)
+    found = compiled(triton_site(OLDEST), geometry_of(MODELS["bundled"]), maxnreg=64)
     assert found["stack"] > 0
     with pytest.raises(AssertionError, match="spilled"):
         check(found, OLDEST)

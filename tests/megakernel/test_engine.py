@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from megakernel.backend import Report
 from megakernel.engine import Engine, SamplingParams
 from models.config import ModelConfig
 from models.errors import UserError
@@ -24,6 +25,7 @@ class CountingBackend:
     name = "counting"
     config = CONFIG
     capacity = CAPACITY
+    kept = 0
 
     def __init__(self) -> None:
         self.requests: list[tuple[list[int], int, SamplingParams]] = []
@@ -31,7 +33,11 @@ class CountingBackend:
         self.next = 0
         self.closed = 0
 
-    def start(self, prompt: Sequence[int], limit: int, sampling: SamplingParams) -> None:
+    def start(
+        self, prompt: Sequence[int], limit: int, sampling: SamplingParams, reuse: bool = True, report: Report | None = None
+    ) -> None:
+        self.kept = 1 if reuse and self.requests else 0
+        self.report = report
         self.requests.append((list(prompt), limit, sampling))
         self.next = 10
 
@@ -48,6 +54,20 @@ class CountingBackend:
 
     def close(self) -> None:
         self.closed += 1
+
+
+def test_what_is_kept_of_a_prompt_and_how_far_it_is_read() -> None:
+    backend = CountingBackend()
+    engine = Engine(backend)
+    seen: list[tuple[int, int]] = []
+    for reuse, kept in ((True, 0), (True, 1), (False, 0)):
+        engine.start([1, 2, 3], 1, reuse=reuse, progress=lambda *numbers: seen.append(numbers))
+        assert engine.kept == kept
+    assert backend.report is not None
+    backend.report(2)
+    assert seen == [(2, 3)]
+    engine.start([1], 1)
+    assert backend.report is None
 
 
 def test_a_request_runs_to_its_length() -> None:

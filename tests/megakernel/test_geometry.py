@@ -6,6 +6,7 @@ import dataclasses
 import re
 from dataclasses import fields
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from instructions.lm_head import BEST_FIELDS
 from instructions.sample import Sample
 from instructions.shape import ANNOUNCED
 from megakernel.device.kernel import megakernel
-from megakernel.geometry import Geometry, make_bucket, make_geometry, pages_bytes
+from megakernel.geometry import Geometry, Matrix, Places, make_bucket, make_geometry, pages_bytes
 from models.config import ModelConfig
 from scheduler.build import build_program, make_shape
 from scheduler.check.machine import shared_bytes
@@ -28,11 +29,22 @@ BIASED = ModelConfig(
     qkv_bias=True, o_bias=True, mlp_bias=True,
 )  # fmt: skip
 NORMED = dataclasses.replace(BIASED, family="qwen3")  # heads are normed
-CONFIGS = {"biased": BIASED, "normed": NORMED, "llama-3.2-1b": MODELS["llama-3.2-1b"], "bundled": MODELS["bundled"]}
+CONFIGS = {
+    "biased": BIASED,
+    "normed": NORMED,
+    "one layer": dataclasses.replace(NORMED, num_layers=1),
+    "llama-3.2-1b": MODELS["llama-3.2-1b"],
+    "bundled": MODELS["bundled"],
+}
 
 
-def make(config: ModelConfig, sms: int = 12, **options: int) -> Program:
+def make(config: ModelConfig, sms: int = 12, **options: Any) -> Program:
     return build_program(make_shape(config, sms=sms, capacity=512, bucket=512, **options), sms)
+
+
+def at(places: Places, layer: int) -> int:
+    """Where the kernel looks; NONE where there is nothing in any layer."""
+    return places.first + layer * places.stride if places.first >= 0 else NONE
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -41,32 +53,33 @@ def test_every_layer_lies_where_the_strides_say(name: str) -> None:
     shape, geometry = program.shape, make_geometry(program)
     tape = shape.tape
     for layer in range(shape.config.num_layers):
-        assert tape.norm_offset("attention", layer) == geometry.attention_norm + layer * geometry.norm_stride
-        assert tape.norm_offset("mlp", layer) == geometry.mlp_norm + layer * geometry.norm_stride
+        assert tape.norm_offset("attention", layer) == at(geometry.qkv.norm, layer)
+        assert tape.norm_offset("mlp", layer) == at(geometry.gate_up.norm, layer)
         for kind in ("qkv", "o", "gate_up", "down"):
-            first, here = getattr(geometry, f"{kind}_bias"), tape.matrix(kind, layer).bias_offset
-            assert here == (first + layer * geometry.bias_stride if first >= 0 else NONE)
-        first, here = geometry.head_norm, tape.matrix("qkv", layer).head_norm_offset
-        assert here == (first + layer * geometry.bias_stride if first >= 0 else NONE)
-        pages = {"qkv": "hidden", "o": "attention", "gate_up": "hidden", "down": "intermediate"}
-        for kind, width in pages.items():
-            assert tape.matrix(kind, layer).pages_per_block == getattr(geometry, f"{width}_pages")
-    assert {tape.matrix(kind).pages_per_block for kind in ("head", "embedding")} == {geometry.hidden_pages}
+            matrix, here = getattr(geometry, kind), tape.matrix(kind, layer)
+            assert here.bias_offset == at(matrix.bias, layer)
+            assert (here.columns, here.pages_per_block) == (matrix.columns, matrix.pages)
+        assert tape.matrix("qkv", layer).head_norm_offset == at(geometry.head_norm, layer)
+    head, embedding = tape.matrix("head"), tape.matrix("embedding")
+    assert (geometry.head.columns, geometry.head.pages) == (head.columns, head.pages_per_block)
+    assert (geometry.head.norm.first, geometry.head.bias.first) == (tape.norm_offset("final"), head.bias_offset)
+    assert geometry.embedding == (embedding.first_page, embedding.pages_per_block)
     for buffer in set(ANNOUNCED) - {"partial"}:
-        place = getattr(geometry, buffer), getattr(geometry, f"{buffer}_stride"), geometry.second
+        place = (*getattr(geometry, buffer), geometry.second)
         assert place == shape.buffers[buffer][2:] or not shape.buffers[buffer].rows
     bucket = make_bucket(program)
     assert (geometry.partial, bucket.partial_stride, bucket.partial_second) == shape.buffers["partial"][2:]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_one_kernel_serves_every_bucket_and_every_length_of_cache(name: str) -> None:
+def test_one_kernel_serves_every_bucket_its_tail_and_every_length_of_cache(name: str) -> None:
     """What is compiled is the same; what is not, is told at run time."""
     config, slices = CONFIGS[name], (1, 2, 5)
     shapes = [
-        make_shape(config, sms=12, capacity=capacity, bucket=capacity // 2, slices=count)
+        make_shape(config, sms=12, capacity=capacity, bucket=capacity // 2, slices=count, tail=tail)
         for capacity in (128, 384, 512)
         for count in slices
+        for tail in (False, True)
     ]
     programs = [build_program(shape, 12) for shape in shapes]
     assert len({make_geometry(program) for program in programs}) == 1
@@ -112,6 +125,11 @@ def test_every_number_is_listed_with_its_proof() -> None:
     section = text.split("## Every number that the kernel takes")[1].split("\n## ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    wanted = {field.name for field in fields(Geometry)} | set(megakernel.arg_names) - {"S"} | set(Word.__members__)
+    wanted = (
+        {field.name for field in fields(Geometry)}
+        | {*Matrix._fields, *Places._fields}
+        | set(megakernel.arg_names) - {"S"}
+        | set(Word.__members__)
+    )
     assert set(listed) >= wanted, f"not listed: {sorted(wanted - set(listed))}"
     assert len(listed) == len(set(listed)), "listed twice"

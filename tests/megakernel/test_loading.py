@@ -37,6 +37,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, model: str | Path, **options: objec
         pytest.fail("weights were packed before the refusal")
 
     monkeypatch.setattr(loading, "pack", pack_nothing)
+    monkeypatch.setattr(loading, "Weights", pack_nothing)
     with pytest.raises(UserError) as caught:
         load_engine(model, **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
@@ -44,10 +45,11 @@ def refused(monkeypatch: pytest.MonkeyPatch, model: str | Path, **options: objec
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_auto_without_a_gpu_is_the_cpu_machine(checkpoint: Path) -> None:
+@pytest.mark.parametrize(("backend", "name"), [("auto", "torch"), ("torch", "torch"), ("vm", "vm")])
+def test_the_backends_that_need_no_gpu(backend: str, name: str, checkpoint: Path) -> None:
     seen: list[tuple[int, int]] = []
-    with load_engine(checkpoint, progress=lambda done, total: seen.append((done, total))) as engine:
-        assert engine.backend_name == "vm"
+    with load_engine(checkpoint, backend, progress=lambda done, total: seen.append((done, total))) as engine:
+        assert engine.backend_name == name
         assert engine.capacity == MAX_POSITION
         assert engine.config.vocab_size == 100
         engine.start([1, 2, 3], 4)
@@ -58,7 +60,7 @@ def test_auto_without_a_gpu_is_the_cpu_machine(checkpoint: Path) -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
-    assert refused(monkeypatch, checkpoint, backend="gpu") == "no CUDA GPU found; use --backend vm"
+    assert refused(monkeypatch, checkpoint, backend="gpu") == "no CUDA GPU found; use --backend torch"
 
 
 @pytest.mark.usefixtures("hopper")
@@ -66,25 +68,26 @@ def test_a_gpu_of_another_kind(monkeypatch: pytest.MonkeyPatch, checkpoint: Path
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
     message = refused(monkeypatch, checkpoint, backend="gpu")
-    assert message == "NVIDIA A100 has compute capability 8.0, the kernel needs 9.0 (H100, H200); use --backend vm"
-    assert loading.choose_backend("auto") == "vm"
+    assert message == "NVIDIA A100 has compute capability 8.0, the kernel needs 9.0 (H100, H200); use --backend torch"
+    assert loading.choose_backend("auto") == "torch"
 
 
 @pytest.mark.usefixtures("hopper")
 def test_auto_with_a_hopper_gpu_takes_it() -> None:
     assert loading.choose_backend("auto") == loading.choose_backend("gpu") == "gpu"
-    assert loading.choose_backend("vm") == "vm"
+    assert (loading.choose_backend("vm"), loading.choose_backend("torch")) == ("vm", "torch")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "tpu"}, "unknown backend 'tpu': choose one of auto, gpu, vm"),
+        ({"backend": "tpu"}, "unknown backend 'tpu': choose one of auto, gpu, torch, vm"),
         ({"dtype": "int8"}, "unknown dtype 'int8': choose one of auto, bfloat16, float32"),
         ({"capacity": 0}, f"a capacity of 0 tokens does not suit this model: choose 1 to {MAX_POSITION}"),
         ({"capacity": 257}, f"a capacity of 257 tokens does not suit this model: choose 1 to {MAX_POSITION}"),
         ({"sms": 0}, "0 SMs asked for"),
         ({"sms": 1000}, "1000 SMs asked for"),
+        ({"backend": "torch", "sms": 4}, "4 SMs asked for, plain PyTorch schedules none: leave --sms out, or use --backend vm"),
         ({"policy": "none"}, "unknown placement policy 'none'; choose one of "),
     ],
 )
@@ -100,6 +103,27 @@ def test_a_model_that_does_not_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -
     message = refused(monkeypatch, "random:llama-3.2-1b", backend="vm", capacity=40_000)
     parts = "weights 2.47, KV cache 1.31, largest tensor 0.53, activations 0.07"
     assert message.startswith(f"random:llama-3.2-1b needs 4.38 GB of memory ({parts}), 1.00 GB are available: ")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_model_that_does_not_fit_the_memory_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and cache are those of the CPU machine's figures but for the tape's padding."""
+    monkeypatch.setattr(loading, "available_bytes", lambda: 10**9)
+    message = refused(monkeypatch, "random:llama-3.2-1b", backend="torch", capacity=40_000)
+    parts = "weights 2.47, KV cache 1.31, largest tensor 0.53, activations 0.50"
+    assert message.startswith(f"random:llama-3.2-1b needs 4.80 GB of memory ({parts}), 1.00 GB are available: ")
+
+
+@pytest.mark.parametrize(("free", "kind"), [(10**9, "CUDA memory"), (None, "memory")])
+def test_memory_of_a_device_and_of_the_host_are_asked_apart(
+    monkeypatch: pytest.MonkeyPatch, free: int | None, kind: str
+) -> None:
+    """A device that does not say what is free is not asked; the largest tensor passes through the host."""
+    monkeypatch.setattr(loading, "best_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(loading, "free_bytes", lambda device: free)
+    monkeypatch.setattr(loading, "available_bytes", lambda: 10**8)
+    message = refused(monkeypatch, "random:llama-3.2-1b", backend="torch")
+    assert f" GB of {kind} (" in message and ("largest tensor" in message) == (free is None)
 
 
 def test_memory_figures() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 
 import numpy as np
+import pytest
 
 from instructions.codec import Word
 from megakernel.words import HINT_BIT, LAG_BIT, WAIT_BIT, device_words
@@ -15,17 +16,18 @@ from tests.support.compile_cases import MODELS
 
 
 @functools.cache
-def program() -> Program:
-    return build_program(make_shape(MODELS["bundled"], sms=12, capacity=512, bucket=512, slices=4), 12)
+def program(tail: bool = False) -> Program:
+    return build_program(make_shape(MODELS["bundled"], sms=12, capacity=512, bucket=512, slices=4, tail=tail), 12)
 
 
 def bits(word: int, first: int) -> list[int]:
     return [word >> first + j & 1 for j in range(8)]
 
 
-def test_the_waits_of_every_record() -> None:
-    words = device_words(program())
-    items = [item for queue in program().decoded for item in queue]
+@pytest.mark.parametrize("tail", [False, True])
+def test_the_waits_of_every_record(tail: bool) -> None:
+    words = device_words(program(tail))
+    items = [item for queue in program(tail).decoded for item in queue]
     releases = {counter for item in items if item.release for counter in item.signals}
     kinds = set()
     for word, item in zip(words[:-1, Word.WAITS].tolist(), items, strict=True):
@@ -36,7 +38,9 @@ def test_the_waits_of_every_record() -> None:
         assert bits(word, HINT_BIT) == [int(hint) for hint in hints] + rest
         kinds |= {(item.instruction.MNEMONIC, hint) for hint in hints}
     strict = {name for name, hint in kinds if not hint}
-    assert strict == {"embed", "sample"}, "all that read what does not announce itself, or wait for the token before"
+    assert strict == {"hand_over" if tail else "embed", "sample"}, (
+        "all that read what does not announce itself, or wait for the token before"
+    )
     assert {name for name, hint in kinds if hint} == {item.instruction.MNEMONIC for item in items} - strict
 
 

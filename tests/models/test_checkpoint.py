@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
+from models.errors import UserError
+from models.locate import locate
 from models.packed import pack
 from models.weights import EMBEDDING, HEAD, Weights, expected_tensors
 from tests.support.configs import make_model, save_checkpoint
@@ -122,3 +124,45 @@ def test_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert open_checkpoint("owner/some-model").directory == tmp_path
     assert asked == ["owner/some-model"]
+
+
+def test_files_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the many that a repository may hold, with the other parts where it was split."""
+    asked: list[tuple[str, str]] = []
+
+    def download(hub_id: str, name: str) -> str:
+        asked.append((hub_id, name))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert locate("owner/some-GGUF/model.Q4_K_M.gguf") == tmp_path / "model.Q4_K_M.gguf"
+    assert locate("owner/some-GGUF/Q8_0/m-00001-of-00002.gguf") == tmp_path / "Q8_0" / "m-00001-of-00002.gguf"
+    names = ["model.Q4_K_M.gguf", "Q8_0/m-00001-of-00002.gguf", "Q8_0/m-00002-of-00002.gguf"]
+    assert asked == [("owner/some-GGUF", name) for name in names]
+
+
+def test_one_file_with_its_configuration_beside_it(tmp_path: Path) -> None:
+    """The whole checkpoint where the file is a part of it, else that file alone."""
+    whole = save_checkpoint("gqa2", tmp_path / "whole", torch.bfloat16)
+    parts = save_checkpoint("gqa2", tmp_path / "parts", torch.bfloat16, "100KB")
+    expected = tensors_of(whole)
+    (whole / "other.safetensors").write_bytes((whole / SINGLE_FILE).read_bytes())
+    shard = next(parts.glob("model-00001-of-*.safetensors"))
+    for file in (whole / SINGLE_FILE, whole / "other.safetensors", shard):
+        found = tensors_of(file)
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+        assert open_checkpoint(file).directory == file.parent
+
+
+def test_a_directory_of_several_models_in_gguf(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf", "mmproj-a.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"holds several models, a\.gguf and b\.gguf among them: give one of the files"):
+        locate(tmp_path)
+    (tmp_path / "b.gguf").unlink()
+    assert locate(tmp_path) == tmp_path / "a.gguf"
+
+
+def test_a_directory_by_the_name_of_a_file(tmp_path: Path) -> None:
+    directory = save_checkpoint("gqa2", tmp_path / "model.gguf", torch.bfloat16)
+    assert open_checkpoint(directory).directory == directory

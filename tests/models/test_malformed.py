@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from models.checkpoint import SINGLE_FILE
 from models.errors import printable
 from tests.support.damage import VALUES, refused, write_single
 
@@ -155,7 +154,7 @@ def test_no_such_directory(tmp_path: Path) -> None:
 
 def test_a_file_for_a_directory(tmp_path: Path) -> None:
     write_single(tmp_path)
-    assert "is a file, give the directory" in refused(tmp_path / SINGLE_FILE)
+    assert "is a file, give the directory" in refused(tmp_path / "config.json")
 
 
 def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,15 @@ from random import Random
 
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, Scheduled, Wait
 from instructions.embed import Embed
+from instructions.hand_over import HandOver
 from instructions.sample import Sample
 from tests.mutations.draft import Draft, Site, mutation
 
+OPENING = (Embed, HandOver)  # a program begins with one of them
 
-def site_of(draft: Draft, kind: type) -> Site:
-    """Where the one instruction of a kind stands."""
+
+def site_of(draft: Draft, kind: type | tuple[type, ...]) -> Site:
+    """Where the one instruction of a kind, or of several, stands."""
     [site] = draft.sites(lambda item: isinstance(item.instruction, kind))
     return site
 
@@ -27,34 +30,34 @@ def another(draft: Draft, random: Random) -> int:
     return random.choice([counter for counter in range(len(draft.targets)) if counter != end_of(draft)])
 
 
-def embed_waits(draft: Draft, *counters: int) -> bool:
-    """Let `Embed` wait for these counters, of the token before."""
-    draft.change(site_of(draft, Embed), waits=tuple(Wait(counter, draft.targets[counter], 1) for counter in counters))
+def opening_waits(draft: Draft, *counters: int) -> bool:
+    """Let the opening instruction wait for these counters, of the token before."""
+    draft.change(site_of(draft, OPENING), waits=tuple(Wait(counter, draft.targets[counter], 1) for counter in counters))
     return True
 
 
 @mutation
 def end_not_awaited(draft: Draft, random: Random) -> bool:
-    """`Embed` waits for nothing."""
-    return embed_waits(draft)
+    """The opening instruction waits for nothing."""
+    return opening_waits(draft)
 
 
 @mutation
 def end_awaited_second(draft: Draft, random: Random) -> bool:
-    """`Embed` waits for another counter of the token before, and then for the token's end."""
-    return embed_waits(draft, another(draft, random), end_of(draft))
+    """The opening instruction waits for another counter of the token before, and then for the token's end."""
+    return opening_waits(draft, another(draft, random), end_of(draft))
 
 
 @mutation
 def end_awaited_first(draft: Draft, random: Random) -> bool:
-    """`Embed` waits for the token's end, and then for another counter of the token before."""
-    return embed_waits(draft, end_of(draft), another(draft, random))
+    """The opening instruction waits for the token's end, and then for another counter of the token before."""
+    return opening_waits(draft, end_of(draft), another(draft, random))
 
 
 @mutation
 def other_end_awaited(draft: Draft, random: Random) -> bool:
-    """`Embed` waits for another counter of the token before."""
-    return embed_waits(draft, another(draft, random))
+    """The opening instruction waits for another counter of the token before."""
+    return opening_waits(draft, another(draft, random))
 
 
 def awaits_end(draft: Draft, random: Random, lag: int) -> bool:

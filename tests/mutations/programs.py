@@ -32,7 +32,7 @@ class Base:
         program, config = self.program, self.program.shape.config
         return (
             f"{len(program.words)} instructions on {program.sms} SMs ({program.policy}), {config.num_layers} layers, "
-            f"ring {program.ring}, {program.shape.slices} slices"
+            f"ring {program.ring}, {program.shape.slices} slices{', a tail' * program.shape.tail}"
         )
 
 
@@ -63,9 +63,10 @@ def random_base(seed: int, most_instructions: int = 80) -> Base:
         sms = random.choice((1, 2, 3, 4, 6, 9, 13, 20))
         slices = random.choice((None, 1, 2, 3))
         ring = random.choice((None, HELD_PAGES, HELD_PAGES + 1, 7, 10))
-        bucket = random.choice((60, 200, CAPACITY))
+        bucket, tail = random.choice((60, 200, CAPACITY)), random.random() < 0.3
         try:
-            shape = make_shape(config, sms=sms, capacity=CAPACITY, bucket=bucket, itemsize=itemsize, slices=slices)
+            sizes = {"sms": sms, "capacity": CAPACITY, "bucket": bucket, "itemsize": itemsize}
+            shape = make_shape(config, **sizes, slices=slices, tail=tail)
             program = build_program(shape, sms, random.choice(list(POLICIES)), ring)
         except UserError:
             continue  # more groups of readers than a record can signal: the scheduler refuses such splits

@@ -27,7 +27,9 @@ def begun_state(shape: Shape, random: Random) -> DecodeState:
     state.start([random.randrange(shape.config.vocab_size) for _ in range(position + 1)])
     state.position = position
     state.cache.last.fill(position - 1)
-    state.cache.pages.copy_(torch.randn(state.cache.pages.shape, generator=torch.Generator().manual_seed(position)))
+    generator = torch.Generator().manual_seed(position)
+    state.cache.pages.copy_(torch.randn(state.cache.pages.shape, generator=generator))
+    state.hidden = torch.randn(shape.config.hidden_size, generator=generator)
     return state
 
 

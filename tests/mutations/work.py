@@ -6,9 +6,12 @@ from dataclasses import replace
 from random import Random
 
 from instructions.codec import WORDS, Scheduled, Word
+from instructions.embed import Embed
+from instructions.hand_over import HandOver
 from instructions.registry import INSTRUCTIONS
 from instructions.shape import HELD_PAGES
 from tests.mutations.draft import Draft, mutation
+from tests.mutations.end import OPENING, site_of
 
 
 def has(name: str, item: Scheduled) -> bool:
@@ -181,6 +184,21 @@ def shared_buffers(draft: Draft, random: Random) -> bool:
 def other_slices(draft: Draft, random: Random) -> bool:
     """The header says another number of attention slices."""
     draft.shape = replace(draft.shape, slices=draft.shape.slices + random.choice((-1, 1)))
+    return True
+
+
+@mutation
+def other_opening(draft: Draft, random: Random) -> bool:
+    """A token that begins with the embedding in place of a hidden state, or the other way round."""
+    site = site_of(draft, OPENING)
+    layers = range(draft.shape.config.num_layers)
+    return draft.set_work(site, Embed(0) if draft.shape.tail else HandOver(random.choice(layers)))
+
+
+@mutation
+def other_span(draft: Draft, random: Random) -> bool:
+    """The header says that the program is all of a token, where it is the tail, or the other way round."""
+    draft.shape = replace(draft.shape, tail=not draft.shape.tail)
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import pytest
@@ -43,31 +44,28 @@ def test_programs_are_built_once_and_serve_their_bucket() -> None:
     assert programs.program(1).shape.cache_pages == program.shape.cache_pages, "all programs share one cache"
 
 
-def test_programs_made_ahead_are_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each once, however many ask for it meanwhile; one that cannot be made says so to who asks."""
-    made: list[int] = []
+def test_each_is_made_once_and_what_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ask for it meanwhile; one that cannot be made says so to who asks."""
+    made: list[tuple[int, bool]] = []
 
     def build(shape: Shape, sms: int, policy: str) -> Program:
-        made.append(shape.bucket)
+        made.append((shape.bucket, shape.tail))
         time.sleep(0.01)
-        if shape.bucket == FIRST_PAGES * shape.page_positions and len(made) > 3:
+        if len(made) == 1:
             raise ScheduleError("cannot be made")
         return cast("Program", shape)
 
     monkeypatch.setattr(buckets, "build_program", build)
     programs = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5120, itemsize=2)
-    places = range(len(programs.sizes))
-    thread = programs.build_ahead(places)
-    found = [programs.program(place) for place in places]
-    thread.join()
-    assert made == list(programs.sizes)
-    assert [programs.program(place) for place in places] == found
-    assert made == list(programs.sizes)
-
-    refusing = BucketPrograms(PRESETS["llama-3.2-1b"], sms=2, capacity=5120, itemsize=2)
-    refusing.build_ahead([0, 1]).join()
     with pytest.raises(ScheduleError, match="cannot be made"):
-        refusing.program(0)
+        programs.program(0)
+    places = range(len(programs.sizes))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(programs.program, [*places] * 8, [tail for tail in (True, False) for _ in range(4 * len(places))])
+        )
+    assert sorted(made[1:]) == sorted((size, tail) for size in programs.sizes for tail in (True, False))
+    assert len({id(program) for program in found}) == 2 * len(places)
 
 
 def test_launches_are_cut_where_another_program_goes_on() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructions.attention import Attention
+from instructions.hand_over import HandOver
 from instructions.qkv import Qkv
 from instructions.shape import Shape, ceil_div
 from models.config import ModelConfig
@@ -50,7 +53,8 @@ def test_every_row_of_every_buffer_is_written_exactly_once(data: st.DataObject, 
             written.setdefault((region.buffer, region.layer), []).append((region.start, region.stop))
     for name, buffer in shape.buffers.items():
         used = buffer.rows if name != "best" else None  # as many slots as LM-head instructions
-        for layer in range(buffer.layers if buffer.rows else 0):
+        beginning = 0 if buffer.layers == 1 else shape.first_layer  # a tail leaves out the layers before its own
+        for layer in range(beginning, buffer.layers if buffer.rows else 0):
             edges = sorted(written.pop((name, layer)))
             assert edges[0][0] == 0
             assert all(stop == start for (_, stop), (start, _) in zip(edges, edges[1:], strict=False))
@@ -68,7 +72,7 @@ def test_every_streamed_page_of_the_tape_is_used_exactly_once(data: st.DataObjec
         if not isinstance(instruction, Attention):
             first = instruction.tape_page(shape)
             pages.update(range(first, first + instruction.page_uses(shape)))
-    assert pages == Counter(range(shape.tape.streamed_pages))
+    assert pages == Counter(range(shape.matrix("qkv", shape.first_layer).first_page, shape.tape.streamed_pages))
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,7 +91,7 @@ def test_attention_covers_the_past_once_at_every_position(data: st.DataObject, s
     config, used = shape.config, ceil_div(past, shape.page_positions)
     wanted = {
         shape.cache_page(layer, head, value) + page
-        for layer in range(config.num_layers)
+        for layer in range(shape.first_layer, config.num_layers)
         for head in range(config.num_kv_heads)
         for value in (0, 1)
         for page in range(used)
@@ -140,7 +144,7 @@ def test_slices_follow_the_sms_and_the_bucket() -> None:
         ({"slices": 0}, "0 attention slices"),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused(wrong: dict[str, int], message: str) -> None:
+def test_a_shape_that_cannot_be_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ScheduleError, match=message) as caught:
         make_shape(small_config("mha"), **({"sms": 4, "capacity": 256, "bucket": 256} | wrong))
     assert "\n" not in str(caught.value)
@@ -158,3 +162,13 @@ def test_program_order_is_that_of_the_layers() -> None:
     layer = ["qkv", "attention", "o_proj", "gate_up", "down"]
     body = [(number, kind) for number in (0, 1) for kind in layer]
     assert kinds == [(0, "embed"), *body, (0, "lm_head"), (0, "sample")]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_tail_is_the_last_layer_and_the_head(layers: int) -> None:
+    """Cut into the same runs as in the program of the whole token, but for the hand-over that it begins with."""
+    config = replace(small_config("gqa2"), num_layers=layers)
+    whole, tail = (lower(make_shape(config, sms=3, capacity=256, bucket=256, tail=tail), 3) for tail in (False, True))
+    last = config.num_layers - 1
+    rest = [item for item in whole if item.layer == last and item.LAYERED] + [item for item in whole[1:] if not item.LAYERED]
+    assert tail == [HandOver(last), *rest]

@@ -160,6 +160,7 @@ def test_positions_that_a_program_decodes() -> None:
         ({"config": None}, "must be an object"),
         ({"capacity": "many"}, "damaged header"),
         ({"ring": None}, "damaged header"),
+        ({"tail": 1}, "damaged header"),
     ],
 )
 def test_a_wrong_header(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -170,7 +171,7 @@ def test_a_wrong_header(tmp_path: Path, change: dict[str, Any], message: str) ->
 
 
 @pytest.mark.parametrize(
-    "missing", ["magic", "version", "config", "itemsize", "capacity", "bucket", "slices", "policy", "ring"]
+    "missing", ["magic", "version", "config", "itemsize", "capacity", "bucket", "slices", "tail", "policy", "ring"]
 )
 def test_a_header_with_something_missing(tmp_path: Path, missing: str) -> None:
     header = small_program("gqa2", 3).header()

@@ -27,6 +27,8 @@ class FakeEngine:
         self.finish_reason: str | None = None
         self.started: tuple[list[int], int, SamplingParams] | None = None
         self.stopped = self.closed = False
+        self.kept = 0
+        self.chunk = 4096  # tokens of the prompt that are read at one go
 
     def __enter__(self) -> FakeEngine:
         return self
@@ -34,14 +36,18 @@ class FakeEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start(self, prompt: Sequence[int], max_tokens: int, sampling: SamplingParams) -> None:
+    def start(
+        self, prompt: Sequence[int], max_tokens: int, sampling: SamplingParams, progress: Callable[[int, int], None]
+    ) -> None:
         if len(prompt) + max_tokens > self.capacity:
             raise UserError(f"{len(prompt)} prompt tokens and {max_tokens} more exceed the capacity of {self.capacity}")
-        self.started = list(prompt), max_tokens, sampling
+        self.started, self.progress = (list(prompt), max_tokens, sampling), progress
 
     def stream(self) -> Iterator[int]:
         assert self.started is not None
-        _, max_tokens, sampling = self.started
+        prompt, max_tokens, sampling = self.started
+        for done in range(0, len(prompt), self.chunk):
+            self.progress(min(done + self.chunk, len(prompt)), len(prompt))
         for index, token in enumerate(self.tokens[:max_tokens]):
             if index == self.interrupt_at:
                 raise KeyboardInterrupt

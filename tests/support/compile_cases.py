@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pickle
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,25 @@ SMS = 132  # of an H100 or H200
 CAPACITY = 2048
 MODELS = {**PRESETS, "bundled": read_config(BUNDLED)}
 CHILD = """
-import json, sys
+import json, pickle, sys
 from megakernel.compile import describe
-from megakernel.geometry import Geometry
-fields, options = json.load(sys.stdin)
-print(json.dumps(describe(Geometry(**fields), **options)))
+geometry, options = json.load(sys.stdin)
+print(json.dumps(describe(pickle.loads(bytes.fromhex(geometry)), **options)))
 """
 
 
 @functools.cache
-def geometry_of(config: ModelConfig, slices: int, sms: int = SMS) -> Geometry:
-    """The geometry of a program whose attention is split into so many slices."""
+def geometry_of(config: ModelConfig, sms: int = SMS) -> Geometry:
+    """The geometry of a model's programs: every bucket and every number of slices has the same."""
     capacity = min(CAPACITY, config.max_position)
-    shape = make_shape(config, sms=sms, capacity=capacity, bucket=capacity, slices=slices)
+    shape = make_shape(config, sms=sms, capacity=capacity, bucket=capacity)
     return make_geometry(build_program(shape, sms))
 
 
 def compiled(site: Path, geometry: Geometry, **options: Any) -> dict[str, Any]:
     """What `megakernel.compile.describe` says of the kernel under the Triton that lies in the folder `site`."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    request = json.dumps([asdict(geometry), options])
+    request = json.dumps([pickle.dumps(geometry).hex(), options])
     done = subprocess.run(
         [sys.executable, "-c", CHILD], input=request, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=280
     )

@@ -1,8 +1,8 @@
 """A GPU in the kernel's place: keeps to the kernel's protocol with the host, and computes next to nothing.
 
-It reads and writes the buffers that the kernel does.  Its next token is a hash of the sequence; where the host's epoch and
-the counters disagree, it reports a fault, as the kernel's waits would, and likewise where this token's activations are not
-vacant when it begins.
+It reads and writes the buffers that the kernel does.  Its KV cache holds token ids, one a position, and its next token is a
+hash of those: a row that should have been written anew tells.  Where the host's epoch and the counters disagree, it reports a
+fault, as the kernel's waits would, and likewise where this token's activations are not vacant when it begins.
 """
 
 from __future__ import annotations
@@ -17,17 +17,50 @@ import pytest
 import torch
 
 from instructions.codec import MAX_SIGNALS, NONE, Word
+from instructions.hand_over import HandOver
 from instructions.shape import VACANT
+from megakernel.backend import Report
 from megakernel.control_block import REPORTS, Control
 from megakernel.geometry import COUNTER_STRIDE
 from megakernel.gpu import machine
+from megakernel.options import Sizes
 
 STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS = Control.STOP, Control.FAULT, Control.PROMPT_LENGTH, Control.STOP_TOKENS
 
 
 def next_token(tokens: np.ndarray, vocabulary: int) -> int:
     """A token that depends on the whole sequence."""
-    return crc32(np.ascontiguousarray(tokens).tobytes()) % vocabulary
+    return crc32(np.ascontiguousarray(tokens, dtype=np.int32).tobytes()) % vocabulary
+
+
+def cached(cache: torch.Tensor) -> np.ndarray:
+    """The token ids in the fake KV cache, int32, one a position."""
+    return cache.view(-1).view(torch.int32).numpy()
+
+
+class FakePrefill:
+    """In prefill's place: fills the cache, and leaves in `hidden` what its rows hash to; remembers what it was asked."""
+
+    CHUNK = 16
+
+    def __init__(self, state: machine.GpuState, sizes: Sizes, sms: int) -> None:
+        self.state, self.sms = state, sms
+        self.asked: list[tuple[int, int]] = []
+
+    def launch(self, start: int, stop: int, report: Report | None) -> None:
+        self.asked.append((start, stop))
+        rows, tokens = cached(self.state.cache), self.state.tokens.numpy()
+        for first in range(start, stop, self.CHUNK):
+            last = min(first + self.CHUNK, stop)
+            rows[first:last] = tokens[first:last]
+            self.state.hidden.fill_(hidden_of(rows[:last]))
+            if report is not None:
+                report(last)
+
+
+def hidden_of(rows: np.ndarray) -> int:
+    """What stands for the residual stream at the last of the positions, exact in fp32."""
+    return next_token(rows, 2**20)
 
 
 class FakeKernel:
@@ -48,6 +81,7 @@ class FakeKernel:
         counters = given["counters"].numpy()[::COUNTER_STRIDE]
         signals = words[:-1, Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS]  # the last row is a spare
         targets = np.bincount(signals[signals != NONE], minlength=len(counters)).astype(np.int32)
+        rows, tail = cached(given["cache_rows"]), bool((words[:, Word.OPCODE] == HandOver.OPCODE).any())
         vocabulary, second = given["S"].geometry.vocabulary, given["S"].geometry.second
         activations = given["activations"].view(torch.int32).numpy()
         for step in range(given["tokens"]):
@@ -66,8 +100,11 @@ class FakeKernel:
                 return
             activations[here], activations[second - here] = 0, VACANT
             counters += targets
+            if tail:
+                assert rows[position] == tokens[position] and given["hidden_state"][0] == hidden_of(rows[: position + 1])
+            rows[position] = tokens[position]
             if position + 1 >= control[PROMPT_LENGTH]:
-                chosen = next_token(tokens[: position + 1], vocabulary)
+                chosen = next_token(rows[: position + 1], vocabulary)
                 tokens[position + 1] = chosen
                 if chosen in control[STOP_TOKENS + 1 :][: control[STOP_TOKENS]]:
                     control[STOP] = position + 1

@@ -20,9 +20,9 @@ from tests.support.configs import small_config
 CAPACITY = 256
 
 
-def small_shape(name: str, itemsize: int = 2, slices: int = 1) -> Shape:
+def small_shape(name: str, itemsize: int = 2, slices: int = 1, tail: bool = False) -> Shape:
     """One of the models in `configs`, with a cache and a bucket of 256 positions (rounded up to whole pages)."""
-    return Shape(small_config(name, CAPACITY), itemsize, CAPACITY, CAPACITY, slices)
+    return Shape(small_config(name, CAPACITY), itemsize, CAPACITY, CAPACITY, slices, tail)
 
 
 def made_up_tensors(shape: Shape, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -45,6 +45,7 @@ class FakeMachine:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     state: SamplingState = GREEDY
     current: int = 0
+    left: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     emitted: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -83,6 +84,9 @@ class FakeMachine:
 
     def embedding(self, token: int) -> torch.Tensor:
         return self.tensors["model.embed_tokens.weight"][token].float()
+
+    def hidden(self) -> torch.Tensor:
+        return self.left
 
     def token(self) -> int:
         return self.current

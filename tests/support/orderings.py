@@ -14,6 +14,8 @@ import networkx as nx
 
 from instructions.base import Instruction, Region
 from instructions.codec import Wait
+from instructions.embed import Embed
+from instructions.hand_over import HandOver
 from instructions.lm_head import LmHead
 from instructions.sample import Sample
 from instructions.shape import Shape
@@ -55,6 +57,8 @@ def needed(instructions: list[Instruction], shape: Shape) -> Iterator[tuple[str,
 
 def stage(instruction: Instruction) -> tuple[int, int]:
     """Where an instruction stands in program order; those of one stage touch no common row."""
+    if isinstance(instruction, Embed | HandOver):
+        return -1, instruction.OPCODE
     if isinstance(instruction, LmHead | Sample):
         return 1_000_000, instruction.OPCODE
     return instruction.layer, instruction.OPCODE

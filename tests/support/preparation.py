@@ -44,10 +44,11 @@ class CasePrograms(BucketPrograms):
 
     buckets: tuple[tuple[int, int], ...] = ((1, 1),)
 
-    def shape(self, bucket: int) -> Shape:
+    def shape(self, bucket: int, tail: bool = False) -> Shape:
         capacity, page = self.capacity, Shape(self.config, self.itemsize, self.capacity, self.capacity, 1).page_positions
         slices = dict(self.buckets)[ceil_div(bucket, page)]
-        return make_shape(self.config, sms=self.sms, capacity=capacity, bucket=bucket, itemsize=self.itemsize, slices=slices)
+        sizes = {"sms": self.sms, "capacity": capacity, "bucket": bucket, "itemsize": self.itemsize}
+        return make_shape(self.config, **sizes, slices=slices, tail=tail)
 
     @property
     def sizes(self) -> tuple[int, ...]:

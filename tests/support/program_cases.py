@@ -78,6 +78,7 @@ def shapes(draw: st.DrawFn, sms: int) -> Shape:
         bucket=draw(st.integers(1, capacity)),
         itemsize=draw(st.sampled_from((2, 4))),
         slices=draw(st.none() | st.integers(1, 5)),
+        tail=draw(st.booleans()),
     )
 
 

@@ -31,12 +31,12 @@ class Megakernel(Adapter):
         return {"call": call, "backend": self.engine.backend_name}
 
     def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
-        self.engine.start(prompt, tokens)
+        self.engine.start(prompt, tokens, reuse=False)  # the same prompt over and over is to be read anew
         for token in self.engine.stream():
             yield [token]
 
     def distribution(self, prefix: Sequence[int]) -> numpy.ndarray:
-        self.engine.start(prefix, 1)
+        self.engine.start(prefix, 1, reuse=False)
         self.engine.step()
         return self.engine.logits().numpy()
 

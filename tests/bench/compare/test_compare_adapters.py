@@ -104,7 +104,7 @@ def test_our_adapter_calls_the_public_engine(small: Path) -> None:
     logits = judge.logits([*PROMPT, *(token for [token] in pieces)])[len(PROMPT) - 1 : -1].numpy()
     for row, [token] in zip(logits, pieces, strict=True):
         assert row.max() - row[token] <= 2 * BF16_ERROR * float(np.abs(logits).max())
-    assert adapter.settings()["backend"] == ("gpu" if torch.cuda.is_available() else "vm")
+    assert adapter.settings()["backend"] == ("gpu" if torch.cuda.is_available() else "torch")
     adapter.close()
 
 

@@ -17,6 +17,7 @@ from triton.experimental.gluon._runtime import GluonJITFunction
 
 from instructions.base import Instruction
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, WORDS, Word
+from instructions.projection import Projection
 from instructions.registry import INSTRUCTIONS
 from megakernel.device import consumer, context, matvec, prefetcher, sampling, trace
 from megakernel.geometry import ITEM_BYTES
@@ -79,7 +80,7 @@ def test_the_prefetcher_knows_who_is_short() -> None:
     """By the bits of an int32 that it shifts right, so opcodes go up to 30."""
     assert all(0 < kind.OPCODE <= 30 for kind in INSTRUCTIONS)
     short = {kind.MNEMONIC for kind in INSTRUCTIONS if constants(prefetcher)["SHORT"] >> kind.OPCODE & 1}
-    assert short == {"embed", "attention", "combine", "o_proj", "gate_up", "sample"}
+    assert short == {"embed", "attention", "combine", "o_proj", "gate_up", "sample", "hand_over"}
 
 
 @pytest.mark.parametrize("name", sorted(set(Word.__members__) - {"LAGS"}))  # which the GPU gets in WAITS
@@ -111,6 +112,29 @@ def test_the_consumer_fetches_each_word_into_its_field() -> None:
     most = max(len(kind.payload_names()) for kind in INSTRUCTIONS)
     expected |= {name: Word.PAYLOAD + j for j, name in enumerate("abcdefgh"[:most])}
     assert fetched("fetch", "Record") == expected
+
+
+@pytest.mark.parametrize("kind", [*INSTRUCTIONS, Projection], ids=lambda kind: kind.__module__.rpartition(".")[2])
+def test_payload_words_bear_the_names_of_the_host_s_fields(kind: type[Instruction]) -> None:
+    """In a twin, a word a, b or c of the record is only ever given the name of the field that it holds, and nothing else is."""
+    path = DEVICE / f"{kind.__module__.rpartition('.')[2]}.py"
+    names = kind.payload_names()
+    words = {f"step.record.{letter}": name for letter, name in zip("abc", names, strict=False)}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    taken = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            [target] = node.targets
+            pair = (target, node.value)
+            several = all(isinstance(part, ast.Tuple) for part in pair)
+            pairs = zip(*(part.elts for part in pair), strict=True) if several else [pair]  # type: ignore[attr-defined]
+            for left, right in pairs:
+                if ast.unparse(right) in words or ast.unparse(left) in names:
+                    assert ast.unparse(left) == words.get(ast.unparse(right))
+                    taken.append(right)
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("record")]
+    assert {node.attr for node in used} <= {"layer", "pages", *"abc"}
+    assert [node for node in used if node.attr in "abc" and node not in taken] == []
 
 
 def test_the_loader_fetches_each_word_into_its_field() -> None:

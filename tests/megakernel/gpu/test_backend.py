@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from instructions.shape import VACANT
+from megakernel.backend import shared_length
 from megakernel.control_block import Control
 from megakernel.engine import Engine
 from megakernel.errors import NotNumbers
@@ -26,7 +27,7 @@ from models.errors import MachineError
 from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
 from tests.support.compile_cases import MODELS
-from tests.support.fake_device import fake_device, next_token
+from tests.support.fake_device import FakePrefill, fake_device, next_token
 
 SMS = 4
 PROMPT = [5, 7, 11]
@@ -46,9 +47,9 @@ def made_up_model() -> PackedModel:
     return PackedModel(config, torch.bfloat16, tape, pages, torch.zeros(1), torch.zeros(CAPACITY, 1, 2))
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with fake_device() as device, Engine(GpuBackend(made_up_model(), programs(), device), chunk=CHUNK) as made:
+@pytest.fixture(scope="module", params=[None, FakePrefill], ids=["decoded prompts", "prefill"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with fake_device() as device, Engine(GpuBackend(made_up_model(), programs(), device, request.param), chunk=CHUNK) as made:
         yield made
 
 
@@ -56,17 +57,19 @@ def backend_of(engine: Engine) -> Any:
     return engine._backend
 
 
-def generate(engine: Engine, tokens: int = LENGTH, stops: tuple[int, ...] = ()) -> list[int]:
-    engine.start(PROMPT, tokens, SamplingParams(stop_token_ids=stops))
+def generate(
+    engine: Engine, tokens: int = LENGTH, stops: tuple[int, ...] = (), prompt: list[int] = PROMPT, reuse: bool = True
+) -> list[int]:
+    engine.start(prompt, tokens, SamplingParams(stop_token_ids=stops), reuse)
     return list(engine.stream())
 
 
-def expected(tokens: int = LENGTH) -> list[int]:
+def expected(tokens: int = LENGTH, prompt: list[int] = PROMPT) -> list[int]:
     """What the fake device's function gives, without engine or backend."""
-    sequence = list(PROMPT)
+    sequence = list(prompt)
     for _ in range(tokens):
         sequence.append(next_token(np.array(sequence, np.int32), MODELS["bundled"].vocab_size))
-    return sequence[len(PROMPT) :]
+    return sequence[len(prompt) :]
 
 
 def test_tokens_over_both_buckets(engine: Engine) -> None:
@@ -110,11 +113,12 @@ class Interrupting:
 def test_an_interrupt_at_every_line(engine: Engine, stopping: bool) -> None:
     """Of a request that abandons one under way, decodes and, in half of the runs, stops early; the next one is right."""
     stops = (expected()[40],) if stopping else ()
+    other = PROMPT[:2] + expected(8) + expected(LENGTH)  # begins like the prompt, and then like nothing that is cached
     wanted = expected(30)
     number = 0
     while True:
         number += 1
-        engine.start(PROMPT, LENGTH)
+        engine.start(other, LENGTH)
         engine.step()
         try:
             with Interrupting(number) as interrupting:
@@ -225,19 +229,18 @@ def test_a_program_that_could_not_be_made_is_tried_again(engine: Engine, monkeyp
     backend = backend_of(engine)
     generate(engine)
     whole = backend.programs.program
-    monkeypatch.setitem(backend.built, 1, backend.built[1])
-    del backend.built[1]
+    generate(engine, CAPACITY - len(PROMPT))
+    monkeypatch.setitem(backend.built, (1, False), backend.built[1, False])
+    del backend.built[1, False]
 
-    def failing(place: int) -> Any:
+    def failing(place: int, tail: bool) -> Any:
         raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
 
     monkeypatch.setattr(backend.programs, "program", failing)
     long = CAPACITY - len(PROMPT)
     with pytest.raises(MachineError) as caught:
         generate(engine, long)
-    assert str(caught.value) == (
-        "making a program failed: RuntimeError: CUDA error: out of memory; free GPU memory or try again"
-    )
+    assert str(caught.value) == ("making a program failed: RuntimeError: CUDA error: out of memory; free memory or try again")
     monkeypatch.setattr(backend.programs, "program", whole)
     assert generate(engine, long) == expected(long)
 
@@ -272,3 +275,76 @@ def test_the_kernel_is_compiled_before_the_backend_is_ready(engine: Engine, monk
     with Engine(backend, chunk=CHUNK) as made:
         assert generate(made, CAPACITY - len(PROMPT)) == expected(CAPACITY - len(PROMPT))
     assert len(compiled) == 1
+
+
+def test_a_prompt_computes_only_what_is_not_kept(engine: Engine) -> None:
+    """The cache holds the prompt and what was generated, but for the last token, which nobody has looked at yet."""
+    first = generate(engine, 40, reuse=False)
+    assert engine.kept == 0
+    sequence = PROMPT + first
+    turns = {
+        len(sequence) - 1: [*sequence, 3, 1, 4],
+        20: [*sequence[:20], (sequence[20] + 1) % 50, 9],
+        21: [*sequence[:20], (sequence[20] + 1) % 50, 9],  # its own last token is computed in any case
+        2: [*PROMPT[:2], PROMPT[2] + 1],
+        0: [PROMPT[0] + 1, *PROMPT[1:]],
+    }
+    for kept, prompt in turns.items():
+        assert generate(engine, 1, prompt=prompt) == expected(1, prompt)
+        assert engine.kept == kept
+    again = [PROMPT[0] + 1, *PROMPT[1:]]
+    assert generate(engine, 30, prompt=again) == expected(30, again) and engine.kept == len(again) - 1
+    assert generate(engine, 30, prompt=again, reuse=False) == expected(30, again) and engine.kept == 0
+
+
+def test_prefill_is_asked_for_the_rest_and_tells_how_far_it_is(engine: Engine) -> None:
+    prefill = backend_of(engine).prefill
+    if prefill is None:
+        return
+    generate(engine, 20, reuse=False)
+    prefill.asked.clear()
+    prompt = PROMPT + expected(20) + list(range(40))
+    seen: list[tuple[int, int]] = []
+    engine.start(prompt, 5, progress=lambda done, total: seen.append((done, total)))
+    assert not seen and not prefill.asked, "nothing is computed yet"
+    assert list(engine.stream()) == expected(5, prompt)
+    kept = len(PROMPT) + 19
+    assert engine.kept == kept and prefill.asked == [(kept, len(prompt))]
+    assert seen == [(min(done, len(prompt)), len(prompt)) for done in range(kept + 16, len(prompt) + 16, 16)]
+
+
+def test_what_is_under_way_when_a_request_is_abandoned_counts_for_nothing(engine: Engine) -> None:
+    engine.start(PROMPT, LENGTH, reuse=False)
+    taken = [engine.step() for _ in range(3)]
+    backend = backend_of(engine)
+    landed = backend.cached
+    assert backend.flights and taken == expected(3)
+    prompt = PROMPT + expected()
+    assert generate(engine, 4, prompt=prompt) == expected(4, prompt)
+    assert engine.kept == landed
+
+
+def test_nothing_is_kept_after_a_fault(engine: Engine) -> None:
+    backend = backend_of(engine)
+    generate(engine, 20)
+    backend.program(0).result().counters[0] += 1
+    with pytest.raises(KernelFault):
+        generate(engine)
+    assert generate(engine) == expected() and engine.kept == 0
+
+
+def test_after_a_stop_token_the_rest_of_its_launch_is_not_kept(engine: Engine) -> None:
+    until = expected().index(expected()[20]) + 1
+    generate(engine, stops=(expected()[20],), reuse=False)
+    prompt = PROMPT + expected()
+    assert generate(engine, 4, prompt=prompt) == expected(4, prompt)
+    assert engine.kept == len(PROMPT) + until - 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 64])
+def test_the_shared_length_is_that_of_the_common_beginning(count: int) -> None:
+    same = list(range(count))
+    for place in range(count + 1):
+        other = [*same[:place], -1, *same[place + 1 :]]
+        assert shared_length(same, other) == shared_length(other, same) == place
+        assert shared_length(same, same[:place]) == shared_length(same[:place], same) == place

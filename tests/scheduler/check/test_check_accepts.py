@@ -21,6 +21,7 @@ from instructions.combine import Combine
 from instructions.down import Down
 from instructions.embed import Embed
 from instructions.gate_up import GateUp
+from instructions.hand_over import HandOver
 from instructions.lm_head import LmHead
 from instructions.matvec import DTYPES
 from instructions.o_proj import OProj
@@ -77,6 +78,7 @@ def shapes(draw: st.DrawFn, sms: int) -> Shape:
         bucket=draw(st.integers(1, CAPACITY)),
         itemsize=draw(st.sampled_from((2, 4))),
         slices=draw(st.one_of(st.none(), st.integers(1, 6))),
+        tail=draw(st.booleans()),
     )
 
 
@@ -137,7 +139,7 @@ def random_lowering(random: Random, shape: Shape, sms: int) -> list[Instruction]
     """The same token as `scheduler.lower` makes, cut otherwise, in an order shuffled within each operation."""
     config, program = shape.config, list[Instruction]()
     heads = range(config.num_kv_heads)
-    for layer in range(config.num_layers):
+    for layer in range(shape.first_layer, config.num_layers):
         parts = [config.group * shape.head_blocks, 2 * shape.head_blocks] * config.num_kv_heads
         program += [Qkv(layer, *run) for run in random_runs(random, parts, 2 * sms)]
         program += [Attention(layer, head, index) for head in heads for index in range(shape.slices)]
@@ -149,7 +151,8 @@ def random_lowering(random: Random, shape: Shape, sms: int) -> list[Instruction]
     grouped = [list(run) for _, run in groupby(program, key=lambda item: (item.OPCODE, item.layer))]
     for run in grouped:
         random.shuffle(run)
-    return [Embed(0), *(item for run in grouped for item in run), *lm_heads, Sample(0, len(lm_heads))]
+    opening = HandOver(shape.first_layer) if shape.tail else Embed(0)
+    return [opening, *(item for run in grouped for item in run), *lm_heads, Sample(0, len(lm_heads))]
 
 
 def random_placement(random: Random, deps: Dependencies, sms: int) -> Queues:
@@ -180,10 +183,11 @@ def test_random_dags_are_accepted_and_run(data: st.DataObject, sms: int, seed: i
     ("sms", "policy"),
     [*((132, policy) for policy in sorted(POLICIES)), (1, "zigzag"), (78, "critical_path"), (MAX_SMS, "balanced")],
 )
-def test_the_1b_program_is_accepted(sms: int, policy: str) -> None:
+def test_the_1b_programs_are_accepted(sms: int, policy: str) -> None:
     config = PRESETS["llama-3.2-1b"]
-    program = schedule(make_shape(config, sms=sms, capacity=4096, bucket=2048), sms, policy, None)
-    assert check(program).valid
+    for tail in (False, True):
+        program = schedule(make_shape(config, sms=sms, capacity=4096, bucket=2048, tail=tail), sms, policy, None)
+        assert check(program).valid
 
 
 @pytest.mark.parametrize("preset", ["llama-3.2-3b", "llama-3-8b"])

@@ -109,6 +109,14 @@ def test_the_scheduler_command_makes_a_program(tmp_path: Path, capsys: pytest.Ca
     assert len(listing) > 100 and listing[0].startswith("sm 0   #0   ")
 
 
+def test_the_scheduler_command_makes_a_tail(tmp_path: Path) -> None:
+    path = tmp_path / "p.npz"
+    assert schedule_main(["--model", "llama-3.2-1b", "--sms", "16", "--bucket", "128", "--tail", "-o", str(path)]) == 0
+    program = load_program(path)
+    instructions = [item.instruction for queue in program.decoded for item in queue]
+    assert program.shape.tail and {item.layer for item in instructions if item.LAYERED} == {15}
+
+
 def test_the_scheduler_command_reads_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(
         '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, '

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from instructions.attention import Attention
+from instructions.base import Instruction
 from instructions.codec import CodecError, Scheduled, Wait, Word, decode, disassemble, encode
+from instructions.down import Down
 from instructions.embed import Embed
+from instructions.hand_over import HandOver
 from instructions.lm_head import LmHead
 from instructions.o_proj import OProj
 from instructions.qkv import Qkv
@@ -34,12 +37,13 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
-def make_program(**options: int) -> Program:
+def make_program(**options: Any) -> Program:
     """A program that is valid: 44 instructions on 4 SMs."""
     return build_program(make_shape(CONFIG, sms=SMS, capacity=512, bucket=512, **options), SMS)
 
 
 PROGRAM = make_program()
+PROGRAMS = {"whole": PROGRAM, "tail": make_program(tail=True)}
 
 
 def findings_of(edit: Callable[[Draft], None], program: Program = PROGRAM) -> tuple[Finding, ...]:
@@ -108,14 +112,14 @@ def silence_the_end(draft: Draft) -> None:
     draft.targets[0] = 0
 
 
-def embed_waits_for(*places: int) -> Callable[[Draft], None]:
-    """Waits of `Embed`, of the token before: for the token's end (0) and for the counter of the LM heads (1)."""
+def opening_waits_for(*places: int) -> Callable[[Draft], None]:
+    """Waits of the opening instruction, of the token before: for the token's end (0), for the counter of the LM heads (1)."""
 
     def edit(draft: Draft) -> None:
         [sample] = draft.sites(lambda item: isinstance(item.instruction, Sample))
         counters = (draft.at(sample).signals[0], draft.at(sample).waits[0].counter)
         waits = tuple(Wait(counters[place], draft.targets[counters[place]], 1) for place in places)
-        draft.change(draft.sites(lambda item: isinstance(item.instruction, Embed))[0], waits=waits)
+        draft.change(draft.sites(lambda item: isinstance(item.instruction, Embed | HandOver))[0], waits=waits)
 
     return edit
 
@@ -161,10 +165,10 @@ EDITS: list[tuple[Callable[[Draft], None], str, str]] = [
     (set_target, "counter", "c1 is stated to get 2 signals a token, it gets 1"),
     (silence_the_end, "counter", "no SM would begin the next one"),
     (second_end, "counter", "ends the token and signals c0 and c"),
-    (embed_waits_for(), "counter", "it must wait for c0 of the token before and for nothing else"),
-    (embed_waits_for(1), "counter", "it must wait for c0 of the token before and for nothing else"),
-    (embed_waits_for(1, 0), "counter", "it must wait for c0 of the token before and for nothing else"),
-    (embed_waits_for(0, 1), "counter", "it must wait for c0 of the token before and for nothing else"),
+    (opening_waits_for(), "counter", "it must wait for c0 of the token before and for nothing else"),
+    (opening_waits_for(1), "counter", "it must wait for c0 of the token before and for nothing else"),
+    (opening_waits_for(1, 0), "counter", "it must wait for c0 of the token before and for nothing else"),
+    (opening_waits_for(0, 1), "counter", "it must wait for c0 of the token before and for nothing else"),
     (poke(Sample, Word.PAYLOAD, SMS - 1), "rows", "which nobody reads"),
     (no_work, "rows", "token[0][0:1] is read, but nobody writes it"),
     (poke(OProj, Word.PAGES, 2), "pages", "takes 2 pages through the ring, it needs 1"),
@@ -179,10 +183,38 @@ EDITS: list[tuple[Callable[[Draft], None], str, str]] = [
 ]
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(("edit", "kind", "words"), EDITS)
-def test_one_planted_fault(edit: Callable[[Draft], None], kind: str, words: str) -> None:
-    findings = findings_of(edit)
+def test_one_planted_fault(edit: Callable[[Draft], None], kind: str, words: str, program: str) -> None:
+    findings = findings_of(edit, PROGRAMS[program])
     assert any(finding.kind == kind and words in str(finding) for finding in findings), "\n".join(map(str, findings))
+
+
+@pytest.mark.parametrize(
+    ("program", "opening", "words"),
+    [
+        ("whole", HandOver(0), "takes a hidden state in a program that begins with the embedding"),
+        ("tail", HandOver(0), "hands over to layer 0 of a program that begins with layer 1"),
+        ("tail", Embed(0), "embeds a token in a program that begins with a hidden state"),
+    ],
+)
+def test_a_program_begins_as_its_header_says(program: str, opening: Instruction, words: str) -> None:
+    def edit(draft: Draft) -> None:
+        [site] = draft.sites(lambda item: isinstance(item.instruction, Embed | HandOver))
+        assert draft.set_work(site, opening)
+
+    [finding] = findings_of(edit, PROGRAMS[program])
+    assert finding.kind == "field" and words in str(finding)
+
+
+def test_a_tail_is_no_whole_token_nor_the_other_way_round() -> None:
+    """What a program has to hold follows from its header: all layers, or the last one."""
+    for name, program in PROGRAMS.items():
+        assert check(program).valid
+        other = replace(program, shape=replace(program.shape, tail=name == "whole"))
+        assert {finding.kind for finding in check(other).findings} == {"field"}
+    layers = findings_of(lambda draft: draft.queues[0].append(Scheduled(Down(0, 0, 1))), PROGRAMS["tail"])
+    assert any("writes x[1][0:16]" in str(finding) or "row 0 of x[1]" in str(finding) for finding in layers)
 
 
 def test_a_run_of_rows_moved_by_one_block_shows_everywhere() -> None:

@@ -1,0 +1,53 @@
+"""A ring of slots of shared memory between one loader, which fills them by TMA, and the consumers of a prefill kernel."""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from megakernel.device.compat import aggregate
+
+
+@aggregate
+class Ring:
+    """The barriers of its slots: `full` opens when what was expected has landed, `empty` when every consumer has let go."""
+
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
+
+
+@gluon.jit
+def make_barriers(SLOTS: gl.constexpr, ARRIVALS: gl.constexpr):
+    """`SLOTS` barriers, each of which opens after so many arrivals."""
+    barriers = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(SLOTS):
+        mbarrier.init(barriers.index(slot), count=ARRIVALS)
+    return barriers
+
+
+@gluon.jit
+def make_ring(SLOTS: gl.constexpr, CONSUMERS: gl.constexpr):
+    """The barriers of `SLOTS` slots that so many consumers read."""
+    return Ring(make_barriers(SLOTS, 1), make_barriers(SLOTS, CONSUMERS))
+
+
+@gluon.jit
+def wait_landed(SLOTS: gl.constexpr, ring, use):
+    """Wait until use number `use` of the ring has landed; returns its slot."""
+    slot = use % SLOTS
+    mbarrier.wait(ring.full.index(slot), (use // SLOTS) & 1)
+    return slot
+
+
+@gluon.jit
+def wait_free(SLOTS: gl.constexpr, ring, use, bytes: gl.constexpr):
+    """Wait until the slot of use number `use` is free and expect `bytes` there; returns the slot."""
+    slot = use % SLOTS
+    mbarrier.wait(ring.empty.index(slot), ((use // SLOTS) & 1) ^ 1)
+    mbarrier.expect(ring.full.index(slot), bytes)
+    return slot
+
+
+@gluon.jit
+def release(SLOTS: gl.constexpr, ring, use):
+    """A consumer has read use number `use`."""
+    mbarrier.arrive(ring.empty.index(use % SLOTS), count=1)

@@ -1,0 +1,162 @@
+"""The chain of kernels that takes a chunk of tokens through the layers, enqueued launch by launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from instructions.dimensions import ceil_div
+from megakernel.device.prefill.attention import read_attention
+from megakernel.device.prefill.embedding import read_embedding
+from megakernel.device.prefill.projections import read_product
+from megakernel.gpu.machine import GpuState
+from megakernel.options import OPTIONS, TMA_LAYOUT, Sizes
+from megakernel.prefill.plan import KINDS, Plan, padded
+from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP
+from models.tape import BLOCK_ROWS, PAGE_BYTES, TILES_PER_PAGE, TapeLayout
+
+LINES = TILES_PER_PAGE * BLOCK_ROWS  # 128-byte lines of a page
+PAGE_ELEMENTS = PAGE_BYTES // 2
+BOX_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)  # of weights, keys and values
+LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": 4, **OPTIONS}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel, its grid and its arguments; `early` where it may begin while the kernel before it ends."""
+
+    kernel: Any
+    grid: int
+    arguments: tuple[Any, ...]
+    early: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Triton's."""
+        return {**LAUNCH_OPTIONS, "launch_pdl": self.early}
+
+    def enqueue(self) -> None:
+        """On the current stream."""
+        self.kernel[(self.grid,)](*self.arguments, **self.options)
+
+    def compile(self) -> None:
+        """Compile, or find what was compiled in Triton's cache."""
+        self.kernel.warmup(*self.arguments, grid=(self.grid,), **self.options)
+
+    @property
+    def compiled(self) -> tuple[Any, ...]:
+        """What tells its compiled kernel from others."""
+        sizes = [argument for argument in self.arguments if isinstance(argument, Sizes)]
+        boxes = [tuple(argument.block_shape) for argument in self.arguments if isinstance(argument, TensorDescriptor)]
+        return (self.kernel, *sizes, *boxes)
+
+
+class Chain:
+    """A chunk's buffers and the launches of each class of lengths; row i of a buffer belongs to the chunk's token i.
+
+    `words` are the chunk's start and its number of tokens, which the kernels read: int32 [2].
+    """
+
+    def __init__(self, state: GpuState, sizes: Sizes, plan: Plan) -> None:
+        self.state, self.sizes, self.plan = state, sizes, plan
+        config, rows, device = state.config, plan.chunk, state.device
+
+        def half(width: int) -> torch.Tensor:
+            return torch.zeros(rows, width, dtype=torch.bfloat16, device=device)
+
+        self.residual = torch.zeros(rows, config.hidden_size, device=device)
+        self.squares = torch.zeros(rows, plan.squares, device=device)
+        self.normed = half(padded(config.hidden_size))
+        self.queries = half(config.num_heads * plan.head_width)
+        self.mixed = half(config.num_heads * config.padded_head_dim)
+        self.units = half(padded(config.intermediate_size))
+        self.inputs = {"qkv": self.normed, "o": self.mixed, "gate_up": self.normed, "down": self.units}
+        self.parts = torch.zeros(plan.parts, device=device)
+        self.arrivals = torch.zeros(plan.arrivals, dtype=torch.int32, device=device)
+        self.words = torch.zeros(2, dtype=torch.int32, device=device)
+        self.table, self.box = cache(self._table), cache(self._box)
+
+    def launches(self, size: int) -> Iterator[Launch]:
+        """The chain for a chunk of up to `size` tokens: all layers but the last, and the keys and values of that one."""
+        state, plan, last = self.state, self.plan, self.state.config.num_layers - 1
+        buffers = (self.words, self.residual, self.normed, self.squares)
+        arguments = (state.weights, state.tokens, state.constants, *buffers, self.sizes, Sizes(plan.embedding))
+        yield Launch(read_embedding, min(size, 4 * plan.sms), arguments, early=False)
+        for layer in range(last):
+            yield self.product(size, "qkv", layer)
+            yield self.attention(layer)
+            yield self.product(size, "o", layer, plan.tape.norm_offset("mlp", layer))
+            yield self.product(size, "gate_up", layer)
+            yield self.product(size, "down", layer, plan.tape.norm_offset("attention", layer + 1))
+        yield self.product(size, "qkv", last, keys_alone=True)
+
+    def product(self, size: int, kind: str, layer: int, norm: int = -1, keys_alone: bool = False) -> Launch:
+        """One matrix of a layer; `norm` is where the weights of the norm begin that reads what it adds to the residual."""
+        plan, state = self.plan, self.state
+        cut, matrix = plan.cut(size, kind), plan.tape.matrix(kind, layer)
+        tiles = self.table(kind, cut.tile, keys_alone)
+        pointers = (self.parts, self.arrivals, self.residual, self.normed, self.squares, self.queries, self.units)
+        numbers = (layer, len(tiles), ceil_div(matrix.columns, STEP), cut.split, self.head_pages)
+        rest = (matrix.bias_offset, norm)
+        operands = (self.box(kind, cut.tokens), self.weight_box(kind, cut.tile), self.words, tiles)
+        model = (state.constants, state.rope, state.cache)
+        sizes = (self.sizes, Sizes(plan.tiling(kind, cut)))
+        return Launch(read_product, plan.sms, (*operands, *pointers, *model, *numbers, *rest, *sizes))
+
+    def attention(self, layer: int) -> Launch:
+        """One layer's attention."""
+        operands = (self.box("queries", CONSUMER_TOKENS), self.box("cache", 0), self.words, self.mixed)
+        arguments = (*operands, layer, self.head_pages, Sizes(self.plan.attention))
+        return Launch(read_attention, self.plan.sms, arguments)
+
+    @property
+    def head_pages(self) -> int:
+        """Pages of the cache that one K or V head of one layer owns."""
+        return self.plan.dimensions.head_pages
+
+    def weight_box(self, kind: str, tile: int) -> TensorDescriptor:
+        """The matrices of a kind by boxes of `tile` rows."""
+        return self.box(f"{kind} weights", tile)
+
+    def _table(self, kind: str, tile: int, keys_alone: bool) -> torch.Tensor:
+        plan = self.plan
+        every = range(ceil_div(plan.tape.matrix(kind).rows, tile))
+        wanted = plan.key_value_tiles(tile) if keys_alone else list(every)
+        return torch.tensor(wanted, dtype=torch.int32, device=self.state.device)
+
+    def _box(self, what: str, height: int) -> TensorDescriptor:
+        """A tensor map: a product's input, by boxes of `height` tokens and a step along K; the queries; the cache; or the
+        matrices of a kind on the tape, [layer, block, line, column], by boxes of `height` of one layer's rows."""
+        kind = what.removesuffix(" weights")
+        if what in KINDS:
+            return TensorDescriptor.from_tensor(self.inputs[kind], [height, STEP], TMA_LAYOUT)
+        if what == "queries":
+            return TensorDescriptor.from_tensor(self.queries, [height, self.plan.head_width], TMA_LAYOUT)
+        if what == "cache":
+            return self.cache_box()
+        matrix, tape = self.plan.tape.matrix(kind), self.plan.tape
+        lines = matrix.pages_per_block * LINES
+        shape = [tape.config.num_layers, matrix.blocks, lines, STEP]
+        strides = [layer_pages(tape, kind) * PAGE_ELEMENTS, lines * STEP, STEP, 1]
+        first = self.state.weights[matrix.first_page :].view(-1)
+        return TensorDescriptor(first, shape, strides, [1, height // BLOCK_ROWS, BLOCK_ROWS, STEP], BOX_LAYOUT)
+
+    def cache_box(self) -> TensorDescriptor:
+        """The cache as [tile of a head, page, position, column], by boxes of one block of keys or values."""
+        a, cache_pages = self.plan.attention, self.state.cache
+        shape = [a.tiles, len(cache_pages), a.page_positions, STEP]
+        strides = [a.page_positions * STEP, PAGE_ELEMENTS, STEP, 1]
+        return TensorDescriptor(cache_pages.view(-1), shape, strides, [a.tiles, a.pages, a.page_positions, STEP], BOX_LAYOUT)
+
+
+def layer_pages(tape: TapeLayout, kind: str) -> int:
+    """Pages from a matrix to the same one of the next layer; of a whole layer where there is but one."""
+    if tape.config.num_layers > 1:
+        return tape.matrix(kind, 1).first_page - tape.matrix(kind, 0).first_page
+    return sum(tape.matrix(kind).pages for kind in KINDS)

@@ -1,0 +1,72 @@
+"""Prefill's kernels compiled for Hopper with no GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from megakernel.device.prefill.attention import read_attention
+from megakernel.device.prefill.embedding import read_embedding
+from megakernel.device.prefill.projections import read_product
+from megakernel.options import TMA_LAYOUT, Sizes
+from megakernel.prefill.chain import BOX_LAYOUT, LAUNCH_OPTIONS
+from megakernel.prefill.plan import KINDS, Plan
+from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling, Tiling
+from models.tape import BLOCK_ROWS
+
+POINTERS = {
+    "chunk": "*i32",
+    "tiles": "*i32",
+    "parts": "*fp32",
+    "arrivals": "*i32",
+    "residual": "*fp32",
+    "normed": "*bf16",
+    "squares": "*fp32",
+    "queries": "*bf16",
+    "units": "*bf16",
+    "constants": "*fp32",
+    "rope": "*fp32",
+    "cache": "*bf16",
+    "out": "*bf16",
+    "weights": "*bf16",
+    "tokens": "*i32",
+}
+
+
+def box(shape: tuple[int, ...], layout: Any) -> str:
+    """A tensor map's type."""
+    return f"tensordesc<bf16[{', '.join(str(size) for size in shape)}],{layout!r}>"
+
+
+def compile_for_hopper(kernel: Any, sizes: Sizes, tiling: Tiling | AttentionTiling, **options: Any) -> Any:
+    """One of prefill's kernels for compute capability 9.0."""
+    types: dict[str, str] = {**POINTERS, "S": "constexpr", "T": "constexpr", "A": "constexpr"}
+    if isinstance(tiling, Tiling):
+        types["x"] = box((tiling.tokens, STEP), TMA_LAYOUT)
+        types["w"] = box((1, tiling.tile // BLOCK_ROWS, BLOCK_ROWS, STEP), BOX_LAYOUT)
+    else:
+        types["queries"] = box((CONSUMER_TOKENS, tiling.width), TMA_LAYOUT)
+        types["cache"] = box((tiling.tiles, tiling.pages, tiling.page_positions, STEP), BOX_LAYOUT)
+    names = kernel.arg_names
+    signature = {name: types.get(name, "i32") for name in names}
+    values = {"S": sizes, "T": Sizes(tiling), "A": Sizes(tiling)}
+    constants = {(names.index(name),): value for name, value in values.items() if name in names}
+    pointers = [i for i, name in enumerate(names) if signature[name].startswith("*")]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
+    source = GluonASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={**LAUNCH_OPTIONS, **options})
+
+
+def kernels(plan: Plan) -> list[tuple[Any, Tiling | AttentionTiling]]:
+    """Every kernel that a model's prefill compiles, and its tiling."""
+    found: dict[tuple[Any, Tiling | AttentionTiling], None] = {
+        (read_embedding, plan.embedding): None,
+        (read_attention, plan.attention): None,
+    }
+    for size in plan.classes:
+        for kind in KINDS:
+            found[read_product, plan.tiling(kind, plan.cut(size, kind))] = None
+    return list(found)

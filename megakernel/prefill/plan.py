@@ -1,0 +1,152 @@
+"""What prefill's kernels are told of a model, and how much memory they take: numbers alone, no GPU."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from instructions.dimensions import Dimensions, ceil_div, next_power_of_two
+from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling, Cut, Tiling, choose_cut, slots
+from models.config import ModelConfig
+from models.tape import BLOCK_ROWS, TapeLayout
+
+CHUNK = 4096  # most tokens of a chunk
+CLASSES = (64, 128, 256, 512, 1024, 2048, CHUNK)  # most tokens of a chunk of each class
+KINDS = ("qkv", "o", "gate_up", "down")
+PIECE = 64  # columns of the residual stream whose squares are summed together
+WIDEST_HEAD = 256  # elements of a head as it is stored that the matrix instruction takes
+
+
+def padded(elements: int) -> int:
+    """Elements rounded up to whole 128-byte lines of bf16."""
+    return STEP * ceil_div(elements, STEP)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Prefill of a model on `sms` SMs, for a cache of `capacity` positions."""
+
+    config: ModelConfig
+    sms: int
+    capacity: int
+
+    @property
+    def possible(self) -> bool:
+        """Whether prefill's kernels take the model: where heads are wider or normed, the prompt is decoded token by token."""
+        return self.head_width <= WIDEST_HEAD and not self.dimensions.head_norms
+
+    @cached_property
+    def tape(self) -> TapeLayout:
+        """Where the matrices lie."""
+        return TapeLayout.from_config(self.config, 2)
+
+    @cached_property
+    def dimensions(self) -> Dimensions:
+        """Heads and pages of the cache."""
+        return Dimensions(self.config, 2, self.capacity, self.capacity, 1)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Most tokens of a chunk of each class; no longer ones than the cache can hold."""
+        return CLASSES[: bisect_left(CLASSES, min(self.capacity, CHUNK)) + 1]
+
+    @property
+    def chunk(self) -> int:
+        """Most tokens of a chunk."""
+        return self.classes[-1]
+
+    @property
+    def head_width(self) -> int:
+        """Elements of one head as the cache and the queries hold it, whole lines of 64."""
+        return self.dimensions.head_tiles * STEP
+
+    @property
+    def squares(self) -> int:
+        """Sums of squares in which a token's residual stream is told, rounded up to a power of two."""
+        return next_power_of_two(ceil_div(self.config.hidden_size, PIECE))
+
+    def cut(self, size: int, kind: str) -> Cut:
+        """How a product of a class is cut."""
+        matrix = self.tape.matrix(kind)
+        return choose_cut(kind, size, matrix.rows, matrix.columns, self.sms)
+
+    def tiling(self, kind: str, cut: Cut) -> Tiling:
+        """What a product's kernel is told."""
+        return Tiling(
+            kind="residual" if kind in ("o", "down") else kind,
+            tokens=cut.tokens,
+            tile=cut.tile,
+            slots=slots(cut.tokens, cut.tile),
+            consumers=cut.tokens // CONSUMER_TOKENS,
+            blocks=self.tape.matrix(kind).blocks if kind in ("qkv", "gate_up") else 0,
+            squares=self.squares,
+            heads=self.config.num_heads,
+            head=self.head_width,
+            normed=padded(self.config.hidden_size),
+            units=padded(self.config.intermediate_size),
+        )
+
+    @property
+    def embedding(self) -> Tiling:
+        """What the embedding's kernel is told: of it all, the sizes of a row."""
+        return self.tiling("qkv", Cut(CONSUMER_TOKENS, STEP, 1))
+
+    @property
+    def attention(self) -> AttentionTiling:
+        """What attention's kernel is told; heads of more than 128 elements take shorter blocks of keys."""
+        dimensions, config = self.dimensions, self.config
+        wide = self.head_width > 128
+        keys = 64 if wide else 128
+        return AttentionTiling(
+            consumers=2,
+            keys=keys,
+            slots=2 if wide else 4,
+            tiles=dimensions.head_tiles,
+            pages=keys // dimensions.page_positions,
+            page_positions=dimensions.page_positions,
+            width=self.head_width,
+            heads=config.num_heads,
+            group=config.group,
+            kv_heads=config.num_kv_heads,
+            head_rows=dimensions.head_rows,
+            scale=config.attention_scale,
+        )
+
+    def tiles(self, size: int, kind: str) -> int:
+        """Tiles of a product of a class."""
+        cut = self.cut(size, kind)
+        return ceil_div(size, cut.tokens) * ceil_div(self.tape.matrix(kind).rows, cut.tile)
+
+    @cached_property
+    def split(self) -> list[tuple[int, str]]:
+        """The products that are split along K."""
+        return [(size, kind) for size in self.classes for kind in KINDS if self.cut(size, kind).split > 1]
+
+    @cached_property
+    def parts(self) -> int:
+        """Elements of the longest list of parts that a product leaves."""
+        cuts = [(self.cut(size, kind), self.tiles(size, kind)) for size, kind in self.split]
+        return max([1, *(tiles * cut.split * cut.tokens * cut.tile for cut, tiles in cuts)])
+
+    @cached_property
+    def arrivals(self) -> int:
+        """Counters of parts that are there."""
+        cuts = [(self.cut(size, kind), self.tiles(size, kind)) for size, kind in self.split]
+        return max([1, *(tiles * cut.tokens // CONSUMER_TOKENS for cut, tiles in cuts)])
+
+    def key_value_tiles(self, tile: int) -> list[int]:
+        """The tiles of the QKV matrix that hold a row of a key or a value."""
+        blocks = np.arange(self.tape.matrix("qkv").blocks)
+        slot = blocks // self.dimensions.head_blocks % (self.config.group + 2)
+        return np.unique(blocks[slot >= self.config.group] // (tile // BLOCK_ROWS)).tolist()
+
+    @property
+    def bytes(self) -> int:
+        """GPU memory of all that a chunk leaves between the kernels."""
+        config = self.config
+        half = padded(config.hidden_size) + padded(config.intermediate_size)
+        half += config.num_heads * (self.head_width + config.padded_head_dim)
+        return self.chunk * (4 * (config.hidden_size + self.squares) + 2 * half) + 4 * (self.parts + self.arrivals)

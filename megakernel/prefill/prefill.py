@@ -1,0 +1,78 @@
+"""A prompt on the GPU, chunk by chunk: one CUDA graph of kernels a class of chunk lengths.
+
+A chunk of tokens goes through all layers but the last, and of the last through its keys and values alone: what the rest of
+the last layer makes of the earlier tokens nobody reads.  The last token's residual stream before the last layer is left in
+the state's `hidden`, where the tail of the decode program takes it.
+
+A kernel takes the chunk's start and length from memory, so one graph serves all lengths of its class.  Classes differ in how
+products are cut; a chunk's class depends on its length alone, so the same tokens from the same position give the same bits.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from megakernel.backend import Report
+from megakernel.gpu.machine import GpuState
+from megakernel.options import Sizes
+from megakernel.prefill.chain import Chain
+from megakernel.prefill.plan import Plan
+
+UNDER_WAY = 2  # chunks enqueued at once, so that an interrupt is answered soon
+COMPILERS = 8  # kernels compiled at once: most of it is spent outside the interpreter
+
+
+class Prefill:
+    """Reads prompts into a state's cache; compiled and captured when constructed, see `megakernel.gpu.backend.Prefill`.
+
+    `sizes` are the decode kernel's of the same model, `sms` the multiprocessors to fill.
+    """
+
+    def __init__(self, state: GpuState, sizes: Sizes, sms: int) -> None:
+        self.state, self.plan = state, Plan(state.config, sms, state.capacity)
+        self.chain = Chain(state, sizes, self.plan)
+        self.compile()
+        self.graphs = {size: self.capture(size) for size in self.plan.classes}
+
+    def compile(self) -> None:
+        """Compile every kernel of every class."""
+        launches = {launch.compiled: launch for size in self.plan.classes for launch in self.chain.launches(size)}
+        with ThreadPoolExecutor(COMPILERS) as pool:
+            list(pool.map(lambda launch: launch.compile(), launches.values()))
+
+    def capture(self, size: int) -> torch.cuda.CUDAGraph:
+        """Record a class's chain."""
+        launches = list(self.chain.launches(size))
+        for launch in launches:  # of no token yet: the driver loads a kernel when it is launched first
+            launch.enqueue()
+        torch.cuda.current_stream(self.state.device).synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for launch in launches:
+                launch.enqueue()
+        return graph
+
+    def launch(self, start: int, stop: int, report: Report | None = None) -> None:
+        """Compute positions [start, stop) of the state's tokens; the last one's residual goes to the state's `hidden`."""
+        under_way: deque[tuple[int, torch.cuda.Event]] = deque()
+        for first in range(start, stop, self.plan.chunk):
+            if len(under_way) == UNDER_WAY:
+                done, event = under_way.popleft()
+                event.synchronize()
+                if report is not None:
+                    report(done)
+            last = min(first + self.plan.chunk, stop)
+            self.read(first, last - first)
+            event = torch.cuda.Event()
+            event.record()
+            under_way.append((last, event))
+        self.state.hidden.copy_(self.chain.residual[last - first - 1])
+
+    def read(self, start: int, count: int) -> None:
+        """Enqueue one chunk."""
+        self.chain.words.copy_(torch.tensor([start, count], dtype=torch.int32))
+        self.graphs[self.plan.classes[bisect_left(self.plan.classes, count)]].replay()

@@ -1,0 +1,1 @@
+"""Plain PyTorch, on whatever device it has: for whoever has no GPU that runs the kernel."""
