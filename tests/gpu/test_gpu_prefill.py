@@ -35,15 +35,22 @@ def config_of(
     return ModelConfig(**sizes, num_heads=query, num_kv_heads=key_value, head_dim=dim, max_position=16384, **more)
 
 
+BIASES = ("qkv_bias", "o_bias", "mlp_bias")
+MULTIPLIERS = {
+    "embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 4.0
+}  # fmt: skip
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
 CONFIGS = {
     "GQA of 4, heads of 64": config_of(512, 1024, 3, (8, 2, 64), 1003, rope_scaling=LLAMA3),
     "MHA, heads of 32, one layer": config_of(192, 320, 1, (6, 6, 32), 500),
     "GQA of 3, heads of 64, tied": config_of(576, 1536, 2, (9, 3, 64), 999, tied_embeddings=True),
-    "MQA, heads of 80, biases": config_of(320, 600, 2, (4, 1, 80), 777, qkv_bias=True, mlp_bias=True),
+    "MQA, heads of 80, biases": config_of(320, 600, 2, (4, 1, 80), 777, **dict.fromkeys(BIASES, True)),
     "GQA of 2, heads of 96": config_of(384, 1000, 2, (4, 2, 96), 640, rope_scaling=RopeScaling("linear", 4.0)),
     "GQA of 7, heads of 128": config_of(896, 1280, 2, (7, 1, 128), 1024),
     "heads of 256": config_of(256, 512, 2, (2, 1, 256), 300),
+    "multipliers, biases": config_of(
+        320, 600, 2, (4, 2, 64), 500, family="granite", **dict.fromkeys(BIASES, True), **MULTIPLIERS
+    ),
     "sizes of no whole tiles": config_of(200, 300, 2, (5, 1, 36), 333),
 }
 
