@@ -51,7 +51,8 @@ def squares_places(S: gl.constexpr, memory, step):
     heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout()))[:, None]
     blocks = gl.arange(0, S.head_tiles * TILE, gl.SliceLayout(0, query_layout()))
     source = rows_of(S, memory, step, S.squares, step.record.layer)
-    source += step.record.a * ((S.group + 1) * S.head_blocks)
+    head = step.record.a
+    source += head * ((S.group + 1) * S.head_blocks)
     return source + heads * S.head_blocks + blocks[None, :], source + S.group * S.head_blocks + blocks
 
 
@@ -180,9 +181,8 @@ def attention(S: gl.constexpr, memory, ring, step):
         m, total, acc = add_current(S, q, new_k, rounded(new_v), m, total, acc)
     store_output(S, memory, step, m, total, acc)
     if S.head_norm.first >= 0:
-        cached = cache_address(
-            S, memory.cache, memory.bucket.head_pages, step.record.layer, step.record.a, 0, step.position, dims
-        )
+        head = step.record.a
+        cached = cache_address(S, memory.cache, memory.bucket.head_pages, step.record.layer, head, 0, step.position, dims)
         gl.store(cached, finite(new_k).to(gl.bfloat16), mask=here)
         proxy_fence()  # later tokens read these rows by TMA
 

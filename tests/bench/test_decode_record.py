@@ -39,9 +39,10 @@ def test_contexts_that_do_not_fit_are_left_out_or_refused() -> None:
 
 def test_a_record_s_name_says_what_it_is() -> None:
     machine = {"gpu": "NVIDIA H100 80GB HBM3", "time": "2026-01-31T10:11:12+00:00", "commit": "0123456789ab+"}
-    name = record_name({"model": "random:llama-3.2-1b", "machine": machine})
+    name = record_name({"benchmark": "decode", "model": "random:llama-3.2-1b", "machine": machine})
     assert name == "decode_h100-80gb-hbm3_llama-3.2-1b_2026-01-31_0123456789ab+.json"
-    assert record_name({"model": "a/Some Model/", "machine": machine | {"commit": None}}).endswith("_unknown.json")
+    record = {"benchmark": "decode", "model": "a/Some Model/"}
+    assert record_name(record | {"machine": machine | {"commit": None}}).endswith("_unknown.json")
 
 
 def test_the_fastest_way_is_the_floor() -> None:

@@ -50,8 +50,8 @@ COMPILED = (
     "qwen3-0.6b", "qwen3-8b", "granite-3.3-8b",
 )  # fmt: skip
 STACK = {
-    (OLDEST, "smollm2-135m"): 8, (OLDEST, "mistral-7b"): 8, (OLDEST, "qwen2.5-7b"): 16, (OLDEST, "granite-3.3-8b"): 8,
-    (NEWEST, "qwen3-8b"): 16, (NEWEST, "granite-3.3-8b"): 16,
+    (OLDEST, "smollm2-135m"): 16, (OLDEST, "mistral-7b"): 8, (OLDEST, "qwen2.5-7b"): 16, (OLDEST, "granite-3.3-8b"): 8,
+    (NEWEST, "qwen3-8b"): 16, (NEWEST, "granite-3.3-8b"): 32,
 }  # fmt: skip
 
 

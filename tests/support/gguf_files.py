@@ -167,6 +167,13 @@ def model_keys(config: ModelConfig, architecture: str = "llama") -> dict[str, An
     }
     if config.rope_scaling.kind == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling.factor)}
+    if architecture == "granite":
+        keys |= {
+            "attention.scale": float(config.attention_scale),
+            "embedding_scale": float(config.embedding_multiplier),
+            "residual_scale": float(config.residual_multiplier),
+            "logit_scale": float(config.logits_scaling),
+        }
     named = {f"{architecture}.{key}": value for key, value in keys.items()}
     return {"general.architecture": architecture, "general.name": "a small one"} | named
 
@@ -177,13 +184,14 @@ def model_file(
     kind: GGMLQuantizationType = GGMLQuantizationType.F16,
     tokenizer: Mapping[str, Any] | None = None,
 ) -> File:
-    """A Llama as llama.cpp's converter writes it."""
-    values = model_keys(config) | dict(tokenizer or {})
+    """A model as llama.cpp's converter writes it."""
+    values = model_keys(config, config.family) | dict(tokenizer or {})
     if config.bos_token_id is not None:
         values.setdefault("tokenizer.ggml.bos_token_id", config.bos_token_id)
     if config.eos_token_ids:
         values.setdefault("tokenizer.ggml.eos_token_id", config.eos_token_ids[0])
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
+    turned = config.family in ("llama", "mistral", "granite")  # whose rows of queries and keys the converter reorders
+    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads} if turned else {}
     found = {}
     for name, tensor in tensors.items():
         module = name.split(".")[-2]

@@ -33,7 +33,8 @@ COARSE = {"Q4_0": 0.15, "Q4_1": 0.15, "Q5_0": 0.08, "Q5_1": 0.08, "Q8_0": 0.01} 
 
 
 def small(name: str = "gqa2", **changes: Any) -> ModelConfig:
-    return parse_config({"model_type": "llama", **SMALL_CONFIGS[name], "bos_token_id": 1, "eos_token_id": 2, **changes})
+    values = {"model_type": "llama", **SMALL_CONFIGS[name], "max_position_embeddings": 2048}
+    return parse_config({**values, "bos_token_id": 1, "eos_token_id": 2, **changes})
 
 
 def weights(config: ModelConfig) -> dict[str, torch.Tensor]:
