@@ -143,8 +143,8 @@ def hf_config(
         config["partial_rotary_factor"] = turned / head_dim
     if experts := keys.integer("expert_count", 0):
         config["num_local_experts"] = experts
-    if window := keys.integer("attention.sliding_window", 0):
-        config["sliding_window"] = window
+    # None where there is none, or Mistral's configuration would take its default for a window
+    config["sliding_window"] = keys.integer("attention.sliding_window", 0) or None
     for key, name in architecture.multipliers.items():
         if keys.given(key):
             config[name] = keys.number(key)

@@ -36,6 +36,7 @@ EXPECTED = {
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
+    "sliding_window": None,
     "rope_theta": 1000000.0,
     "rope_scaling": None,
     "tie_word_embeddings": True,
@@ -160,6 +161,11 @@ def test_what_a_family_lacks_is_refused_by_its_own_reader() -> None:
     ):
         with pytest.raises(UserError, match=complaint):
             parse_config(translated(keys("llama", **more)))
+
+
+def test_a_file_without_a_window_has_none_by_default() -> None:
+    """Where transformers' configuration of Mistral would take 4096."""
+    assert parse_config(translated(keys("mistral", context_length=32768))).max_position == 32768
 
 
 def test_ends_by_their_text() -> None:
