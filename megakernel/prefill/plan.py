@@ -47,7 +47,7 @@ class Plan:
     @cached_property
     def tape(self) -> TapeLayout:
         """Where the matrices lie."""
-        return TapeLayout.from_config(self.config, 2)
+        return self.dimensions.tape
 
     @cached_property
     def dimensions(self) -> Dimensions:

@@ -19,6 +19,7 @@ from megakernel.options import TMA_LAYOUT
 QUERIES = gl.constexpr(64)  # of one consumer
 LOG2_E = gl.constexpr(1.4426950408889634)
 OPERAND = gl.constexpr(TMA_LAYOUT)
+CONSUMER_REGISTERS = gl.constexpr(240)
 LOADER_REGISTERS = gl.constexpr(40)
 
 
@@ -206,24 +207,12 @@ def read_attention(queries, cache, chunk, out, layer, head_pages, A: gl.constexp
     blocks = gl.allocate_shared_memory(gl.bfloat16, [A.slots, A.tiles, A.pages, A.page_positions, 64], cache.layout)
     turns, ring = make_ring(2, A.consumers), make_ring(A.slots, A.consumers)
     wait_for_previous()
-    if A.consumers == 2:
-        gl.warp_specialize(
-            [
-                (attend_heads, (A, chunk, out, staged, turns, blocks, ring, 0)),
-                (attend_heads, (A, chunk, out, staged, turns, blocks, ring, 1)),
-                (load_heads, (A, queries, cache, chunk, layer, head_pages, staged, turns, blocks, ring)),
-            ],
-            [4, 1],
-            [240, LOADER_REGISTERS],
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (attend_heads, (A, chunk, out, staged, turns, blocks, ring, 0)),
-                (attend_heads, (A, chunk, out, staged, turns, blocks, ring, 1)),
-                (attend_heads, (A, chunk, out, staged, turns, blocks, ring, 2)),
-                (load_heads, (A, queries, cache, chunk, layer, head_pages, staged, turns, blocks, ring)),
-            ],
-            [4, 4, 1],
-            [160, 160, LOADER_REGISTERS],
-        )
+    gl.warp_specialize(
+        [
+            (attend_heads, (A, chunk, out, staged, turns, blocks, ring, 0)),
+            (attend_heads, (A, chunk, out, staged, turns, blocks, ring, 1)),
+            (load_heads, (A, queries, cache, chunk, layer, head_pages, staged, turns, blocks, ring)),
+        ],
+        [4, 1],
+        [CONSUMER_REGISTERS, LOADER_REGISTERS],
+    )
