@@ -143,8 +143,8 @@ def test_a_hundred_thousand_tokens(engine: Engine) -> None:
 
 
 @pytest.fixture
-def interrupt() -> Iterator[Callable[[float], threading.Timer]]:
-    """Raises KeyboardInterrupt in this thread after some seconds, if it is still armed then."""
+def interrupted() -> Iterator[Callable[[float, Callable[[], object]], bool]]:
+    """Runs some work and raises KeyboardInterrupt in it after some seconds, if it still runs then; says whether it did."""
     armed = threading.Event()
     main = threading.get_ident()
 
@@ -157,20 +157,28 @@ def interrupt() -> Iterator[Callable[[float], threading.Timer]]:
         if armed.is_set():
             signal.pthread_kill(main, signal.SIGINT)
 
-    def start(seconds: float) -> threading.Timer:
+    def during(seconds: float, work: Callable[[], object]) -> bool:
         timer = threading.Timer(seconds, fire)
-        timer.armed = armed  # type: ignore[attr-defined]
         armed.set()
-        timer.start()
-        return timer
+        try:
+            try:
+                timer.start()
+                work()
+            finally:
+                armed.clear()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            timer.cancel()
+        return False
 
     before = signal.signal(signal.SIGINT, handler)
-    yield start
+    yield during
     signal.signal(signal.SIGINT, before)
 
 
 def test_interrupts_at_random_moments(
-    engine: Engine, expected: list[int], interrupt: Callable[[float], threading.Timer]
+    engine: Engine, expected: list[int], interrupted: Callable[[float, Callable[[], object]], bool]
 ) -> None:
     """Whatever the engine was at when it came, in the host's code too, the next request gives the right tokens, soon."""
     draw = random.Random(7)
@@ -178,20 +186,16 @@ def test_interrupts_at_random_moments(
     begun = time.perf_counter()
     generate(engine)
     usual = time.perf_counter() - begun
-    interrupted = trial = 0
-    while interrupted < 100:  # some requests end before their interrupt comes
+    interrupts = trial = 0
+    while interrupts < 100:  # some requests end before their interrupt comes
         trial += 1
         assert trial < 400
-        timer = interrupt(draw.uniform(0.0, 1.5 * usual))
-        try:
-            try:
-                for _ in range(3):
-                    generate(engine, sampling=sampling if trial % 2 else HOT)
-            finally:
-                timer.armed.clear()  # type: ignore[attr-defined]
-        except KeyboardInterrupt:
-            interrupted += 1
-        timer.cancel()
+
+        def requests(sampling: SamplingParams = sampling if trial % 2 else HOT) -> None:
+            for _ in range(3):
+                generate(engine, sampling=sampling)
+
+        interrupts += interrupted(draw.uniform(0.0, 1.5 * usual), requests)
         begun = time.perf_counter()
         assert generate(engine) == expected, f"after interrupt {trial}"
         assert time.perf_counter() - begun < 1.0
