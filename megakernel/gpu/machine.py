@@ -98,7 +98,7 @@ class GpuProgram:
         self.program, self.state, self.patience = program, state, patience
         self.sizes, self.bucket = Sizes(make_geometry(program, trace_tokens > 0)), make_bucket(program)
         self.words, self.starts, self.uses = (
-            torch.from_numpy(array).to(device) for array in (device_words(program), program.starts, program.uses)
+            torch.tensor(array, device=device) for array in (device_words(program), program.starts, program.uses)
         )
         self.trace_tokens = trace_tokens
         size = program.sms * len(Clock) + trace_tokens * len(program.words) * len(Point)
