@@ -21,6 +21,8 @@ from scheduler.errors import ScheduleError
 from scheduler.limits import RESERVED, SHARED_MEMORY
 from scheduler.place import Queues
 
+TOGETHER = 4  # most pages of a row block whose part of the activation is staged, and whose loads are unrolled, together
+
 
 @dataclass(frozen=True)
 class PagePlan:
@@ -34,9 +36,12 @@ class PagePlan:
 
 def staging_bytes(shape: Shape) -> int:
     """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest vector that a
-    matrix multiplies, the normalised hidden state at a power of two of pages, or the queries of one attention group."""
+    matrix multiplies, in whole groups of `TOGETHER` pages (or a power of two, if fewer), the normalised hidden state at a power
+    of two of pages, or the queries of one attention group."""
     kinds = (kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks))
     widest = max(shape.matrix(kind.MATRIX).pages_per_block for kind in kinds)
+    group = min(next_power_of_two(widest), TOGETHER)
+    widest = ceil_div(widest, group) * group
     hidden = next_power_of_two(shape.matrix("qkv").pages_per_block)
     queries = ceil_div(shape.staged_queries, shape.page_columns)
     return max(widest, hidden, queries) * shape.page_columns * shape.itemsize
