@@ -1,0 +1,52 @@
+"""The kernel of a skinny product compiled for Hopper with no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from megakernel.compile import resources
+from megakernel.device.gemm.kernel import skinny_product
+from megakernel.gemm.layouts import LAUNCH_OPTIONS, operand_layout
+from megakernel.gemm.plan import BOX, CONSUMER_ROWS, Plan
+from megakernel.options import Sizes
+
+POINTERS = {
+    "y": "*bf16",
+    "x_scale": "*fp32",
+    "w_scale": "*fp32",
+    "parts": "*fp32",
+    "arrivals": "*i32",
+}
+
+
+def compile_for_hopper(plan: Plan) -> Any:
+    """The kernel of a plan for compute capability 9.0."""
+    tiling = plan.tiling
+    types: dict[str, str] = {**POINTERS, "T": "constexpr"}
+    x = "bf16" if tiling.wide else "fp8e4nv"
+    types["x"] = f"tensordesc<{x}[{tiling.tokens}, {BOX}],{operand_layout(tiling.wide)!r}>"
+    types["w"] = f"tensordesc<fp8e4nv[{tiling.consumers * CONSUMER_ROWS}, {BOX}],{operand_layout(False)!r}>"
+    names = skinny_product.arg_names
+    signature = {name: types.get(name, "i32") for name in names}
+    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    source = GluonASTSource(
+        fn=skinny_product, signature=signature, constexprs={(names.index("T"),): Sizes(tiling)}, attrs=attributes
+    )
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=LAUNCH_OPTIONS)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Compile and report, as JSON-ready values: the tiling, what it needs, and the matrix instructions in it."""
+    kernel = compile_for_hopper(plan)
+    needs = resources(kernel)
+    return {
+        "triton": triton.__version__,
+        "tiling": asdict(plan.tiling),
+        **asdict(needs),
+        "instructions": sorted({word for word in kernel.asm["ptx"].split() if word.startswith("wgmma.mma_async")}),
+    }
