@@ -44,7 +44,9 @@ def plain_launches(tokens: int, rows: int, columns: int) -> Iterator[tuple[str, 
         if columns % step:
             continue
 
-        def launch(*operands: torch.Tensor, tile: int = tile, step: int = step, warps: int = warps, stages: int = stages) -> None:
+        def launch(
+            *operands: torch.Tensor, tile: int = tile, step: int = step, warps: int = warps, stages: int = stages
+        ) -> None:
             x, w, y, x_scale, w_scale = operands
             arguments = (x, w, y, x_scale, w_scale, tokens, rows, columns, height, tile, step)
             plain_matmul[(triton.cdiv(rows, tile),)](*arguments, num_warps=warps, num_stages=stages)

@@ -54,7 +54,9 @@ def check_lines(name: str, operand: torch.Tensor) -> None:
     pitch = operand.stride(0)
     apart = rows == 1 or (pitch >= columns and pitch * operand.itemsize % ALIGNMENT == 0)
     if operand.stride(1) != 1 or not apart:
-        raise UserError(f"{name} has strides {operand.stride()}: rows must be contiguous, a multiple of {ALIGNMENT} bytes apart")
+        raise UserError(
+            f"{name} has strides {operand.stride()}: rows must be contiguous, a multiple of {ALIGNMENT} bytes apart"
+        )
     if operand.data_ptr() % ALIGNMENT:
         raise UserError(f"{name} does not begin at a multiple of {ALIGNMENT} bytes: clone it")
 
