@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     default = ",".join(map(str, TOKENS))
     parser.add_argument("--tokens", type=positions, default=list(TOKENS), help=f"separated by commas (default {default})")
     parser.add_argument("--runs", type=whole(1, MOST_RUNS), default=RUNS, help="runs of each kind (default %(default)s)")
-    parser.add_argument("--sweep", action="store_true", help="time every plan of the first shape, keep no record")
+    parser.add_argument("--sweep", action="store_true", help="time every plan, keep no record")
     parser.add_argument("--output", type=output_path, default=ROOT / "bench" / "results", help="folder (default %(default)s)")
     parser.add_argument("--commit", help="the commit measured, where git cannot tell")
     return parser
@@ -132,7 +132,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     check_request(options)
     if options.sweep:
-        sweep(*options.shapes[0], options.tokens, options.runs)
+        for rows, columns in options.shapes:
+            sweep(rows, columns, options.tokens, options.runs)
         return 0
     with writing(options.output):
         options.output.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def plain_matmul(  # type: ignore[no-untyped-def]
     tl.store(y + token[:, None].to(tl.int64) * rows + row[None, :], acc.to(tl.bfloat16), mask=known)
 
 
-Launch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]  # x, w, y, x_scale, w_scale
+Launch = Callable[..., None]  # of x, w, y, x_scale, w_scale
 
 
 def plain_launches(tokens: int, rows: int, columns: int) -> Iterator[tuple[str, Launch]]:
@@ -43,6 +43,7 @@ def plain_launches(tokens: int, rows: int, columns: int) -> Iterator[tuple[str, 
     for tile, step, warps, stages in CONFIGURATIONS:
         if columns % step:
             continue
+        options = {"num_warps": warps, "num_stages": stages}
 
         def launch(
             *operands: torch.Tensor, tile: int = tile, step: int = step, warps: int = warps, stages: int = stages

@@ -182,7 +182,7 @@ def choose_plan(problem: Problem, sms: int) -> Plan:
     whole tiles occupy nearly all multiprocessors once, none is split.
     """
     tokens = problem.padded_tokens * (2 if problem.wide else 1)
-    consumers = 1 if tokens <= 16 else 2 if tokens <= 64 else 4
+    consumers = 1 if tokens <= 16 and not problem.wide else 2 if tokens <= 64 else 4  # one alone cannot widen W in time
     tiles = ceil_div(problem.rows, consumers * CONSUMER_ROWS)
     whole = tiles <= sms and tiles >= WHOLE * sms
     return make_plan(problem, consumers, 2 if consumers == 1 else 1, tiles if whole else sms)

@@ -13,6 +13,7 @@ from megakernel.device.gemm.share import Share, block_of, first_unit
 from megakernel.device.prefill.order import wait_for_previous
 
 LOADER_REGISTERS = gl.constexpr(40)
+PAIRS = gl.constexpr(128)  # consumers times tokens up to which two parts are added at once: as the registers allow
 
 
 @aggregate
@@ -64,10 +65,14 @@ def add_parts(T: gl.constexpr, result, share, tile, acc, WHO: gl.constexpr):
     last = gl.atomic_add(place, 1, sem="acq_rel", scope="gpu") == final - first
     if last:
         acc = load_part(T, result, first, 1, True, WHO)
-        for other in range(first + 1, final + 1, 2):  # two at once: the loads' latency is what this takes
-            one = load_part(T, result, other, 0, True, WHO)
-            two = load_part(T, result, other + 1, 0, other < final, WHO)
-            acc = acc + one + two
+        if T.consumers * T.tokens > PAIRS:
+            for other in range(first + 1, final + 1):
+                acc += load_part(T, result, other, 0, True, WHO)
+        else:
+            for other in range(first + 1, final + 1, 2):  # two at once: the loads' latency is what this takes
+                one = load_part(T, result, other, 0, True, WHO)
+                two = load_part(T, result, other + 1, 0, other < final, WHO)
+                acc = acc + one + two
         gl.store(place, 0)
     return acc, last
 

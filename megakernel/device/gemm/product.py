@@ -107,7 +107,7 @@ def multiply_narrow(T: gl.constexpr, operands, use, steps, WHO: gl.constexpr):
 
 @gluon.jit
 def widened(w):
-    """FP8 as bf16, exactly.  Hopper converts FP8 to fp16 and fp32 to bf16 in pairs, but fp16 to bf16 at a fourth of that rate."""
+    """FP8 as bf16, exactly; by way of fp32, because Hopper converts fp16 to bf16 one by one in its slowest unit."""
     return w.to(gl.float16).to(gl.float32).to(gl.bfloat16)
 
 
