@@ -45,11 +45,7 @@ def plain_launches(tokens: int, rows: int, columns: int) -> Iterator[tuple[str, 
             continue
         options = {"num_warps": warps, "num_stages": stages}
 
-        def launch(
-            *operands: torch.Tensor, tile: int = tile, step: int = step, warps: int = warps, stages: int = stages
-        ) -> None:
-            x, w, y, x_scale, w_scale = operands
-            arguments = (x, w, y, x_scale, w_scale, tokens, rows, columns, height, tile, step)
-            plain_matmul[(triton.cdiv(rows, tile),)](*arguments, num_warps=warps, num_stages=stages)
+        def launch(*operands: torch.Tensor, sizes: tuple[int, ...] = (height, tile, step), options: Any = options) -> None:
+            plain_matmul[(triton.cdiv(rows, sizes[1]),)](*operands, tokens, rows, columns, *sizes, **options)
 
         yield f"{tile} rows by {step} columns", launch

@@ -43,35 +43,26 @@ def part_address(T: gl.constexpr, result, block, begins, WHO: gl.constexpr):
 
 
 @gluon.jit
-def load_part(T: gl.constexpr, result, block, begins, wanted, WHO: gl.constexpr):
-    """A block's sums, zeros where they are not wanted."""
-    tokens = gl.arange(0, T.tokens, gl.SliceLayout(0, accumulators(T)))[None, :]
-    known = (tokens < result.tokens) & wanted
-    return gl.load(part_address(T, result, block, begins, WHO), mask=known, other=0.0, cache_modifier=".cg")
-
-
-@gluon.jit
 def add_parts(T: gl.constexpr, result, share, tile, acc, WHO: gl.constexpr):
     """Leave this block's sums of a tile; returns those of all blocks, and whether this block is the one to finish them."""
     block = gl.program_id(0)
     first = block_of(share, tile * share.steps)
     final = block_of(share, (tile + 1) * share.steps - 1)
-    tokens = gl.arange(0, T.tokens, gl.SliceLayout(0, accumulators(T)))[None, :]
-    known = tokens < result.tokens
     address = part_address(T, result, block, (block == first).to(gl.int32), WHO)
-    gl.store(address, acc, mask=known, cache_modifier=".cg")
+    gl.store(address, acc, cache_modifier=".cg")
     barrier()
     place = result.arrivals + tile * T.consumers + WHO
     last = gl.atomic_add(place, 1, sem="acq_rel", scope="gpu") == final - first
     if last:
-        acc = load_part(T, result, first, 1, True, WHO)
+        acc = gl.load(part_address(T, result, first, 1, WHO), cache_modifier=".cg")
         if T.consumers * T.tokens > PAIRS:
             for other in range(first + 1, final + 1):
-                acc += load_part(T, result, other, 0, True, WHO)
+                acc += gl.load(part_address(T, result, other, 0, WHO), cache_modifier=".cg")
         else:
             for other in range(first + 1, final + 1, 2):  # two at once: the loads' latency is what this takes
-                one = load_part(T, result, other, 0, True, WHO)
-                two = load_part(T, result, other + 1, 0, other < final, WHO)
+                one = gl.load(part_address(T, result, other, 0, WHO), cache_modifier=".cg")
+                another = part_address(T, result, other + 1, 0, WHO)
+                two = gl.load(another, mask=other < final, other=0.0, cache_modifier=".cg")
                 acc = acc + one + two
         gl.store(place, 0)
     return acc, last
