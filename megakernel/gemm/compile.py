@@ -41,12 +41,15 @@ def compile_for_hopper(plan: Plan) -> Any:
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Compile and report, as JSON-ready values: the tiling, what it needs, and the matrix instructions in it."""
+    """Compile and report, as JSON-ready values: the tiling, what it needs, the kinds of matrix instructions in it, and how
+    many copies by TMA and conversions from fp16 to bf16 there are."""
     kernel = compile_for_hopper(plan)
-    needs = resources(kernel)
+    words = kernel.asm["ptx"].split()
     return {
         "triton": triton.__version__,
         "tiling": asdict(plan.tiling),
-        **asdict(needs),
-        "instructions": sorted({word for word in kernel.asm["ptx"].split() if word.startswith("wgmma.mma_async")}),
+        **asdict(resources(kernel)),
+        "instructions": sorted({word for word in words if word.startswith("wgmma.mma_async")}),
+        "tma": sum(word.startswith("cp.async.bulk.tensor") for word in words),
+        "slow_conversions": sum(word.startswith("cvt") and word.endswith("bf16.f16") for word in words),
     }
