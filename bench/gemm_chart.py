@@ -39,8 +39,9 @@ def draw(record: dict[str, Any], path: Path) -> Path:
         for shape, plot in zip(shapes, axes[0], strict=True):
             tokens = [int(number) for number in shape["tokens"]]
             for name, (label, line, colour) in LINES.items():
-                times = [shape["tokens"][str(number)]["us"][name]["median"] for number in tokens]
-                plot.plot(tokens, times, line, color=colour, label=label)
+                there = [number for number in tokens if name in shape["tokens"][str(number)]["us"]]
+                times = [shape["tokens"][str(number)]["us"][name]["median"] for number in there]
+                plot.plot(there, times, line, color=colour, label=label)
             plot.axhline(shape["floor_us"], color="#333333", linewidth=0.8, linestyle=":", label="read floor, FP8")
             plot.set_xscale("log", base=2)
             plot.set(xlabel="tokens", title=f"{shape['rows']:,} × {shape['columns']:,}", ylim=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,17 +134,16 @@ def library_ways(operands: Operands, tokens: int, halves: torch.Tensor) -> dict[
 
 
 def measure_library(operands: Operands, tokens: int, halves: torch.Tensor, repeats: int) -> dict[str, Spread]:
-    """Microseconds of cuBLAS; where it takes no product of so few tokens, of 16."""
+    """Microseconds of cuBLAS: where it takes no product of so few tokens, of 16; a way it does not take at all is left out."""
     found = {}
     for name in library_ways(operands, tokens, halves):
-        for padded in (tokens, max(16, tokens)):
+        for padded in sorted({tokens, max(16, tokens)}):
             way = library_ways(operands, padded, halves)[name]
             try:
                 found[name] = microseconds(way, len(operands.w if "fp8" in name else halves), repeats)
                 break
-            except RuntimeError:
-                if padded == max(16, tokens):
-                    raise
+            except (RuntimeError, ValueError) as error:
+                print(f"{name} takes no {padded} tokens: {str(error).splitlines()[0]}", file=sys.stderr)
     return found
 
 

@@ -10,7 +10,7 @@ from instructions.dimensions import ceil_div
 from megakernel.gemm.plan import CONSUMER_ROWS, CONSUMERS, Plan, Problem, make_plan
 from models.errors import UserError
 
-BOXES = (1, 2, 4)
+BOXES = (1, 2, 4, 8)
 LEAST_OCCUPIED = 0.7  # of the multiprocessors, where whole tiles are tried
 SHOWN = 8
 
