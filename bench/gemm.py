@@ -27,7 +27,7 @@ from bench.gemm_runs import Operands, check, compile_all, measure_library, measu
 from bench.gemm_sweep import sweep
 from bench.record import describe, gpu_state
 from bench.rig import device_sms
-from megakernel.gemm.plan import MOST_TOKENS, Problem, choose_plan
+from megakernel.gemm.plan import MOST_TOKENS, Plan, Problem, choose_plan
 from megakernel.loading import gpu_problem
 from models.command import Parser, command, start, whole
 from models.errors import UserError, writing
@@ -36,7 +36,7 @@ from models.output import output_path, write_file
 SHAPES = ((8192, 8192), (10240, 8192), (57344, 8192), (8192, 28672))  # rows and columns: output, QKV, gate and up, down
 TOKENS = (1, 2, 4, 8, 16, 32, 64)
 RUNS = 7
-WAYS = ("fp8", "fp8_early", "bf16", "cublas_fp8", "cublas_fp8_rows", "cublas_bf16", "plain")
+WAYS = ("fp8", "fp8_early", "bf16", "bf16_early", "cublas_fp8", "cublas_fp8_rows", "cublas_bf16", "plain")
 
 
 def shapes(text: str) -> list[tuple[int, int]]:
@@ -70,27 +70,34 @@ def check_request(options: argparse.Namespace) -> None:
             raise UserError(f"--tokens {tokens}: use 1 to {MOST_TOKENS}")
 
 
+def our_plans(tokens: int, rows: int, columns: int) -> dict[str, tuple[Plan, bool]]:
+    """Our ways to compute a product: the plan, and whether the kernel may begin while the one before it ends."""
+    narrow, wide = (Problem(tokens, rows, columns, wide) for wide in (False, True))
+    sms = device_sms()
+    return {
+        "fp8": (choose_plan(narrow, sms), False),
+        "fp8_early": (choose_plan(narrow, sms, early=True), True),
+        "bf16": (choose_plan(wide, sms), False),
+        "bf16_early": (choose_plan(wide, sms, early=True), True),
+    }
+
+
 def measure_shape(rows: int, columns: int, tokens: Sequence[int], runs: int) -> dict[str, Any]:
     """One matrix, as JSON-ready values."""
     operands = Operands.random(rows, columns)
     floor = read_floor(operands)
     floor_us = floor.best * 1e3 * operands.bytes / floor.bytes
     found: dict[str, Any] = {"rows": rows, "columns": columns, "floor_us": floor_us, "floor_way": floor.way, "tokens": {}}
-    plans = {(m, wide): choose_plan(Problem(m, rows, columns, wide), device_sms()) for m in tokens for wide in (False, True)}
-    compile_all(operands, list(plans.values()), (False, True))
+    compile_all(operands, [way for m in tokens for way in our_plans(m, rows, columns).values()])
     halves = torch.stack([copy.to(torch.bfloat16) for copy in operands.w[:2]])
     for m in tokens:
-        narrow, wide = plans[m, False], plans[m, True]
-        for plan in (narrow, wide):
+        plans = our_plans(m, rows, columns)
+        for plan, _ in plans.values():
             check(operands, plan)
-        times = {
-            "fp8": microseconds(our_way(operands, narrow, False), len(operands.w), runs),
-            "fp8_early": microseconds(our_way(operands, narrow, True), len(operands.w), runs),
-            "bf16": microseconds(our_way(operands, wide, False), len(operands.w), runs),
-            **measure_library(operands, m, halves, runs),
-        }
+        times = {name: microseconds(our_way(operands, *each), len(operands.w), runs) for name, each in plans.items()}
+        times |= measure_library(operands, m, halves, runs)
         plain, times["plain"] = measure_plain(operands, m, runs)
-        cuts = {"fp8": asdict(narrow.cut), "bf16": asdict(wide.cut), "plain": plain}
+        cuts = {"plain": plain} | {name: asdict(plan.cut) for name, (plan, _) in plans.items()}
         found["tokens"][str(m)] = {"cuts": cuts, "us": {name: asdict(times[name]) for name in WAYS if name in times}}
         print(line(found, m), flush=True)
     return found

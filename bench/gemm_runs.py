@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -99,9 +99,9 @@ def our_way(operands: Operands, plan: Plan, early: bool) -> Way:
     return lambda copy: skinny_gemm(x, operands.w[copy], operands.w_scale, x_scale, **rest)
 
 
-def compile_all(operands: Operands, plans: Sequence[Plan], early: Sequence[bool]) -> None:
-    """Compile the kernels of plans, several at once."""
-    kernels = {(plan.tiling, each): our_way(operands, plan, each) for plan in plans for each in early}
+def compile_all(operands: Operands, plans: Iterable[tuple[Plan, bool]]) -> None:
+    """Compile the kernels of plans, each with whether it is to begin early, several at once."""
+    kernels = {(plan.tiling, plan.cut.residents, early): our_way(operands, plan, early) for plan, early in plans}
     with ThreadPoolExecutor(COMPILERS) as pool:
         list(pool.map(lambda way: way(0), kernels.values()))
     torch.cuda.synchronize()

@@ -11,7 +11,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 
 from megakernel.compile import resources
 from megakernel.device.gemm.kernel import skinny_product
-from megakernel.gemm.layouts import LAUNCH_OPTIONS, operand_layout
+from megakernel.gemm.layouts import launch_options, operand_layout
 from megakernel.gemm.plan import BOX, CONSUMER_ROWS, Plan
 from megakernel.options import Sizes
 
@@ -37,7 +37,7 @@ def compile_for_hopper(plan: Plan) -> Any:
     source = GluonASTSource(
         fn=skinny_product, signature=signature, constexprs={(names.index("T"),): Sizes(tiling)}, attrs=attributes
     )
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=LAUNCH_OPTIONS)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch_options(plan))
 
 
 def describe(plan: Plan) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from megakernel.device.gemm.kernel import skinny_product
-from megakernel.gemm.layouts import LAUNCH_OPTIONS, operand_layout
+from megakernel.gemm.layouts import launch_options, operand_layout
 from megakernel.gemm.operands import find_problem
 from megakernel.gemm.plan import BOX, CONSUMER_ROWS, Plan, choose_plan
 from megakernel.options import Sizes
@@ -68,7 +68,7 @@ def skinny_gemm(
     """
     problem = find_problem(x, w, w_scale, x_scale, out)
     device = hopper(x.device)
-    plan = choose_plan(problem, multiprocessors(device)) if plan is None else plan
+    plan = choose_plan(problem, multiprocessors(device), early) if plan is None else plan
     if plan.problem != problem:
         raise UserError(f"the plan is for {plan.problem}, the operands are {problem}: make a plan for these")
     if workspace is None:
@@ -89,7 +89,7 @@ def skinny_gemm(
         Sizes(plan.tiling),
     )
     with torch.cuda.device(device):
-        skinny_product[(plan.cut.blocks,)](*arguments, **LAUNCH_OPTIONS, launch_pdl=early)
+        skinny_product[(plan.cut.blocks,)](*arguments, **launch_options(plan), launch_pdl=early)
     return out
 
 

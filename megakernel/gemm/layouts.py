@@ -6,9 +6,14 @@ from typing import Any
 
 from triton.experimental.gluon import language as gl
 
+from megakernel.gemm.plan import Plan
 from megakernel.options import OPTIONS
 
-LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": 4, **OPTIONS}
+
+def launch_options(plan: Plan) -> dict[str, Any]:
+    """Triton's: a thread gets all registers there are, unless a second block is to find room."""
+    limit = {"maxnreg": plan.registers} if plan.cut.residents > 1 else {}
+    return {"num_warps": 4, **limit, **OPTIONS}
 
 
 def operand_layout(wide: bool) -> gl.NVMMASharedLayout:

@@ -16,7 +16,9 @@ CONSUMER_ROWS = 64  # rows of the matrix instruction
 MOST_TOKENS = 64
 TOKENS = (8, 16, 32, 64)  # columns of the matrix instruction
 CONSUMERS = (1, 2, 4)
-SHARED_BYTES = 222 * 1024  # of the ring; the block's barriers and the like take the rest of Hopper's 227 KB
+SHARED_BYTES = 222 * 1024  # of a multiprocessor's rings; barriers and the like take the rest of Hopper's 227 KB
+REGISTERS = 64 * 1024  # of a multiprocessor
+CONSUMER_REGISTERS = {1: 232, 2: 208, 4: 112}  # a thread, by consumers
 WHOLE = 0.95  # of the multiprocessors: so many are enough to read W as fast as all
 MOST_ELEMENTS = 1 << 36  # of W
 
@@ -52,12 +54,17 @@ class Problem:
 @dataclass(frozen=True)
 class Cut:
     """The choice: `consumers` times 64 rows a tile, `boxes` times 128 columns a step, `slots` steps on their way, and the
-    thread blocks that share the work."""
+    thread blocks that share the work.
+
+    With two `residents` a multiprocessor has room for a second block, so that a launch may fill its slots while the one
+    before it adds its parts.
+    """
 
     consumers: int
     boxes: int
     slots: int
     blocks: int
+    residents: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,6 @@ class Tiling:
     slots: int
     wide: bool
     registers: int
-
-
-REGISTERS = {1: 232, 2: 208, 4: 112}  # by consumers
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,10 @@ class Plan:
             raise UserError(f"{cut.consumers} consumers: use one of {', '.join(map(str, CONSUMERS))}")
         if cut.boxes < 1 or cut.slots < 2:
             raise UserError(f"{cut.boxes} boxes a step in {cut.slots} slots: use at least one box and two slots")
-        if cut.slots * self.step_bytes > SHARED_BYTES:
-            most = SHARED_BYTES // self.step_bytes
+        if not 1 <= cut.residents <= (1 if cut.consumers == 4 else 2):
+            raise UserError(f"{cut.residents} residents of {cut.consumers} consumers: use 1, or 2 of at most two consumers")
+        most = SHARED_BYTES // cut.residents // self.step_bytes
+        if cut.slots > most:
             raise UserError(f"{cut.slots} slots of {self.step_bytes} bytes do not fit shared memory: use at most {most}")
         if not 1 <= cut.blocks <= self.units:
             raise UserError(f"{cut.blocks} thread blocks for {self.units} units of work: use 1 to {self.units}")
@@ -107,8 +113,14 @@ class Plan:
     def tiling(self) -> Tiling:
         """What is compiled."""
         cut, problem = self.cut, self.problem
-        registers = REGISTERS[cut.consumers]
+        registers = min(CONSUMER_REGISTERS[cut.consumers], self.registers + 16)
         return Tiling(problem.padded_tokens, cut.consumers, cut.boxes, cut.slots, problem.wide, registers)
+
+    @property
+    def registers(self) -> int:
+        """A thread may have on average: of all, what divides by eight."""
+        threads = self.cut.residents * 128 * (self.cut.consumers + 1)  # the loader's warp counts as four
+        return min(REGISTERS // threads // 8 * 8, 255)
 
     @property
     def step_bytes(self) -> int:
@@ -168,15 +180,15 @@ def step_bytes(problem: Problem, consumers: int, boxes: int) -> int:
     return boxes * BOX * (consumers * CONSUMER_ROWS + problem.padded_tokens * (2 if problem.wide else 1))
 
 
-def make_plan(problem: Problem, consumers: int, boxes: int, blocks: int) -> Plan:
+def make_plan(problem: Problem, consumers: int, boxes: int, blocks: int, residents: int = 1) -> Plan:
     """The plan with as many slots as fit, and no more blocks than there is work for."""
-    slots = SHARED_BYTES // step_bytes(problem, consumers, boxes)
+    slots = SHARED_BYTES // residents // step_bytes(problem, consumers, boxes)
     units = ceil_div(problem.rows, consumers * CONSUMER_ROWS) * ceil_div(problem.columns, boxes * BOX)
-    return Plan(problem, Cut(consumers, boxes, slots, min(blocks, units)))
+    return Plan(problem, Cut(consumers, boxes, slots, min(blocks, units), residents))
 
 
-def choose_plan(problem: Problem, sms: int) -> Plan:
-    """The plan for a GPU of `sms` multiprocessors.
+def choose_plan(problem: Problem, sms: int, early: bool = False) -> Plan:
+    """The plan for a GPU of `sms` multiprocessors; the bits of its result do not depend on `early`.
 
     The more tokens, the higher the tile, so that the tokens, which every tile reads from L2, weigh little beside W.  Where
     whole tiles occupy nearly all multiprocessors once, none is split.
@@ -184,5 +196,6 @@ def choose_plan(problem: Problem, sms: int) -> Plan:
     tokens = problem.padded_tokens * (2 if problem.wide else 1)
     consumers = 1 if tokens <= 16 and not problem.wide else 2 if tokens <= 64 else 4  # one alone cannot widen W in time
     tiles = ceil_div(problem.rows, consumers * CONSUMER_ROWS)
-    whole = tiles <= sms and tiles >= WHOLE * sms
-    return make_plan(problem, consumers, 2 if consumers == 1 else 1, tiles if whole else sms)
+    whole = WHOLE * sms <= tiles <= sms
+    residents = 2 if early and consumers * problem.padded_tokens <= 64 else 1
+    return make_plan(problem, consumers, 2 if consumers == 1 else 1, tiles if whole else sms, residents)

@@ -66,7 +66,7 @@ def test_the_same_bits_in_every_run(wide: bool, early: bool) -> None:
     """Back to back on one workspace, so that launches meet each other's parts and counters."""
     for tokens in (1, 16, 64):
         given = operands(tokens, 5000, 4096, wide)
-        plan = make_plan(Problem(tokens, 5000, 4096, wide), 2, 1, multiprocessors(given[0].device))
+        plan = make_plan(Problem(tokens, 5000, 4096, wide), 2, 1, multiprocessors(given[0].device), 2 if early else 1)
         workspace = Workspace(plan, given[0].device)
         first = skinny_gemm(*given, plan=plan, workspace=workspace)
         outs = [torch.empty_like(first) for _ in range(100)]

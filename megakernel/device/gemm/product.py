@@ -79,13 +79,13 @@ def load_operands(T: gl.constexpr, x, w, operands, share):
         mbarrier.expect(operands.ring.full.index(use), step_bytes(T))
         load_weights(T, w, operands, share, first + use, use)
     wait_for_previous()
-    let_next_start()
     for use in range(ahead):
         load_tokens(T, x, operands, share, first + use, use)
     for use in range(ahead, units):
         slot = wait_free(T.slots, operands.ring, use, step_bytes(T))
         load_weights(T, w, operands, share, first + use, slot)
         load_tokens(T, x, operands, share, first + use, slot)
+    let_next_start()  # not before: what the next kernel loads would delay what this one has to
 
 
 @gluon.jit

@@ -49,13 +49,13 @@ def assert_covers(plan: Plan) -> None:
     assert max(loads) - min(loads) <= 1 and min(loads) >= 1
 
 
-@given(PROBLEMS, SMS)
-def test_the_plan_chosen_covers_every_tile_once(problem: Problem, sms: int) -> None:
-    plan = choose_plan(problem, sms)
+@given(PROBLEMS, SMS, st.booleans())
+def test_the_plan_chosen_covers_every_tile_once(problem: Problem, sms: int, early: bool) -> None:
+    plan = choose_plan(problem, sms, early)
     assert plan.cut.blocks <= sms
     assert plan.tiles * plan.cut.consumers * CONSUMER_ROWS >= problem.rows
     assert plan.steps * plan.cut.boxes * BOX >= problem.columns
-    assert plan.cut.slots * plan.step_bytes <= SHARED_BYTES
+    assert plan.cut.residents * plan.cut.slots * plan.step_bytes <= SHARED_BYTES
     assert plan.tiling.tokens >= problem.tokens
     assert_covers(plan)
 
@@ -110,10 +110,13 @@ def test_problems_that_are_refused(problem: tuple[int, int, int], complaint: str
         ((1, 0, 4, 1), "at least one box and two slots"),
         ((1, 1, 1, 1), "at least one box and two slots"),
         ((1, 1, 25, 1), "25 slots of 9216 bytes do not fit shared memory: use at most 24"),
+        ((1, 1, 13, 1, 2), "13 slots of 9216 bytes do not fit shared memory: use at most 12"),
+        ((4, 1, 2, 1, 2), "2 residents of 4 consumers: use 1, or 2 of at most two consumers"),
+        ((1, 1, 4, 1, 3), "3 residents"),
         ((1, 1, 4, 0), "0 thread blocks for 8 units of work: use 1 to 8"),
         ((1, 1, 4, 9), "9 thread blocks for 8 units of work: use 1 to 8"),
     ],
 )
-def test_cuts_that_are_refused(cut: tuple[int, int, int, int], complaint: str) -> None:
+def test_cuts_that_are_refused(cut: tuple[int, ...], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         Plan(Problem(1, 128, 512), Cut(*cut))
