@@ -56,15 +56,11 @@ def test_a_sweep_tries_every_tile_with_and_without_a_second_resident() -> None:
     assert len(set(found)) == len(found)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [([], "needs a GPU"), (["--tokens", "a"], "--tokens"), (["--runs", "0"], "must be a whole number from 1")],
-)
-def test_what_cannot_be_is_refused_in_one_line(arguments: list[str], complaint: str) -> None:
-    command = [sys.executable, "-m", "bench.gemm", *arguments]
+def test_without_a_gpu_it_is_refused_in_one_line() -> None:
+    command = [sys.executable, "-m", "bench.gemm"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env={"CUDA_VISIBLE_DEVICES": ""})
     assert (done.returncode, done.stdout) == (2, "")
-    assert complaint in done.stderr and done.stderr.count("\n") == 1
+    assert "needs a GPU" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.name)
