@@ -193,8 +193,8 @@ def choose_plan(problem: Problem, sms: int, early: bool = False) -> Plan:
     The more tokens, the higher the tile, so that the tokens, which every tile reads from L2, weigh little beside W.  Where
     whole tiles occupy nearly all multiprocessors once, none is split.
     """
-    tokens = problem.padded_tokens * (2 if problem.wide else 1)
-    consumers = 1 if tokens <= 16 and not problem.wide else 2 if tokens <= 64 else 4  # one alone cannot widen W in time
+    tokens = problem.padded_tokens * (2 if problem.wide else 1)  # bytes of a column of x
+    consumers = 1 if tokens <= 16 else 2 if tokens <= 64 else 4
     tiles = ceil_div(problem.rows, consumers * CONSUMER_ROWS)
     whole = WHOLE * sms <= tiles <= sms
     residents = 2 if early and consumers * problem.padded_tokens <= 64 else 1

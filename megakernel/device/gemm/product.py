@@ -106,23 +106,32 @@ def multiply_narrow(T: gl.constexpr, operands, use, steps, WHO: gl.constexpr):
 
 
 @gluon.jit
-def widened(w):
-    """FP8 as bf16, exactly; by way of fp32, because Hopper converts fp16 to bf16 one by one in its slowest unit."""
+def widened(T: gl.constexpr, operands, place, WHO: gl.constexpr):
+    """A box of consumer `WHO`'s rows of W as bf16, exactly, in registers.
+
+    By way of fp32, because Hopper converts fp16 to bf16 one by one in its slowest unit.
+    """
+    WIDENED: gl.constexpr = gl.DotOperandLayout(0, accumulators(T), 2)
+    w = operands.w.index(place).slice(WHO * ROWS, ROWS).load(WIDENED)
     return w.to(gl.float16).to(gl.float32).to(gl.bfloat16)
 
 
 @gluon.jit
 def multiply_wide(T: gl.constexpr, operands, use, steps, WHO: gl.constexpr):
-    """The same for tokens in bf16."""
-    WIDENED: gl.constexpr = gl.DotOperandLayout(0, accumulators(T), 2)
+    """The same for tokens in bf16; while a box is multiplied, the next of its step is widened."""
     acc = gl.zeros([ROWS, T.tokens], gl.float32, accumulators(T))
     for step in range(steps):
         slot = wait_landed(T.slots, operands.ring, use + step)
+        w = widened(T, operands, slot * T.boxes, WHO)
         for box in gl.static_range(T.boxes):
-            w = widened(operands.w.index(slot * T.boxes + box).slice(WHO * ROWS, ROWS).load(WIDENED))
             x = operands.x.index(slot * T.boxes + box).permute([1, 0])
-            acc = warpgroup_mma(w, x, acc, is_async=True)
-            acc = warpgroup_mma_wait(0, deps=[acc])
+            under_way = warpgroup_mma(w, x, acc, is_async=True)
+            if box + 1 < T.boxes:
+                following = widened(T, operands, slot * T.boxes + box + 1, WHO)
+                acc, w = warpgroup_mma_wait(0, deps=[under_way, w])
+                w = following
+            else:
+                acc = warpgroup_mma_wait(0, deps=[under_way])
         release(T.slots, operands.ring, use + step)
     return acc
 
