@@ -92,8 +92,8 @@ def measure_shape(rows: int, columns: int, tokens: Sequence[int], runs: int) -> 
     halves = torch.stack([copy.to(torch.bfloat16) for copy in operands.w[:2]])
     for m in tokens:
         plans = our_plans(m, rows, columns)
-        for plan, _ in plans.values():
-            check(operands, plan)
+        for each in plans.values():
+            check(operands, *each)
         times = {name: microseconds(our_way(operands, *each), len(operands.w), runs) for name, each in plans.items()}
         times |= measure_library(operands, m, halves, runs)
         plain, times["plain"] = measure_plain(operands, m, runs)

@@ -107,12 +107,12 @@ def compile_all(operands: Operands, plans: Iterable[tuple[Plan, bool]]) -> None:
     torch.cuda.synchronize()
 
 
-def check(operands: Operands, plan: Plan) -> None:
+def check(operands: Operands, plan: Plan, early: bool) -> None:
     """Raise RuntimeError unless the first rows of the product are what fp64 makes of them."""
     problem = plan.problem
     x = (operands.x if problem.wide else operands.narrow)[: problem.tokens]
     x_scale = None if problem.wide else operands.x_scale[: problem.tokens]
-    found = skinny_gemm(x, operands.w[0], operands.w_scale, x_scale, plan=plan)[:, :SAMPLE].double()
+    found = skinny_gemm(x, operands.w[0], operands.w_scale, x_scale, plan=plan, early=early)[:, :SAMPLE].double()
     wanted = skinny_gemm_ref(x, operands.w[0, :SAMPLE], operands.w_scale[:SAMPLE].contiguous(), x_scale).double()
     error = (found - wanted).abs().max() / wanted.abs().max()
     if not error < 0.01:

@@ -37,7 +37,7 @@ def sweep(rows: int, columns: int, tokens: Sequence[int], runs: int) -> None:
     for problem, each in candidates.items():
         times = {}
         for plan in each:
-            check(operands, plan)
+            check(operands, plan, plan.cut.residents > 1)
             times[plan] = microseconds(our_way(operands, plan, plan.cut.residents > 1), len(operands.w), runs)
         print(f"{rows}x{columns}, {problem.tokens} tokens in {'bf16' if problem.wide else 'fp8'}")
         for plan in sorted(each, key=lambda plan: (plan.cut.residents, times[plan].median)):
