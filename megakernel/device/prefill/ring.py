@@ -16,18 +16,18 @@ class Ring:
 
 
 @gluon.jit
-def make_barriers(SLOTS: gl.constexpr, ARRIVALS: gl.constexpr):
-    """`SLOTS` barriers, each of which opens after so many arrivals."""
-    barriers = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(SLOTS):
-        mbarrier.init(barriers.index(slot), count=ARRIVALS)
-    return barriers
-
-
-@gluon.jit
 def make_ring(SLOTS: gl.constexpr, CONSUMERS: gl.constexpr):
-    """The barriers of `SLOTS` slots that so many consumers read."""
-    return Ring(make_barriers(SLOTS, 1), make_barriers(SLOTS, CONSUMERS))
+    """The barriers of `SLOTS` slots that so many consumers read.
+
+    Those of one kind are memory that the compiler takes for one thing, and puts a barrier of the block between any two of
+    them: so both kinds take turns.
+    """
+    full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(SLOTS):
+        mbarrier.init(full.index(slot), count=1)
+        mbarrier.init(empty.index(slot), count=CONSUMERS)
+    return Ring(full, empty)
 
 
 @gluon.jit
