@@ -1,0 +1,84 @@
+"""How a grouped product is cut into tiles: numbers alone, no GPU.  The kernel's own walk is `megakernel.device.grouped.walk`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from instructions.dimensions import ceil_div
+
+STEP = 64  # columns of one step along K: 128 bytes of bf16
+CONSUMER_ROWS = 64  # of W: what one warpgroup multiplies
+CONSUMERS = 2
+TILE_ROWS = CONSUMERS * CONSUMER_ROWS  # of W
+SLOTS = 4  # steps along K ahead: as many as fit shared memory
+ALIGNMENT = 16  # elements of which N and K are multiples: 16-byte stores, and TMA's strides
+MOST_GROUPS = 1024
+
+# Tokens that a tile may be compiled for: two operands, of which the second may be none.  A tile takes the first that holds it.
+WIDTHS = ((16, 0), (32, 0), (64, 0), (128, 0), (128, 64), (256, 0), (256, 16), (256, 32))
+MAIN, TAIL = 256, 32  # tokens of a slot, and those beyond them
+# How a group may be cut, widest first: tokens of every tile but the last, and how many more the last may have.
+CUTS = ((MAIN, TAIL), (128, 64), (64, 0))
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What the kernel is compiled for: `groups` is the number of groups, rounded up to a power of two; `slots` steps along K
+    are loaded ahead; `band` tiles of tokens are multiplied with the same weights one after another, while those are in L2."""
+
+    groups: int
+    slots: int
+    band: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows [first, first + count) of x, all of `group`, times rows [column * TILE_ROWS, …) of its matrix."""
+
+    group: int
+    first: int
+    count: int
+    column: int
+
+
+def width(count: int) -> tuple[int, int]:
+    """The operands of a tile of `count` tokens."""
+    return next(found for found in WIDTHS if count <= sum(found))
+
+
+def token_tiles(count: int, cut: tuple[int, int]) -> int:
+    """Tiles of a group of `count` rows."""
+    main, tail = cut
+    return max(1, ceil_div(count - tail, main)) if count > 0 else 0
+
+
+def sizes(offsets: Sequence[int], rows: int) -> list[tuple[int, int]]:
+    """First row and number of rows of every group, as the kernel understands offsets that do not rise or leave x."""
+    stops = [min(max(stop, 0), rows) for stop in offsets]
+    return [(start, max(0, stop - start)) for start, stop in zip([0, *stops], stops, strict=False)]
+
+
+def choose_cut(counts: Sequence[int], columns: int, sms: int) -> tuple[int, int]:
+    """The widest cut that gives every SM a tile; the narrowest if none does."""
+    return next((cut for cut in CUTS if columns * sum(token_tiles(count, cut) for count in counts) >= sms), CUTS[-1])
+
+
+def tiles(offsets: Sequence[int], rows: int, n: int, sms: int, band: int) -> Iterator[Tile]:
+    """All tiles in the kernel's order; SM i takes tiles i, i + sms, … ."""
+    groups, columns = sizes(offsets, rows), ceil_div(n, TILE_ROWS)
+    cut = choose_cut([count for _, count in groups], columns, sms)
+    for group, (start, count) in enumerate(groups):
+        whole = token_tiles(count, cut)
+        for first in range(0, whole, band):
+            for column in range(columns):
+                for tile in range(first, min(first + band, whole)):
+                    last = count - tile * cut[0] if tile == whole - 1 else cut[0]
+                    yield Tile(group, start + tile * cut[0], last, column)
+
+
+def padded_rows(counts: Sequence[int], cut: tuple[int, int]) -> int:
+    """Rows that are multiplied for groups of so many: what exceeds their sum is waste."""
+    main, _ = cut
+    whole = [(count, token_tiles(count, cut)) for count in counts if count > 0]
+    return sum((number - 1) * main + sum(width(count - (number - 1) * main)) for count, number in whole)
