@@ -44,4 +44,4 @@ def describe(tiling: Tiling) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(describe(Tiling(128, SLOTS, 8))))
+    print(json.dumps(describe(Tiling(128, SLOTS))))

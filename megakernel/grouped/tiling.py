@@ -1,11 +1,14 @@
-"""How a grouped product is cut into tiles: numbers alone, no GPU.  The kernel's own walk is `megakernel.device.grouped.walk`."""
+"""How a grouped product is cut into tiles: numbers alone, no GPU.
+
+The kernel finds the same tiles by itself, in `megakernel.device.grouped.walk`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from instructions.dimensions import ceil_div
+from instructions.dimensions import ceil_div, next_power_of_two
 
 STEP = 64  # columns of one step along K: 128 bytes of bf16
 CONSUMER_ROWS = 64  # of W: what one warpgroup multiplies
@@ -14,6 +17,7 @@ TILE_ROWS = CONSUMERS * CONSUMER_ROWS  # of W
 SLOTS = 4  # steps along K ahead: as many as fit shared memory
 ALIGNMENT = 16  # elements of which N and K are multiples: 16-byte stores, and TMA's strides
 MOST_GROUPS = 1024
+BAND = 8  # tiles of tokens
 
 # Tokens that a tile may be compiled for: two operands, of which the second may be none.  A tile takes the first that holds it.
 WIDTHS = ((16, 0), (32, 0), (64, 0), (128, 0), (128, 64), (256, 0), (256, 16), (256, 32))
@@ -24,12 +28,23 @@ CUTS = ((MAIN, TAIL), (128, 64), (64, 0))
 
 @dataclass(frozen=True)
 class Tiling:
-    """What the kernel is compiled for: `groups` is the number of groups, rounded up to a power of two; `slots` steps along K
-    are loaded ahead; `band` tiles of tokens are multiplied with the same weights one after another, while those are in L2."""
+    """What the kernel is compiled for: places for the offsets of so many groups, and so many steps along K ahead."""
 
     groups: int
     slots: int
-    band: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a product is launched: on `sms` SMs, `band` tiles of tokens one after another with the same weights."""
+
+    sms: int
+    band: int = BAND
+    slots: int = SLOTS
+
+    def tiling(self, groups: int) -> Tiling:
+        """What is compiled for so many groups: one kernel for up to 128."""
+        return Tiling(max(128, next_power_of_two(groups)), self.slots)
 
 
 @dataclass(frozen=True)

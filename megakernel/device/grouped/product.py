@@ -114,7 +114,7 @@ def load_operands(T: gl.constexpr, x, few, w, work, operands):
     place = first_place(work)
     for index in range(gl.program_id(0), work.items, gl.num_programs(0)):
         place = seek(work, place, index)
-        item = item_at(T, work, place, index)
+        item = item_at(work, place, index)
         for V in gl.static_range(variants()):
             if (item.count > most(V - 1)) & (item.count <= most(V)):
                 load_tile(T, x, few, w, work, operands, item, use, width(V, 0), width(V, 1))
@@ -195,17 +195,17 @@ def consume(T: gl.constexpr, y, work, operands, WHO: gl.constexpr):
     place = first_place(work)
     for index in range(gl.program_id(0), work.items, gl.num_programs(0)):
         place = seek(work, place, index)
-        item = item_at(T, work, place, index)
+        item = item_at(work, place, index)
         for V in gl.static_range(variants()):
             if (item.count > most(V - 1)) & (item.count <= most(V)):
                 consume_tile(T, y, work, operands, item, use, width(V, 0), width(V, 1), WHO)
         use += work.steps
 
 
-@gluon.jit(do_not_specialize=["groups", "rows"])
-def grouped_kernel(x, few, w, offsets, y, groups, rows, n, k, T: gl.constexpr):
+@gluon.jit(do_not_specialize=["groups", "rows", "band"])
+def grouped_kernel(x, few, w, offsets, y, groups, rows, n, k, band, T: gl.constexpr):
     """x and few: tensor maps of bf16 [rows, k] by boxes of 64 and 16 rows; w: of bf16 [groups * n, k]; y: bf16 [rows, n]."""
-    work = plan_work(T, offsets, groups, rows, n, k, STEP)
+    work = plan_work(T, offsets, groups, rows, n, k, band, STEP)
     operands = make_operands(T, x, w)
     gl.warp_specialize(
         [

@@ -26,9 +26,11 @@ class Work:
     n: gl.tensor
     columns: gl.tensor
     steps: gl.tensor
-    main: gl.tensor  # tokens of a tile,
+    main: gl.tensor  # tokens of a tile, two to the power of
+    shift: gl.tensor  # this,
     tail: gl.tensor  # and how many more the last of a group may have
-    items: gl.tensor  # tiles
+    items: gl.tensor  # tiles,
+    band: gl.tensor  # of which so many tiles of tokens go through the matrix together
 
 
 @aggregate
@@ -60,34 +62,40 @@ def group_end(offsets, group, groups, rows):
 
 
 @gluon.jit
-def token_tiles(count, main, tail):
+def token_tiles(count, shift, tail):
     """Tiles of a group of `count` rows."""
-    return gl.where(count > 0, gl.maximum((count - tail + main - 1) // main, 1), 0)
+    return gl.where(count > 0, gl.maximum((count - tail + (1 << shift) - 1) >> shift, 1), 0)
+
+
+@gluon.constexpr_function
+def shift_of(cut):
+    """The power of two that a cut's tiles have as tokens."""
+    return CUTS.value[cut][0].bit_length() - 1
 
 
 @gluon.jit
-def total_tiles(T: gl.constexpr, counts, columns, CUT: gl.constexpr):
+def total_tiles(counts, columns, CUT: gl.constexpr):
     """Tiles of all groups, cut so."""
-    return gl.sum(token_tiles(counts, CUTS[CUT][0], CUTS[CUT][1]), axis=0) * columns
+    return gl.sum(token_tiles(counts, shift_of(CUT), CUTS[CUT][1]), axis=0) * columns
 
 
 @gluon.jit
-def plan_work(T: gl.constexpr, offsets, groups, rows, n, k, STEP: gl.constexpr):
+def plan_work(T: gl.constexpr, offsets, groups, rows, n, k, band, STEP: gl.constexpr):
     """The widest cut that gives every SM a tile, the narrowest if none does, and all that follows from it."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     group = gl.arange(0, T.groups, LAYOUT)
     counts = group_end(offsets, group, groups, rows) - group_end(offsets, group - 1, groups, rows)
     columns = gl.cdiv(n, TILE_ROWS)
-    main = gl.to_tensor(CUTS[2][0])
+    shift = gl.to_tensor(shift_of(2))
     tail = gl.to_tensor(CUTS[2][1])
-    items = total_tiles(T, counts, columns, 2)
+    items = total_tiles(counts, columns, 2)
     for CUT in gl.static_range(1, -1, -1):
-        wide = total_tiles(T, counts, columns, CUT)
+        wide = total_tiles(counts, columns, CUT)
         enough = wide >= gl.num_programs(0)
-        main = gl.where(enough, CUTS[CUT][0], main)
+        shift = gl.where(enough, shift_of(CUT), shift)
         tail = gl.where(enough, CUTS[CUT][1], tail)
         items = gl.where(enough, wide, items)
-    return Work(offsets, groups, rows, n, columns, gl.cdiv(k, STEP), main, tail, items)
+    return Work(offsets, groups, rows, n, columns, gl.cdiv(k, STEP), 1 << shift, shift, tail, items, band)
 
 
 @gluon.jit
@@ -101,28 +109,26 @@ def first_place(work):
 def seek(work, place, index):
     """The group that has tile number `index`, from an earlier one on."""
     group, item, start, stop, after = place.group, place.item, place.start, place.stop, place.after
-    tiles = token_tiles(stop - start, work.main, work.tail) * work.columns
+    tiles = token_tiles(stop - start, work.shift, work.tail) * work.columns
     while index >= item + tiles:
         item += tiles
         group += 1
         start = stop
         stop = after
         after = group_end(work.offsets, group + 1, work.groups, work.rows)
-        tiles = token_tiles(stop - start, work.main, work.tail) * work.columns
+        tiles = token_tiles(stop - start, work.shift, work.tail) * work.columns
     return Place(group, item, start, stop, after)
 
 
 @gluon.jit
-def item_at(T: gl.constexpr, work, place, index):
+def item_at(work, place, index):
     """Tile number `index`, which is of the place's group."""
     count = place.stop - place.start
-    tiles = token_tiles(count, work.main, work.tail)
+    tiles = token_tiles(count, work.shift, work.tail)
     within = index - place.item
-    band = within // (T.band * work.columns)
-    height = gl.minimum(tiles - band * T.band, T.band)
-    within -= band * T.band * work.columns
-    tile = band * T.band + within % height
+    band = within // (work.band * work.columns)
+    height = gl.minimum(tiles - band * work.band, work.band)
+    within -= band * work.band * work.columns
+    tile = band * work.band + within % height
     rest = count - tile * work.main
-    return Item(
-        place.group, place.start + tile * work.main, gl.where(tile == tiles - 1, rest, work.main), within // height
-    )
+    return Item(place.group, place.start + tile * work.main, gl.where(tile == tiles - 1, rest, work.main), within // height)
