@@ -25,18 +25,21 @@ BOX, SMALL_BOX = gl.constexpr(64), gl.constexpr(16)  # tokens that are loaded at
 PIECE = gl.constexpr(64)  # tokens that are stored together
 # [64, tokens]: to each thread 8 rows of a token, 16 bytes, and to 8 threads all 64, a line of memory
 STORED = gl.constexpr(gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1]))
+STAGED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2, transposed=True))
 LOADER_REGISTERS = gl.constexpr(40)
 CONSUMER_REGISTERS = gl.constexpr(232)
 
 
 @aggregate
 class Operands:
-    """Slots of shared memory for tokens, [256, 64] and what is beyond, [32, 64], and for weights, [128, 64]; their ring."""
+    """Slots of shared memory for tokens, [256, 64] and what is beyond, [32, 64], and for weights, [128, 64], and their ring;
+    for each consumer room for what it stores, [64, 64]."""
 
     main: gl.shared_memory_descriptor
     tail: gl.shared_memory_descriptor
     w: gl.shared_memory_descriptor
     ring: Ring
+    staged: gl.shared_memory_descriptor
 
 
 @gluon.constexpr_function
@@ -71,6 +74,7 @@ def make_operands(T: gl.constexpr, x, w):
         gl.allocate_shared_memory(gl.bfloat16, [T.slots, TAIL, STEP], x.layout),
         gl.allocate_shared_memory(gl.bfloat16, [T.slots, TILE_ROWS, STEP], w.layout),
         make_ring(T.slots, CONSUMERS),
+        gl.allocate_shared_memory(gl.bfloat16, [CONSUMERS, ROWS, PIECE], STAGED),
     )
 
 
@@ -161,16 +165,18 @@ def multiply_both(T: gl.constexpr, operands, use, steps, FIRST: gl.constexpr, SE
 
 
 @gluon.jit
-def keep(y, work, item, acc, FIRST: gl.constexpr, WHO: gl.constexpr):
+def keep(y, work, staged, item, acc, FIRST: gl.constexpr, WHO: gl.constexpr):
     """Store a tile's tokens from number `FIRST` on, those that the tile has; `acc` is [64, tokens]."""
     TOKENS: gl.constexpr = acc.shape[1]
     if TOKENS > PIECE:
         left, right = gl.split(gl.permute(gl.reshape(acc, [ROWS, 2, TOKENS // 2]), [0, 2, 1]))
-        keep(y, work, item, left, FIRST, WHO)
-        keep(y, work, item, right, FIRST + TOKENS // 2, WHO)
+        keep(y, work, staged, item, left, FIRST, WHO)
+        keep(y, work, staged, item, right, FIRST + TOKENS // 2, WHO)
     else:
         LAYOUT: gl.constexpr = STORED
-        values = gl.convert_layout(acc.to(gl.bfloat16), LAYOUT)
+        room = staged.slice(0, TOKENS, dim=1)
+        room.store(acc.to(gl.bfloat16))
+        values = room.load(LAYOUT)
         rows = item.column * TILE_ROWS + WHO * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))[:, None]
         tokens = FIRST + gl.arange(0, TOKENS, gl.SliceLayout(0, LAYOUT))[None, :]
         place = y + item.start.to(gl.int64) * work.n + (tokens * work.n + rows)
@@ -180,12 +186,13 @@ def keep(y, work, item, acc, FIRST: gl.constexpr, WHO: gl.constexpr):
 @gluon.jit
 def consume_tile(T: gl.constexpr, y, work, operands, item, use, FIRST: gl.constexpr, SECOND: gl.constexpr, WHO: gl.constexpr):
     """Multiply one tile and store it."""
+    staged = operands.staged.index(WHO)
     if SECOND > 0:
         acc, more = multiply_both(T, operands, use, work.steps, FIRST, SECOND, WHO)
-        keep(y, work, item, more, FIRST, WHO)
+        keep(y, work, staged, item, more, FIRST, WHO)
     else:
         acc = multiply(T, operands, use, work.steps, FIRST, WHO)
-    keep(y, work, item, acc, 0, WHO)
+    keep(y, work, staged, item, acc, 0, WHO)
 
 
 @gluon.jit
