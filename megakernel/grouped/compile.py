@@ -2,7 +2,7 @@
 
     python -m megakernel.grouped.compile
 
-prints what it needs, as JSON, for the Triton that is installed.
+prints what it needs, as JSON, for bf16 and for e4m3, under the Triton that is installed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from triton.experimental.gluon._runtime import GluonASTSource
 
 from megakernel.compile import resources
 from megakernel.device.grouped.product import grouped_kernel
-from megakernel.grouped.tiling import SLOTS, STEP, TILE_ROWS, Tiling
-from megakernel.options import OPTIONS, TMA_LAYOUT, WARPS, Sizes
+from megakernel.grouped.tiling import TILE_ROWS, Plan, Tiling
+from megakernel.options import BYTES_LAYOUT, OPTIONS, TMA_LAYOUT, WARPS, Sizes
 
-ALIGNED = ("offsets", "y", "n", "k")
+POINTERS = {"offsets": "*i32", "y": "*bf16", "x_scale": "*fp32", "w_scale": "*fp32"}
+ALIGNED = (*POINTERS, "n", "k")
 
 
 def compile_for_hopper(tiling: Tiling, **options: Any) -> Any:
     """The kernel for compute capability 9.0; `options` are Triton's own, beside those that every launch uses."""
 
     def box(rows: int) -> str:
-        return f"tensordesc<bf16[{rows}, {STEP}],{TMA_LAYOUT!r}>"
+        element, layout = ("fp8e4nv", BYTES_LAYOUT) if tiling.scaled else ("bf16", TMA_LAYOUT)
+        return f"tensordesc<{element}[{rows}, {tiling.step}],{layout!r}>"
 
-    types = {"x": box(64), "few": box(16), "w": box(TILE_ROWS), "offsets": "*i32", "y": "*bf16", "T": "constexpr"}
+    types = {"x": box(64), "few": box(16), "w": box(TILE_ROWS), **POINTERS, "T": "constexpr"}
     names = grouped_kernel.arg_names
     signature = {name: types.get(name, "i32") for name in names}
     constants = {(names.index("T"),): Sizes(tiling)}
@@ -44,4 +46,5 @@ def describe(tiling: Tiling) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(describe(Tiling(128, SLOTS))))
+    for itemsize in (2, 1):
+        print(json.dumps(describe(Plan(132).tiling(128, itemsize))))

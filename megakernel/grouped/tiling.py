@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from instructions.dimensions import ceil_div, next_power_of_two
 
-STEP = 64  # columns of one step along K: 128 bytes of bf16
+LINE = 128  # bytes of a row that one step along K takes
 CONSUMER_ROWS = 64  # of W: what one warpgroup multiplies
 CONSUMERS = 2
 TILE_ROWS = CONSUMERS * CONSUMER_ROWS  # of W
 SLOTS = 4  # steps along K ahead: as many as fit shared memory
-ALIGNMENT = 16  # elements of which N and K are multiples: 16-byte stores, and TMA's strides
+ALIGNMENT = 16  # elements of which N and K are multiples: stores of 16 bytes, and TMA's strides
 MOST_GROUPS = 1024
 BAND = 8  # tiles of tokens
 
@@ -28,10 +28,13 @@ CUTS = ((MAIN, TAIL), (128, 64), (64, 0))
 
 @dataclass(frozen=True)
 class Tiling:
-    """What the kernel is compiled for: places for the offsets of so many groups, and so many steps along K ahead."""
+    """What the kernel is compiled for: places for the offsets of so many groups; `step` columns of K at a time, 64 of bf16 or
+    128 of e4m3, and `slots` steps ahead; whether rows have scales."""
 
     groups: int
     slots: int
+    step: int
+    scaled: bool
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,10 @@ class Plan:
     band: int = BAND
     slots: int = SLOTS
 
-    def tiling(self, groups: int) -> Tiling:
-        """What is compiled for so many groups: one kernel for up to 128."""
-        return Tiling(max(128, next_power_of_two(groups)), self.slots)
+    def tiling(self, groups: int, itemsize: int = 2) -> Tiling:
+        """What is compiled for so many groups, one kernel for up to 128, and elements of so many bytes: those of one byte are
+        scaled."""
+        return Tiling(max(128, next_power_of_two(groups)), self.slots, LINE // itemsize, itemsize == 1)
 
 
 @dataclass(frozen=True)

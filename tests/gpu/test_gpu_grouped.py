@@ -55,6 +55,25 @@ def test_against_fp32(name: str, n: int, k: int) -> None:
     assert (out[rows:] == VACANT).all(), "rows beyond the last group are not written"
 
 
+@pytest.mark.parametrize(("n", "k"), [(384, 512), (208, 80), (1536, 2048)])
+@pytest.mark.parametrize("name", ["zero, one, odd", "both sides of every width", "several tiles a group"])
+def test_e4m3_with_scales(name: str, n: int, k: int) -> None:
+    counts, beyond = SIZES[name], 37
+    x, w, offsets = problem(counts, n, k, beyond)
+    x, w = (x.float() * 8).to(torch.float8_e4m3fn), (w.float() * 8 * k**0.5).to(torch.float8_e4m3fn)
+    scales = torch.rand(len(x), device="cuda") + 0.5, (torch.rand(len(counts), n, device="cuda") + 0.5) / (64 * k**0.5)
+    out = torch.full((len(x), n), VACANT, dtype=torch.bfloat16, device="cuda")
+    grouped_product(x, w, offsets, out, scales=scales)
+    torch.cuda.synchronize()
+    rows = sum(counts)
+    wanted = grouped_reference(x, w, offsets, scales)[:rows]
+    # besides rounding, one unit in 13 bits of what is summed, at each of k / 32 steps: sums here are at most a few
+    allowed = wanted.abs() * 2.0**-8 + k / 32 * 4 * 2.0**-13
+    assert ((out[:rows].float() - wanted).abs() <= allowed).all()
+    assert float((out[:rows].float() - wanted).square().mean().sqrt()) <= 0.01
+    assert (out[rows:] == VACANT).all()
+
+
 @pytest.mark.parametrize("sms", [1, 7, 100])
 @pytest.mark.parametrize("band", [1, 3, 8])
 def test_other_orders_and_sm_counts_give_the_same_rows(sms: int, band: int) -> None:

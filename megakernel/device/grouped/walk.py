@@ -80,7 +80,7 @@ def total_tiles(counts, columns, CUT: gl.constexpr):
 
 
 @gluon.jit
-def plan_work(T: gl.constexpr, offsets, groups, rows, n, k, band, STEP: gl.constexpr):
+def plan_work(T: gl.constexpr, offsets, groups, rows, n, k, band):
     """The widest cut that gives every SM a tile, the narrowest if none does, and all that follows from it."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     group = gl.arange(0, T.groups, LAYOUT)
@@ -95,7 +95,7 @@ def plan_work(T: gl.constexpr, offsets, groups, rows, n, k, band, STEP: gl.const
         shift = gl.where(enough, shift_of(CUT), shift)
         tail = gl.where(enough, CUTS[CUT][1], tail)
         items = gl.where(enough, wide, items)
-    return Work(offsets, groups, rows, n, columns, gl.cdiv(k, STEP), 1 << shift, shift, tail, items, band)
+    return Work(offsets, groups, rows, n, columns, gl.cdiv(k, T.step), 1 << shift, shift, tail, items, band)
 
 
 @gluon.jit

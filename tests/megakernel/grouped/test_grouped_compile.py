@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 
-from megakernel.grouped.tiling import SLOTS, WIDTHS, Tiling
+from megakernel.grouped.tiling import WIDTHS, Plan
 from tests.support.compile_cases import NEWEST, OLDEST, asked
 
 SHARED = 227 * 1024  # bytes of shared memory that a block may have on Hopper
@@ -21,16 +22,16 @@ kernel = compile_for_hopper(Tiling(*json.load(sys.stdin)))
 ptx = kernel.asm["ptx"]
 print(json.dumps({
     **asdict(resources(kernel)),
-    "products": sorted(set(re.findall(r"wgmma[.]mma_async[.]sync[.]aligned[.]m64n(\\d+)k16", ptx)), key=int),
+    "products": sorted(set(re.findall(r"wgmma[.]mma_async[.]sync[.]aligned[.]m64n(\\d+)k(?:16|32)[.]f32[.]", ptx)), key=int),
     "vectors": sorted(set(re.findall(r"st[.]global[.]\\S+", ptx))),
 }))
 """
 
 
-@pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_the_kernel(version: str, triton_site: Callable[[str], Path]) -> None:
-    tiling = Tiling(128, SLOTS)
-    found = asked(triton_site(version), CHILD, [tiling.groups, tiling.slots])
+@pytest.mark.parametrize(("itemsize", "version"), [(2, OLDEST), (1, NEWEST)])
+def test_the_kernel(itemsize: int, version: str, triton_site: Callable[[str], Path]) -> None:
+    """Of bf16 and of e4m3; one each, for a compilation takes long."""
+    found = asked(triton_site(version), CHILD, list(astuple(Plan(132).tiling(128, itemsize))))
     assert found["stack"] <= 16 and found["local"] == 0, "nothing of a product is spilled"
     assert found["shared"] <= SHARED
     assert set(map(int, found["products"])) == {size for width in WIDTHS for size in width if size}

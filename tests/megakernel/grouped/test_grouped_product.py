@@ -39,6 +39,16 @@ def test_rows_beyond_the_last_group_stay() -> None:
     assert (out[10:] == -7).all() and not (out[:10] == -7).any()
 
 
+def test_scales_multiply_rows_of_both() -> None:
+    x, w, offsets = problem([3, 0, 2])
+    x, w = x.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn)
+    scales = torch.rand(5) + 0.5, torch.rand(3, 48) + 0.5
+    y = grouped_product(x, w, offsets, scales=scales)
+    for row, group in enumerate([0, 0, 0, 2, 2]):
+        wanted = (w[group].double() @ x[row].double()) * scales[0][row] * scales[1][group]
+        torch.testing.assert_close(y[row].double(), wanted, rtol=2**-8, atol=1e-5)
+
+
 def refused(**changes: Any) -> str:
     x, w, offsets = problem([4, 4])
     arguments: dict[str, Any] = {"x": x, "w": w, "offsets": offsets, **changes}
@@ -53,6 +63,11 @@ def bf16(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.bfloat16)
 
 
+def e4m3(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape).to(torch.float8_e4m3fn)
+
+
+BYTES = {"x": e4m3(8, 32), "w": e4m3(2, 48, 32)}
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "x of one dimension": ({"x": bf16(8)}, "x has the shape [8]: give x [rows, K]"),
     "w of two": ({"w": bf16(48, 32)}, "w has the shape [48, 32]"),
@@ -73,6 +88,11 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "not aligned": ({"x": bf16(257)[1:].view(8, 32)}, "x is not contiguous from a multiple of 16 bytes on"),
     "out": ({"out": bf16(8, 32)}, "out has the shape [8, 32]: give [8, 48]"),
     "fp32 out": ({"out": torch.zeros(8, 48)}, "out is torch.float32: give it as torch.bfloat16"),
+    "e4m3 without scales": (BYTES, "x is torch.float8_e4m3fn and there are no scales"),
+    "bf16 with scales": ({"scales": (torch.ones(8), torch.ones(2, 48))}, "and there are scales: give them with torch.float8"),
+    "e4m3 and bf16": ({"x": e4m3(8, 32), "scales": (torch.ones(8), torch.ones(2, 48))}, "w is torch.bfloat16: give it as"),
+    "scales": ({**BYTES, "scales": (torch.ones(8), torch.ones(48, 2))}, "scales have the shapes [8], [48, 2]: give [8]"),
+    "bf16 scales": ({**BYTES, "scales": (bf16(8), torch.ones(2, 48))}, "the scale of x is torch.bfloat16"),
     "no SM": ({"plan": Plan(0)}, "cannot be launched: use at least 1 SM"),
     "no band": ({"plan": Plan(1, band=0)}, "a band of at least 1"),
     "slots": ({"plan": Plan(1, slots=5)}, "2 to 4 slots"),

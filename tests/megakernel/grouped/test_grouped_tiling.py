@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from megakernel.grouped.tiling import (
     CUTS,
+    LINE,
     MAIN,
     MOST_GROUPS,
     SLOTS,
-    STEP,
     TAIL,
     TILE_ROWS,
     WIDTHS,
@@ -89,7 +89,7 @@ def test_widths_rise_and_fit_shared_memory() -> None:
     assert totals == sorted(set(totals))
     assert {sum(cut) for cut in CUTS} <= set(totals)
     assert max(totals) == MAIN + TAIL
-    assert SLOTS * (MAIN + TAIL + TILE_ROWS) * STEP * 2 < SHARED
+    assert SLOTS * (MAIN + TAIL + TILE_ROWS) * LINE < SHARED
     assert all(main % 64 == 0 or (tail == 0 and main % 16 == 0) for main, tail in WIDTHS), "boxes of 64 or of 16 tokens"
 
 
@@ -106,3 +106,9 @@ def test_one_kernel_for_up_to_128_groups() -> None:
     plan = Plan(132)
     assert plan.tiling(1) == plan.tiling(128) != plan.tiling(129)
     assert plan.tiling(MOST_GROUPS).groups == MOST_GROUPS
+
+
+def test_a_step_is_a_line_of_either_type() -> None:
+    for itemsize in (1, 2):
+        tiling = Plan(132).tiling(8, itemsize)
+        assert tiling.step * itemsize == LINE and tiling.scaled == (itemsize == 1)
