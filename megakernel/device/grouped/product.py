@@ -181,10 +181,10 @@ def scaled(out, work, item, acc, FIRST: gl.constexpr, WHO: gl.constexpr):
     """A piece of a tile times the scales of its matrix's rows and of its tokens."""
     LAYOUT: gl.constexpr = acc.type.layout
     rows = item.column * TILE_ROWS + WHO * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
-    tokens = FIRST + gl.arange(0, acc.shape[1], gl.SliceLayout(0, LAYOUT))
+    tokens = FIRST + gl.arange(0, acc.shape[1], gl.BlockedLayout([1], [32], [4], [0]))
     of_rows = gl.load(out.w_scale + item.group * work.n + rows, mask=rows < work.n, other=0.0)
     of_tokens = gl.load(out.x_scale + item.start + tokens, mask=tokens < item.count, other=0.0)
-    return acc * of_rows[:, None] * of_tokens[None, :]
+    return acc * of_rows[:, None] * gl.convert_layout(of_tokens, gl.SliceLayout(0, LAYOUT))[None, :]
 
 
 @gluon.jit
