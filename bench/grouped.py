@@ -22,7 +22,7 @@ import triton
 
 from bench.decode import ROOT, record_name
 from bench.grouped_chart import draw
-from bench.grouped_runs import LOADS, MODELS, Case, Result, as_json, measure, weights
+from bench.grouped_runs import FORMATS, LOADS, MODELS, Case, Result, as_json, measure, weights
 from bench.record import describe, gpu_state
 from megakernel.loading import gpu_problem
 from models.command import Parser, command, start
@@ -34,9 +34,9 @@ QUICK_TOKENS = (64, 1024, 4096)
 MATRICES = ("gate_up", "down")
 
 
-def cases(full: bool) -> list[Case]:
+def cases(full: bool, format: str = "bf16") -> list[Case]:
     """All of them, or those of a minute: gate and up of balanced loads, and 4,096 tokens of the rest; without DeepSeek-V3's."""
-    every = [Case(model, *rest) for model in MODELS for rest in combinations()]
+    every = [Case(model, *rest, format) for model in MODELS for rest in combinations()]
     if full:
         return every
     return [
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="python -m bench.grouped", description="TFLOP/s of the grouped product of mixtures of experts.")
     parser.add_argument("--full", action="store_true", help="every model, matrix, load and length (default: some, in a minute)")
+    parser.add_argument("--format", choices=list(FORMATS), default="bf16", help="of x and the weights (default %(default)s)")
     parser.add_argument("--output", type=output_path, default=ROOT / "bench" / "results", help="folder (default %(default)s)")
     parser.add_argument("--commit", help="the commit measured, where git cannot tell")
     return parser
@@ -72,7 +73,8 @@ def line(result: Result) -> str:
     case, rates, ours = result.case, result.rates, result.microseconds["ours"]
     slowest, fastest = (case.operations / microseconds / 1e6 for microseconds in (ours.most, ours.least))
     mine = f"{rates['ours']:.0f} ({slowest:.0f}-{fastest:.0f})"
-    others = f"{rates['unbanded']:>9.0f} {rates['torch']:>6.0f} {rates['loop']:>6.0f} {rates['dense']:>6.0f}"
+    widths = {"unbanded": 9, "torch": 6, "loop": 6, "dense": 6}
+    others = " ".join(f"{rates[way]:>{width}.0f}" if way in rates else f"{'-':>{width}}" for way, width in widths.items())
     return f"{case.experts.name:<14} {case.matrix:<8} {case.load:<9} {case.tokens:>6} {mine:>16} {others}"
 
 
@@ -82,7 +84,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{problem}: this benchmark needs a GPU")
     record: dict[str, Any] = {
         "benchmark": "grouped",
-        "model": "experts",
+        "model": f"experts-{options.format}",
         "command": ["python", "-m", "bench.grouped", *sys.argv[1:]],
         "machine": describe(ROOT, options.commit),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},
@@ -91,8 +93,8 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     results = []
     begun = time.perf_counter()
     print(HEADER, flush=True)
-    for (experts, matrix), group in groupby(cases(options.full), lambda case: (case.experts, case.matrix)):
-        w = weights(experts, matrix)
+    for (experts, matrix), group in groupby(cases(options.full, options.format), lambda case: (case.experts, case.matrix)):
+        w = weights(experts, matrix, options.format)
         for case in group:
             results.append(measure(case, w))
             print(line(results[-1]), flush=True)

@@ -42,6 +42,8 @@ def draw(record: dict[str, Any], path: Path) -> Path:
             found = sorted((e for e in drawn if e["case"]["experts"]["name"] == name), key=lambda e: e["case"]["tokens"])
             tokens = [each["case"]["tokens"] for each in found]
             for way, (label, style, colour) in WAYS.items():
+                if way not in found[0]["rates"]:
+                    continue
                 axes.semilogx(tokens, [each["rates"][way] for each in found], style, color=colour, label=label)
             axes.set(title=name, xlabel="tokens", ylim=0)
             axes.set_xticks(tokens, [f"{count:,}" for count in tokens], rotation=45)

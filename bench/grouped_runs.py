@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bench.record import Spread
 from megakernel.grouped.product import grouped_product, multiprocessors
+from megakernel.grouped.reference import Scales, grouped_reference
 from megakernel.grouped.tiling import Plan
 from models.errors import MachineError
 
@@ -18,7 +19,11 @@ HEAD_START = 300_000  # clock cycles: the GPU is kept busy until the graph is en
 ROUNDS = 9  # in each of which every way is timed once
 ENOUGH = 2e12  # operations of a graph, where so many calls do not take too long
 MOST_CALLS = 8  # of a graph
-TOLERANCE = 2.0**-7  # of the largest element: both round to bf16 once, and sum in another order
+# Of the largest element: bf16 is rounded once by both, and summed in another order; e4m3 is summed in about 13 bits
+TOLERANCE = {"bf16": 2.0**-7, "e4m3": 2.0**-5}
+FORMATS = {"bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
+
+Ways = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,13 @@ LOADS = ("balanced", "zipf", "one")
 
 @dataclass(frozen=True)
 class Case:
-    """A product: whose, which matrix, how many tokens, and how these are spread over the experts."""
+    """A product: whose, which matrix, how many tokens, how these are spread over the experts, and of which elements."""
 
     experts: Experts
     matrix: str
     load: str
     tokens: int
+    format: str = "bf16"
 
     @property
     def rows(self) -> int:
@@ -83,7 +89,7 @@ class Result:
     """A case: rows of its experts (least, mean, most); by way microseconds, how they were timed, and TFLOP/s at the median.
 
     ways: "ours"; "unbanded", ours with each tile of tokens going through the whole matrix by itself; "torch", PyTorch's grouped
-    product; "loop", a product an expert by cuBLAS; "dense", as many rows times one matrix by cuBLAS, the ceiling.
+    product; "loop" (of bf16 alone), a product an expert by cuBLAS; "dense", cuBLAS with one matrix for all rows: the ceiling.
     """
 
     case: Case
@@ -98,22 +104,20 @@ def measure(case: Case, w: Tensor) -> Result:
     counts = case.counts()
     n, k = case.experts.sizes(case.matrix)
     generator = torch.Generator("cuda").manual_seed(1)
-    x = torch.empty(case.rows, k, dtype=torch.bfloat16, device="cuda").normal_(generator=generator)
+    x = torch.empty(case.rows, k, dtype=torch.bfloat16, device="cuda").normal_(generator=generator).to(w.dtype)
     y, other = (torch.empty(case.rows, n, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     offsets = torch.tensor(counts, device="cuda").cumsum(0).int()
-    plan = Plan(multiprocessors(x.device))
-    ways: dict[str, Callable[[], object]] = {
-        "ours": lambda: grouped_product(x, w, offsets, y, plan),
-        "unbanded": lambda: grouped_product(x, w, offsets, y, replace(plan, band=1)),
-        "torch": lambda: torch._grouped_mm(x, w.transpose(1, 2), offs=offsets),
-        "loop": lambda: loop(x, w, counts, other),
-        "dense": lambda: torch.mm(x, w[0].T, out=other),
-    }
-    ways["loop"]()
+    ways = ways_of_bf16(x, w, offsets, counts, y, other) if case.format == "bf16" else ways_of_e4m3(x, w, offsets, y)
+    wanted = other
+    if "loop" in ways:
+        ways["loop"]()
+    else:
+        wanted = grouped_reference(x, w, offsets, ones(x, w))
     for way in ("ours", "unbanded"):
         y.fill_(float("nan"))
         ways[way]()
-        compare(way, y, other)
+        compare(way, y, wanted, TOLERANCE[case.format])
+    del wanted
     calls = max(1, min(MOST_CALLS, int(ENOUGH / case.operations)))
     made = {name: repeated(way, calls) for name, way in ways.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -126,6 +130,36 @@ def measure(case: Case, w: Tensor) -> Result:
     return Result(case, spread_of_rows, spreads, {name: how for name, (_, how) in made.items()}, rates)
 
 
+def ways_of_bf16(x: Tensor, w: Tensor, offsets: Tensor, counts: Sequence[int], y: Tensor, other: Tensor) -> Ways:
+    """Ours write into y, the loop and the ceiling into `other`."""
+    plan = Plan(multiprocessors(x.device))
+    return {
+        "ours": lambda: grouped_product(x, w, offsets, y, plan),
+        "unbanded": lambda: grouped_product(x, w, offsets, y, replace(plan, band=1)),
+        "torch": lambda: torch._grouped_mm(x, w.transpose(1, 2), offs=offsets),
+        "loop": lambda: loop(x, w, counts, other),
+        "dense": lambda: torch.mm(x, w[0].T, out=other),
+    }
+
+
+def ways_of_e4m3(x: Tensor, w: Tensor, offsets: Tensor, y: Tensor) -> Ways:
+    """All with a scale a row, which is one; PyTorch's with the sums that the tensor cores do, as ours."""
+    plan, scales = Plan(multiprocessors(x.device)), ones(x, w)
+    rows, columns = scales
+    fast: dict[str, Any] = {"out_dtype": y.dtype, "use_fast_accum": True}
+    return {
+        "ours": lambda: grouped_product(x, w, offsets, y, plan, scales),
+        "unbanded": lambda: grouped_product(x, w, offsets, y, replace(plan, band=1), scales),
+        "torch": lambda: torch._scaled_grouped_mm(x, w.transpose(1, 2), rows, columns, offs=offsets, **fast),
+        "dense": lambda: torch._scaled_mm(x, w[0].T, scale_a=rows[:, None], scale_b=columns[:1], **fast),
+    }
+
+
+def ones(x: Tensor, w: Tensor) -> Scales:
+    """Scales of the rows of x and of all matrices."""
+    return torch.ones(x.shape[0], device=x.device), torch.ones(w.shape[:2], device=x.device)
+
+
 def loop(x: Tensor, w: Tensor, counts: Sequence[int], y: Tensor) -> None:
     """One product an expert, of sizes that the host knows."""
     start = 0
@@ -135,12 +169,12 @@ def loop(x: Tensor, w: Tensor, counts: Sequence[int], y: Tensor) -> None:
         start += count
 
 
-def compare(way: str, y: Tensor, wanted: Tensor) -> None:
+def compare(way: str, y: Tensor, wanted: Tensor, tolerance: float) -> None:
     """Raises MachineError where two products differ by more than rounding; a part at a time, for memory."""
     for part, other in zip(y.split(8192), wanted.split(8192), strict=True):
         apart, largest = float((part.float() - other.float()).abs().max()), float(other.float().abs().max())
-        if not apart <= TOLERANCE * largest:
-            raise MachineError(f"{way} differs by {apart} from the loop, where the largest element is {largest}")
+        if not apart <= tolerance * largest:
+            raise MachineError(f"{way} differs by {apart} from what it should be, where the largest element is {largest}")
 
 
 def repeated(way: Callable[[], object], calls: int) -> tuple[Callable[[], object], str]:
@@ -175,13 +209,14 @@ def timed(replay: Callable[[], object]) -> float:
     return 1e3 * begin.elapsed_time(end)
 
 
-def weights(experts: Experts, matrix: str) -> Tensor:
-    """bf16 [experts, N, K] of a trained model's scale."""
+def weights(experts: Experts, matrix: str, format: str) -> Tensor:
+    """[experts, N, K] of a trained model's scale; of e4m3 as quantised rows are, of the order of one."""
     n, k = experts.sizes(matrix)
     generator = torch.Generator("cuda").manual_seed(0)
-    w = torch.empty(experts.experts, n, k, dtype=torch.bfloat16, device="cuda")
+    w = torch.empty(experts.experts, n, k, dtype=FORMATS[format], device="cuda")
+    one = torch.empty(n, k, dtype=torch.bfloat16, device="cuda")
     for matrix_of_expert in w:
-        matrix_of_expert.normal_(std=k**-0.5, generator=generator)
+        matrix_of_expert.copy_(one.normal_(std=k**-0.5 if format == "bf16" else 1.0, generator=generator))
     return w
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from bench.decode import record_name
 from bench.grouped import HEADER, cases, line
 from bench.grouped_chart import draw, main
-from bench.grouped_runs import LOADS, MODELS, Case, Result, as_json, compare, loop
+from bench.grouped_runs import LOADS, MODELS, TOLERANCE, Case, Result, as_json, compare, loop
 from bench.record import Spread
 from megakernel.grouped.product import grouped_product
 from models.errors import MachineError
@@ -55,16 +56,25 @@ def test_a_line_is_as_wide_as_its_header_and_tells_the_rates() -> None:
     assert "479 (469-491)" in told and told.split()[-3:] == ["429", "206", "711"]
 
 
+def test_ways_that_there_are_not_of_e4m3_are_left_out(tmp_path: Path) -> None:
+    told = result()
+    there = {way: rate for way, rate in told.rates.items() if way != "loop"}
+    assert line(replace(told, rates=there)).split()[-3:] == ["429", "-", "711"]
+    results = json.loads(json.dumps(as_json([replace(told, rates=there)])))
+    assert "torch.mm" not in draw({"results": results}, tmp_path / "picture.svg").read_text()
+    assert {case.format for case in cases(False, "e4m3")} == {"e4m3"}
+
+
 def test_the_ways_agree_and_a_difference_is_told() -> None:
     x, w = torch.randn(20, 32).bfloat16(), torch.randn(3, 16, 32).bfloat16()
     y = torch.empty(20, 16, dtype=torch.bfloat16)
     loop(x, w, [7, 0, 13], y)
-    compare("ours", grouped_product(x, w, torch.tensor([7, 7, 20], dtype=torch.int32)), y)
+    compare("ours", grouped_product(x, w, torch.tensor([7, 7, 20], dtype=torch.int32)), y, TOLERANCE["bf16"])
     for wrong in (float("nan"), 1e3):
         other = y.clone()
         other[11, 3] = wrong
         with pytest.raises(MachineError, match="ours differs"):
-            compare("ours", other, y)
+            compare("ours", other, y, TOLERANCE["e4m3"])
 
 
 def test_without_a_gpu_it_is_refused_in_one_line() -> None:
@@ -83,6 +93,7 @@ def test_a_picture_of_a_record(tmp_path: Path) -> None:
     told = json.loads(json.dumps(record()))
     picture = draw(told, tmp_path / "picture.svg").read_text()
     assert picture.startswith("<?xml")
+    assert "torch.mm" in picture
     assert draw(told, tmp_path / "again.svg").read_text() == picture, "the same figures give the same file"
 
 

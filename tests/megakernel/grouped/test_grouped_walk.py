@@ -45,7 +45,8 @@ def load(pointer: Pointer, mask: Any, other: int) -> Any:
     """Elements where the mask allows; outside the array nothing may be asked for."""
     index = np.where(mask, pointer.index, 0)
     assert (index >= 0).all() and (index < len(pointer.array)).all()
-    return np.where(mask, pointer.array[index], other)[()]
+    found: Any = np.where(mask, pointer.array[index], other)
+    return found[()]
 
 
 def language(programs: int) -> SimpleNamespace:
