@@ -43,10 +43,14 @@ class Constant(tuple):
 
 def load(pointer: Pointer, mask: Any, other: int) -> Any:
     """Elements where the mask allows; outside the array nothing may be asked for."""
-    index = np.where(mask, pointer.index, 0)
+    index = np.asarray(where(mask, pointer.index, 0))
     assert (index >= 0).all() and (index < len(pointer.array)).all()
-    found: Any = np.where(mask, pointer.array[index], other)
-    return found[()]
+    return where(mask, pointer.array[index], other)
+
+
+def where(condition: Any, yes: Any, no: Any) -> Any:
+    """Of numbers, a number."""
+    return np.asarray(np.where(condition, yes, no))[()]
 
 
 def language(programs: int) -> SimpleNamespace:
@@ -63,7 +67,7 @@ def language(programs: int) -> SimpleNamespace:
         to_tensor=lambda value: value,
         minimum=np.minimum,
         maximum=np.maximum,
-        where=lambda condition, yes, no: np.where(condition, yes, no)[()],
+        where=where,
         sum=lambda values, axis: values.sum(),
         cdiv=lambda dividend, divisor: -(-dividend // divisor),
     )
