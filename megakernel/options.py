@@ -10,6 +10,7 @@ WARPS = 4  # of the consumer
 # Compiler options of every launch.  Fusing a product and a sum into one FMA was the default, from 3.10 on it is asked for.
 OPTIONS = {"enable_fp_fusion": True}
 TMA_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)  # of a page, as the descriptors say it
+BYTES_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)  # the same, of elements of a byte
 
 
 def constants(numbers: Any) -> dict[str, gl.constexpr]:
