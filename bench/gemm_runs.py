@@ -102,7 +102,9 @@ def our_way(operands: Operands, plan: Plan, early: bool) -> Way:
 def compile_all(operands: Operands, plans: Iterable[tuple[Plan, bool]]) -> None:
     """Compile the kernels of plans, each with whether it is to begin early, several at once."""
     kernels = {(plan.tiling, plan.cut.residents, early): our_way(operands, plan, early) for plan, early in plans}
-    with ThreadPoolExecutor(COMPILERS) as pool:
+    with ThreadPoolExecutor(
+        COMPILERS, initializer=torch.cuda.synchronize
+    ) as pool:  # a thread needs a context for its tensor maps
         list(pool.map(lambda way: way(0), kernels.values()))
     torch.cuda.synchronize()
 

@@ -21,8 +21,6 @@ from scheduler.errors import ScheduleError
 from scheduler.limits import RESERVED, SHARED_MEMORY
 from scheduler.place import Queues
 
-TOGETHER = 4  # most pages of a row block whose part of the activation is staged, and whose loads are unrolled, together
-
 
 @dataclass(frozen=True)
 class PagePlan:
@@ -34,14 +32,19 @@ class PagePlan:
     load_waits: list[Wait | None]
 
 
+def pages_together(pages: int) -> int:
+    """Of so many pages of a row block, those whose part of the activation is staged, and whose loads are unrolled, together:
+    four or two where that divides them, of an odd count four and then a rest."""
+    return next((group for group in (4, 2) if pages % group == 0), min(next_power_of_two(pages), 4))
+
+
 def staging_bytes(shape: Shape) -> int:
     """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest vector that a
-    matrix multiplies, in whole groups of `TOGETHER` pages (or a power of two, if fewer), the normalised hidden state at a power
-    of two of pages, or the queries of one attention group."""
+    matrix multiplies in whole groups, the normalised hidden state at a power of two of pages, or the queries of one attention
+    group."""
     kinds = (kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks))
-    widest = max(shape.matrix(kind.MATRIX).pages_per_block for kind in kinds)
-    group = min(next_power_of_two(widest), TOGETHER)
-    widest = ceil_div(widest, group) * group
+    counts = [shape.matrix(kind.MATRIX).pages_per_block for kind in kinds]
+    widest = max(ceil_div(pages, pages_together(pages)) * pages_together(pages) for pages in counts)
     hidden = next_power_of_two(shape.matrix("qkv").pages_per_block)
     queries = ceil_div(shape.staged_queries, shape.page_columns)
     return max(widest, hidden, queries) * shape.page_columns * shape.itemsize

@@ -19,7 +19,6 @@ from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import look, look_again, vacant
 from megakernel.geometry import ITEM_BYTES
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
-from scheduler.pages import TOGETHER
 
 TILES = gl.constexpr(TILES_PER_PAGE)
 ROWS = gl.constexpr(BLOCK_ROWS)
@@ -28,7 +27,6 @@ LINES = gl.constexpr(PAGE_BYTES // TILE_BYTES)  # 128-byte lines of a page: rows
 PAGE_COLUMNS = gl.constexpr(TILES_PER_PAGE * TILE_BYTES // ITEM_BYTES)
 PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)
 MMA_COLUMNS = gl.constexpr(COLUMNS)
-PAGE_GROUP = gl.constexpr(TOGETHER)
 EARLY = gl.constexpr(8)  # signals before the last when a norm's input is looked for: all of it must be there, and is long
 
 FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
@@ -55,9 +53,9 @@ def power_of_two(n):
 
 
 @gluon.constexpr_function
-def group_of(pages, most):
-    """How many of the pages of a row block are loaded together, a power of two; the last group may have fewer."""
-    return min(1 << (pages - 1).bit_length(), most)
+def group_of(pages):
+    """How many of the pages of a row block go together, as `scheduler.pages.pages_together` has it."""
+    return 4 if pages % 4 == 0 else 2 if pages % 2 == 0 else min(1 << (pages - 1).bit_length(), 4)
 
 
 @gluon.jit
@@ -114,7 +112,7 @@ def multiply_pages(S: gl.constexpr, ring, step, use, page, acc, PAGES: gl.conste
 @gluon.jit
 def row_block(S: gl.constexpr, ring, step, use, PAGES: gl.constexpr):
     """Multiply the next row block by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
-    GROUP: gl.constexpr = group_of(PAGES, PAGE_GROUP)
+    GROUP: gl.constexpr = group_of(PAGES)
     WHOLE: gl.constexpr = PAGES // GROUP
     acc = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
     for group in range(WHOLE):
@@ -144,7 +142,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, COUNT: gl.co
 
     A part of the vector is on its way from L2 while the part before it is multiplied.
     """
-    GROUP: gl.constexpr = group_of(PAGES, PAGE_GROUP)
+    GROUP: gl.constexpr = group_of(PAGES)
     WHOLE: gl.constexpr = PAGES // GROUP
     REST: gl.constexpr = PAGES % GROUP
     SIZE: gl.constexpr = GROUP * PAGE_COLUMNS
