@@ -20,6 +20,7 @@ from scheduler.pages import staging_bytes
 from scheduler.program import Program
 
 ITEM_BYTES = 2  # of a weight: the kernel runs bf16
+GEMM_PAGES = 4  # most pages whose loads are unrolled together
 COPIES = (4, 2)  # TMA copies in flight per SM: for the record that runs, for those ahead of it (docs/performance.md)
 
 

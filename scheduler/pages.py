@@ -32,19 +32,11 @@ class PagePlan:
     load_waits: list[Wait | None]
 
 
-def pages_together(pages: int) -> int:
-    """Of so many pages of a row block, those whose part of the activation is staged, and whose loads are unrolled, together:
-    four or two where that divides them, of an odd count four and then a rest."""
-    return next((group for group in (4, 2) if pages % group == 0), min(next_power_of_two(pages), 4))
-
-
 def staging_bytes(shape: Shape) -> int:
     """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest vector that a
-    matrix multiplies in whole groups, the normalised hidden state at a power of two of pages, or the queries of one attention
-    group."""
+    matrix multiplies, the normalised hidden state at a power of two of pages, or the queries of one attention group."""
     kinds = (kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks))
-    counts = [shape.matrix(kind.MATRIX).pages_per_block for kind in kinds]
-    widest = max(ceil_div(pages, pages_together(pages)) * pages_together(pages) for pages in counts)
+    widest = max(shape.matrix(kind.MATRIX).pages_per_block for kind in kinds)
     hidden = next_power_of_two(shape.matrix("qkv").pages_per_block)
     queries = ceil_div(shape.staged_queries, shape.page_columns)
     return max(widest, hidden, queries) * shape.page_columns * shape.itemsize

@@ -36,13 +36,11 @@ def gate_up(S: gl.constexpr, memory, ring, step):
     target = rows_of(S, memory, step, S.mlp, layer)
     block, blocks = step.record.a, step.record.b
     for i in range(blocks):
-        if S.gate_up.bias.first >= 0:
-            bias = layer_constants(memory, S.gate_up.bias, layer) + (block + i) * ROWS + row
-            gate_bias, up_bias = gl.load(bias), gl.load(bias + UNITS)
         gate, up = halves(row_block(S, ring, step, step.use + i * S.gate_up.pages, S.gate_up.pages))
         if S.gate_up.bias.first >= 0:
-            gate += gate_bias
-            up += up_bias
+            bias = layer_constants(memory, S.gate_up.bias, layer) + (block + i) * ROWS + row
+            gate += gl.load(bias)
+            up += gl.load(bias + UNITS)
         unit = (block + i) * UNITS + row
         out = swiglu(gate, up)
         put_once(S, step, target + unit, out, (unit < S.down.columns) & (column == 0))

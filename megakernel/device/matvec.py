@@ -17,7 +17,7 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import look, look_again, vacant
-from megakernel.geometry import ITEM_BYTES
+from megakernel.geometry import GEMM_PAGES, ITEM_BYTES
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 
 TILES = gl.constexpr(TILES_PER_PAGE)
@@ -27,6 +27,7 @@ LINES = gl.constexpr(PAGE_BYTES // TILE_BYTES)  # 128-byte lines of a page: rows
 PAGE_COLUMNS = gl.constexpr(TILES_PER_PAGE * TILE_BYTES // ITEM_BYTES)
 PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)
 MMA_COLUMNS = gl.constexpr(COLUMNS)
+PAGE_GROUP = gl.constexpr(GEMM_PAGES)
 EARLY = gl.constexpr(8)  # signals before the last when a norm's input is looked for: all of it must be there, and is long
 
 FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
@@ -47,15 +48,18 @@ def vector_layout():
 
 
 @gluon.constexpr_function
-def power_of_two(n):
-    """The smallest power of two not below n."""
-    return 1 << (n - 1).bit_length()
+def largest_divisor(n, most):
+    """The largest power of two that divides n and is at most `most`."""
+    d = 1
+    while d * 2 <= most and n % (d * 2) == 0:
+        d *= 2
+    return d
 
 
 @gluon.constexpr_function
-def group_of(pages):
-    """How many of the pages of a row block go together, as `scheduler.pages.pages_together` has it."""
-    return 4 if pages % 4 == 0 else 2 if pages % 2 == 0 else min(1 << (pages - 1).bit_length(), 4)
+def power_of_two(n):
+    """The smallest power of two not below n."""
+    return 1 << (n - 1).bit_length()
 
 
 @gluon.jit
@@ -102,68 +106,47 @@ def multiply_page(S: gl.constexpr, ring, step, use, page, acc):
 
 
 @gluon.jit
-def multiply_pages(S: gl.constexpr, ring, step, use, page, acc, PAGES: gl.constexpr):
-    """Add the products with pages `page` to `page + PAGES` of the staged activation, the first of which is page use `use`."""
-    for j in gl.static_range(PAGES):
-        acc = multiply_page(S, ring, step, use + j, page + j, acc)
-    return acc
-
-
-@gluon.jit
 def row_block(S: gl.constexpr, ring, step, use, PAGES: gl.constexpr):
     """Multiply the next row block by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
-    GROUP: gl.constexpr = group_of(PAGES)
-    WHOLE: gl.constexpr = PAGES // GROUP
+    GROUP: gl.constexpr = largest_divisor(PAGES, PAGE_GROUP)
     acc = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
-    for group in range(WHOLE):
-        acc = multiply_pages(S, ring, step, use + group * GROUP, group * GROUP, acc, GROUP)
-    acc = multiply_pages(S, ring, step, use + WHOLE * GROUP, WHOLE * GROUP, acc, PAGES % GROUP)
+    for group in range(PAGES // GROUP):
+        for j in gl.static_range(GROUP):
+            page = group * GROUP + j
+            acc = multiply_page(S, ring, step, use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
     return gl.sum(acc, axis=0)
 
 
 @gluon.jit
-def stage_part(memory, step, staging, begin, source, column, values, COUNT: gl.constexpr):
-    """Stage a part of a vector as soon as it is there, bf16 [SIZE]; returns what has come of the next part."""
-    waiting = look_again(memory, step, begin, vacant(values))
-    while waiting != 0:
-        values = look(source + column, column < COUNT)
-        waiting = look_again(memory, step, begin, vacant(values))
-    staging.store(values.to(gl.bfloat16))
-    barrier()
-    column += column.shape[0]
-    return look(source + column, column < COUNT)
-
-
-@gluon.jit
 def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, COUNT: gl.constexpr, PAGES: gl.constexpr):
-    """Round an fp32 vector [COUNT] to bf16 and stage it, padded with zeros to whole groups of pages, as soon as it is there,
-    and multiply the step's first row block by it; returns what `row_block` does.
+    """Round an fp32 vector [COUNT] to bf16 and stage it, padded with zeros to PAGES pages, as soon as it is there, and
+    multiply the step's first row block by it; returns what `row_block` does.
 
     A part of the vector is on its way from L2 while the part before it is multiplied.
     """
-    GROUP: gl.constexpr = group_of(PAGES)
-    WHOLE: gl.constexpr = PAGES // GROUP
-    REST: gl.constexpr = PAGES % GROUP
+    GROUP: gl.constexpr = largest_divisor(PAGES, PAGE_GROUP)
     SIZE: gl.constexpr = GROUP * PAGE_COLUMNS
     column = gl.arange(0, SIZE, vector_layout())
-    staging = reinterpret(ring.staging, gl.bfloat16, [(PAGES + GROUP - 1) // GROUP, SIZE], FLAT)
+    staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], FLAT)
     acc = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
     values = look(source + column, column < COUNT)
     begin = cycles()
-    for part in range(WHOLE):
-        values = stage_part(memory, step, staging.index(part), begin, source, column, values, COUNT)
-        column += SIZE
+    for part in range(PAGES // GROUP):
+        waiting = look_again(memory, step, begin, vacant(values))
+        while waiting != 0:
+            values = look(source + column, column < COUNT)
+            waiting = look_again(memory, step, begin, vacant(values))
+        staging.index(part).store(values.to(gl.bfloat16))
+        barrier()
         if S.trace:
             if part == 0:
                 stamp(S, step.trace, STAGED)
-        acc = multiply_pages(S, ring, step, step.use + part * GROUP, part * GROUP, acc, GROUP)
-    if REST > 0:
-        stage_part(memory, step, staging.index(WHOLE), begin, source, column, values, COUNT)
-        if S.trace:
-            if WHOLE == 0:
-                stamp(S, step.trace, STAGED)
-        acc = multiply_pages(S, ring, step, step.use + WHOLE * GROUP, WHOLE * GROUP, acc, REST)
+        column += SIZE
+        values = look(source + column, column < COUNT)
+        for j in gl.static_range(GROUP):
+            page = part * GROUP + j
+            acc = multiply_page(S, ring, step, step.use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
     return gl.sum(acc, axis=0)
 

@@ -33,14 +33,12 @@ def projection(
         rows = (block + i) * ROWS + row
         inside = rows < S.hidden
         before = look(residual + rows, inside)
-        if matrix.bias.first >= 0:
-            added = gl.load(bias + rows, mask=inside, other=0.0)
         if i == 0:
             y = stage_and_multiply(S, memory, ring, step, source, matrix.columns, matrix.pages)
         else:
             y = row_block(S, ring, step, step.use + i * matrix.pages, matrix.pages)
         if matrix.bias.first >= 0:
-            y += added
+            y += gl.load(bias + rows, mask=inside, other=0.0)
         if S.residual_multiplier != 1.0:
             y *= S.residual_multiplier
         y += complete(memory, step, before, residual + rows, inside)
