@@ -122,9 +122,11 @@ def layer_findings(shape: Shape) -> Iterator[Finding]:
         kept = {(m.blocks, m.pages_per_block, m.bias_offset >= 0, m.head_norm_offset >= 0) for m in matrices}
         if len(kept) > 1:
             yield Finding("limits", f"the matrices {kind} of the layers differ in size, bias or norm; the kernel knows one")
-    widths = {tape.matrix(kind).pages_per_block * tape.matrix(kind).format.columns for kind in ("qkv", "gate_up")}
-    if len(widths) > 1:
-        yield Finding("limits", f"rows of the hidden state take {sorted(widths)} columns; the kernel knows one number")
+    for kind in ("qkv", "gate_up", "head", "embedding"):
+        found = tape.matrix(kind)
+        needed = -(-shape.config.hidden_size // found.format.columns)
+        if found.pages_per_block != needed:
+            yield Finding("limits", f"rows of {kind} take {found.pages_per_block} pages; the hidden state needs {needed}")
     norms = {step for norm in tape.layer.norms for step in steps([tape.norm_offset(norm.kind, i) for i in layers])}
     offsets = [[tape.matrix(kind, i).bias_offset for i in layers] for kind in tape.kinds]
     offsets += [[tape.matrix(kind, i).head_norm_offset for i in layers] for kind in tape.kinds]
