@@ -24,7 +24,7 @@ from models.process import INTERRUPTED, begin, open_streams, silence, working
 
 USER_ERROR, BROKEN_PIPE = 2, 141  # the latter as a shell reports SIGPIPE
 LONGEST_COMPLAINT = 500  # characters about arguments, which may be of any length
-WEIGHTS = ("bf16", "fp8")  # formats that weights may be kept in (`models.formats`)
+WEIGHTS = ("bf16", "fp8", "int4")  # formats that weights may be kept in (`models.formats`)
 CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)))
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 

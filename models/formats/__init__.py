@@ -7,11 +7,12 @@ from typing import NamedTuple
 from models.errors import UserError
 from models.formats.base import Packed, WeightFormat
 from models.formats.fp8 import FP8
+from models.formats.int4 import INT4
 from models.formats.plain import BF16, FP32
 
 __all__ = ["FORMATS", "PLAIN", "Formats", "Packed", "WeightFormat", "NAMES", "check_formats", "chosen_formats", "format_of"]
 
-FORMATS: dict[str, WeightFormat] = {format.name: format for format in (BF16, FP32, FP8)}
+FORMATS: dict[str, WeightFormat] = {format.name: format for format in (BF16, FP32, FP8, INT4)}
 PLAIN_NAME = "plain"
 _PLAIN = {2: BF16, 4: FP32}
 

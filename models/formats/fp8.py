@@ -17,7 +17,7 @@ from models.formats.base import PAGE_ROWS, Codes, Packed
 LARGEST = 448.0
 # What a row's largest weight may become of `LARGEST`, all tried: a scale within one octave moves the steps of every weight, one
 # below 1 also clips the largest.
-SHARES = (1.0, 0.94, 0.88, 0.81, 0.75, 0.69, 0.63, 0.56)
+SHARES = (1.0, 0.84, 0.71, 0.59)
 NOT_A_NUMBER = 0x7F  # but for its sign
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.formats import fp8, plain
+from megakernel.device.formats import fp8, int4, plain
 from models.formats import WeightFormat
 
 FUNCTIONS = ("activation", "take", "product", "copy_beside")
 TOGETHER = 2048  # columns whose pages are unrolled together
-MODULES: dict[str, ModuleType] = {"bf16": plain, "fp8": fp8}
+MODULES: dict[str, ModuleType] = {"bf16": plain, "fp8": fp8, "int4": int4}
 
 
 class Twin:
