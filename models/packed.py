@@ -5,17 +5,17 @@ Knows nothing of devices, and nothing of where the tensors come from beyond that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from models.config import ModelConfig
 from models.errors import UserError
 from models.formats import PLAIN, Formats
-from models.packing import check_finite, clear_padding_rows, pack_bias, pack_head_norm, pack_weight
+from models.packing import check_finite, clear_padding_rows, pack_bias, pack_head_norm, pack_weight, unpack
 from models.rope import rope_table
 from models.tape import Matrix, TapeLayout
-from models.weights import WeightSource, checked_tensors
+from models.weights import HEAD, WeightSource, checked_tensors
 
 PACKED_DTYPES = (torch.bfloat16, torch.float32)
 
@@ -39,6 +39,14 @@ class PackedModel:
     def capacity(self) -> int:
         """Positions that the RoPE table covers, the longest context in tokens."""
         return self.rope.shape[0]
+
+
+def numbers(model: PackedModel) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """What a packed model computes with: a configuration, and every tensor by name, quantised ones widened to fp32. A tied head
+    that is quantised is a tensor of its own, and the configuration one of an untied head."""
+    tensors = unpack(model.tape, model.weights, model.constants)
+    tied = model.config.tied_embeddings and HEAD not in tensors
+    return replace(model.config, tied_embeddings=tied), tensors
 
 
 def pack(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from models.errors import UserError
+from models.families.base import HEAD
 from models.formats import Packed
 from models.formats.base import Codes, page_pieces, page_rows
 from models.tape import BLOCK_ROWS, HALF_BLOCK, TILE_BYTES, TILES_PER_PAGE, Matrix, TapeLayout, paired_head_rows
@@ -110,7 +111,7 @@ def pack_head_norm(layout: TapeLayout, matrix: Matrix, source: str, tensor: torc
 
 def unpack(layout: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -> dict[str, torch.Tensor]:
     """The inverse of packing: every tensor by its Hugging Face name, plain matrices in the dtype of `weights`, the rest in fp32.
-    The embedding is plain where it is on the tape twice."""
+    A tied head that is quantised comes under the name that an untied one has."""
     tensors: dict[str, torch.Tensor] = {}
     for matrix in layout.matrices:
         region = None if isinstance(matrix.format, Packed) else _region(layout, matrix, weights)
@@ -118,7 +119,8 @@ def unpack(layout: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -
         for source in matrix.sources:
             rows = torch.from_numpy(_packed_rows(matrix, source))
             if region is None:
-                tensors[source] = quantised_rows(matrix, weights, constants)[rows][:, columns]
+                name = f"{HEAD}.weight" if matrix.kind == "head" else source
+                tensors[name] = quantised_rows(matrix, weights, constants)[rows][:, columns]
             else:
                 tensors[source] = region[rows // BLOCK_ROWS, :, rows % BLOCK_ROWS].flatten(1)[:, columns]
         for source in matrix.bias_sources:
