@@ -14,6 +14,7 @@ from models.errors import UserError
 from models.families.base import HEAD
 from models.formats import Packed
 from models.formats.base import Codes, page_pieces, page_rows
+from models.quantised import Quantised, pages_of
 from models.tape import BLOCK_ROWS, HALF_BLOCK, TILE_BYTES, TILES_PER_PAGE, Matrix, TapeLayout, paired_head_rows
 
 _LINE = np.dtype((np.void, TILE_BYTES))  # one row of one tile, moved as a whole
@@ -22,10 +23,15 @@ CHUNK_ELEMENTS = 2**22  # what is converted or padded at a time, so that packing
 
 
 def pack_weight(
-    layout: TapeLayout, matrix: Matrix, source: str, tensor: torch.Tensor, weights: torch.Tensor, constants: torch.Tensor
+    layout: TapeLayout,
+    matrix: Matrix,
+    source: str,
+    tensor: torch.Tensor | Quantised,
+    weights: torch.Tensor,
+    constants: torch.Tensor,
 ) -> None:
-    """Write one source [rows, K] of a matrix into `weights` [pages, page elements], rounding to its dtype or quantising it;
-    what lies beside quantised pages goes into the constants.
+    """Write one source [rows, K] of a matrix into `weights` [pages, page elements], rounding to its dtype or quantising it,
+    unless it comes in the format that it is to be kept in; what lies beside quantised pages goes into the constants.
 
     fp32 and fp16 are rounded to nearest even when the tape is bf16; bf16 and fp16 are exact in fp32. Columns of padding
     are written as zeros; rows of padding belong to no source (`clear_padding_rows`). Raises `UserError` for a value
@@ -34,10 +40,14 @@ def pack_weight(
     packed_rows = _packed_rows(matrix, source)
     step = max(1, CHUNK_ELEMENTS // (matrix.pages_per_block * matrix.format.columns))
     if isinstance(matrix.format, Packed):
+        as_it_is = isinstance(tensor, Quantised) and tensor.format is matrix.format and matrix.column_map is None
         for start in range(0, len(packed_rows), step):
-            rows = tensor[start : start + step].float()
-            check_finite(source, tensor, rows, start)
-            codes = matrix.format.quantise(_pad_columns(matrix, rows))
+            if as_it_is:
+                codes = pages_of(matrix.format, tensor.part(slice(start, start + step)))
+            else:
+                rows = tensor[start : start + step].float()
+                check_finite(source, tensor, rows, start)
+                codes = matrix.format.quantise(_pad_columns(matrix, rows))
             place_codes(matrix, packed_rows[start : start + step], codes, weights, constants)
         return
     lines = _lines(_region(layout, matrix, weights))
@@ -62,13 +72,13 @@ def place_codes(
     _beside(matrix, constants).view(torch.int32)[block, :, :, rows % BLOCK_ROWS] = beside
 
 
-def check_finite(name: str, tensor: torch.Tensor, stored: torch.Tensor, first_row: int = 0) -> None:
+def check_finite(name: str, tensor: torch.Tensor | Quantised, stored: torch.Tensor, first_row: int = 0) -> None:
     """Raise `UserError` where `stored`, rows of `tensor` from `first_row` on as they are to be kept, is not finite."""
     if _all_finite(stored):
         return
     row, *column = (int(index) for index in (~stored.isfinite()).nonzero()[0])
     place = [first_row + row, *column]
-    value = float(tensor[tuple(place)])
+    value = float(tensor[slice(place[0], place[0] + 1)][(0, *column)])
     if math.isfinite(value):
         kind = str(stored.dtype).removeprefix("torch.")
         raise UserError(f"tensor {name} holds {value:g} at {place}, too large for {kind}: use a model with smaller weights")
