@@ -62,7 +62,7 @@ class Options:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = SamplingParams().seed
-    weights: str = "bf16"
+    weights: str | None = None
     head: str | None = None
     backend: str = "auto"
     sms: int | None = None
@@ -165,7 +165,7 @@ def parse(argv: list[str] | None) -> Options:
     add("--top-k", type=int, metavar="K", help="draw among the K likeliest; 0 is off (likewise)")
     add("--top-p", type=float, metavar="P", help="draw among the likeliest that sum to P (likewise)")
     add("--seed", type=int, metavar="N", help=f"of the draws (default: {options.seed})")
-    add("--weights", choices=WEIGHTS, help=f"what weights are kept as (default: {options.weights})")
+    add("--weights", choices=WEIGHTS, help="what weights are kept as (default: as they are stored)")
     add("--head", choices=WEIGHTS, help="what the LM head is kept as (default: as the other weights)")
     add("--backend", choices=BACKENDS, help="auto, the default, takes the kernel (gpu) where it runs, else torch")
     add("--sms", type=int, metavar="N", help="SMs to use or, with vm, to imitate")

@@ -110,7 +110,7 @@ def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
     checkpoint = open_checkpoint(options.model)
     contexts = fitting_contexts(options.contexts, options.tokens, checkpoint.config.max_position)
     capacity = max(max(contexts) + options.tokens + 1, PROMPT + 2)
-    formats = chosen_formats(options.weights, options.head)
+    formats = chosen_formats(options.weights, options.head, checkpoint.formats)
     return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity, formats), contexts
 
 

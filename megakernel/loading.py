@@ -50,7 +50,7 @@ def load_engine(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     stage: Stage | None = None,
-    weights: str = "bf16",
+    weights: str | None = None,
     head: str | None = None,
 ) -> Engine:
     """An engine for a checkpoint directory, a hub id or "random:<preset>".
@@ -63,7 +63,8 @@ def load_engine(
     policy: how instructions are placed on SMs, a name in `scheduler.place`.
     progress: called with weights packed so far and weights in all.
     checkpoint: the model, where it has been opened already.
-    weights, head: what matrices are kept as, names in `models.formats.NAMES`; head None: as the other weights.
+    weights, head: what matrices are kept as, names in `models.formats.NAMES`; weights None: as the checkpoint has them; head
+        None: as the other weights, where those are named.
     stage: called with what is done once the weights are packed, where that takes long.
 
     The engine is ready when this returns: nothing is left to be compiled.
@@ -76,7 +77,7 @@ def load_engine(
     if checkpoint is None:
         checkpoint = open_checkpoint(model)
     capacity = cache_capacity(checkpoint.config, capacity)
-    formats = chosen_formats(weights, head)
+    formats = chosen_formats(weights, head, checkpoint.formats)
     check_formats(formats, DTYPES[dtype].itemsize)
     request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress, stage, formats)
     return {"gpu": load_gpu, "torch": load_torch, "vm": load_vm}[chosen](request)

@@ -38,10 +38,12 @@ def format_of(name: str, itemsize: int) -> WeightFormat:
 NAMES = ("bf16", *(name for name, format in FORMATS.items() if not format.plain))  # as options have them
 
 
-def chosen_formats(weights: str, head: str | None = None) -> Formats:
-    """The formats that options name: of a layer's matrices and, where it is told apart, of the head."""
-    body, top = (PLAIN_NAME if name == BF16.name else name for name in (weights, weights if head is None else head))
-    formats = Formats(body, top)
+def chosen_formats(weights: str | None, head: str | None = None, stored: Formats = PLAIN) -> Formats:
+    """The formats that options name: of a layer's matrices and, where it is told apart, of the head; where neither is named
+    those that are stored."""
+    body = stored.body if weights is None else weights
+    top = head or (stored.head if weights is None else weights)
+    formats = Formats(*(PLAIN_NAME if name == BF16.name else name for name in (body, top)))
     check_formats(formats, 2)
     return formats
 
