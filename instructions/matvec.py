@@ -70,7 +70,6 @@ class RowBlocks(Instruction):
         bias = machine.constants(matrix.bias_offset + self.block * BLOCK_ROWS, self.blocks * BLOCK_ROWS)
         return y + bias.view(self.blocks, BLOCK_ROWS)
 
-
     def widening(self, machine: Machine) -> Widening | None:
         """How its pages become numbers, where they are quantised."""
         matrix = self.matrix(machine.shape)

@@ -21,9 +21,9 @@ from models.config import ModelConfig
 from models.errors import UserError
 from models.families import family_of
 from models.files import read_json_object
+from models.formats import PLAIN, Formats
 from models.hf_config import read_config
 from models.locate import INDEX_FILE, SAFETENSORS, SINGLE_FILE, is_gguf, locate
-from models.formats import PLAIN, Formats
 from models.quantization import Part, Scheme, scheme_of
 from models.quantization.source import Contents, QuantisedSource, StoredMatrix, contents, formats_of
 from models.random_weights import PREFIX as RANDOM_PREFIX
@@ -220,9 +220,7 @@ def _check_index(index: Path, weight_map: dict[str, str], headers: Headers) -> N
             )
 
 
-def _check_tensors(
-    config: ModelConfig, listing: Path, headers: Headers, owners: dict[str, Path], found: Contents
-) -> None:
+def _check_tensors(config: ModelConfig, listing: Path, headers: Headers, owners: dict[str, Path], found: Contents) -> None:
     """Nothing missing, nothing left over, every shape and type as the configuration has it."""
     for name in found.needed:
         if name not in owners:

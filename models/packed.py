@@ -59,8 +59,8 @@ def pack(
     """Pack a model for contexts of up to `capacity` tokens (the model's own limit when None), tensor by tensor.
 
     Holds the packed model and one source tensor at a time. Weights wider than `dtype` are rounded to nearest even (fp16
-    to bf16 loses 3 bits of mantissa), or quantised as `formats` has it. Raises `UserError` for a dtype or capacity that cannot be, for a tensor missing,
-    left over or misshapen, and for a value that is not finite as packed.
+    to bf16 loses 3 bits of mantissa), or quantised as `formats` has it. Raises `UserError` for a dtype or capacity that
+    cannot be, for a tensor missing, left over or misshapen, and for a value that is not finite as packed.
     """
     if dtype not in PACKED_DTYPES:
         raise UserError(f"weights cannot be packed as {dtype}: choose bfloat16 or float32")

@@ -13,7 +13,7 @@ import torch
 from models.errors import UserError
 from models.families.base import HEAD
 from models.formats import Packed
-from models.formats.base import Codes, page_pieces, page_rows
+from models.formats.base import Codes, page_pieces
 from models.quantised import Quantised, pages_of
 from models.tape import BLOCK_ROWS, HALF_BLOCK, TILE_BYTES, TILES_PER_PAGE, Matrix, TapeLayout, paired_head_rows
 
@@ -40,14 +40,8 @@ def pack_weight(
     packed_rows = _packed_rows(matrix, source)
     step = max(1, CHUNK_ELEMENTS // (matrix.pages_per_block * matrix.format.columns))
     if isinstance(matrix.format, Packed):
-        as_it_is = isinstance(tensor, Quantised) and tensor.format is matrix.format and matrix.column_map is None
         for start in range(0, len(packed_rows), step):
-            if as_it_is:
-                codes = pages_of(matrix.format, tensor.part(slice(start, start + step)))
-            else:
-                rows = tensor[start : start + step].float()
-                check_finite(source, tensor, rows, start)
-                codes = matrix.format.quantise(_pad_columns(matrix, rows))
+            codes = _codes(matrix, matrix.format, source, tensor, slice(start, start + step))
             place_codes(matrix, packed_rows[start : start + step], codes, weights, constants)
         return
     lines = _lines(_region(layout, matrix, weights))
@@ -59,9 +53,18 @@ def pack_weight(
         lines[target // BLOCK_ROWS, target % BLOCK_ROWS] = _bytes(chunk).view(_LINE)
 
 
-def place_codes(
-    matrix: Matrix, packed_rows: np.ndarray, codes: Codes, weights: torch.Tensor, constants: torch.Tensor
-) -> None:
+def _codes(matrix: Matrix, format: Packed, source: str, tensor: torch.Tensor | Quantised, rows: slice) -> Codes:
+    """The codes of some rows, as they come or the nearest to the numbers that come."""
+    if isinstance(tensor, Quantised) and tensor.format is format:
+        if matrix.column_map is not None:
+            raise UserError(f"tensor {source}: quantised columns of heads that are padded cannot be taken, say --weights bf16")
+        return pages_of(format, tensor.part(rows))
+    numbers = tensor[rows].float()
+    check_finite(source, tensor, numbers, rows.start)
+    return format.quantise(_pad_columns(matrix, numbers))
+
+
+def place_codes(matrix: Matrix, packed_rows: np.ndarray, codes: Codes, weights: torch.Tensor, constants: torch.Tensor) -> None:
     """Write the codes of some rows of a quantised matrix, at these packed rows."""
     assert isinstance(matrix.format, Packed)
     count, rows = matrix.pages_per_block, torch.from_numpy(packed_rows)
@@ -120,7 +123,7 @@ def pack_head_norm(layout: TapeLayout, matrix: Matrix, source: str, tensor: torc
 
 
 def unpack(layout: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The inverse of packing: every tensor by its Hugging Face name, plain matrices in the dtype of `weights`, the rest in fp32.
+    """The inverse of packing: every tensor by its Hugging Face name, plain matrices in the dtype of `weights`, others in fp32.
     A tied head that is quantised comes under the name that an untied one has."""
     tensors: dict[str, torch.Tensor] = {}
     for matrix in layout.matrices:
@@ -156,7 +159,7 @@ def _pages(matrix: Matrix, weights: torch.Tensor) -> torch.Tensor:
 
 
 def _beside(matrix: Matrix, constants: torch.Tensor) -> torch.Tensor:
-    """What lies beside the pages of one quantised matrix as a view [blocks, pages, words of a row, 16 rows]."""
+    """What lies beside the pages of a quantised matrix as a view [blocks, pages, words of a row, 16 rows]."""
     count = matrix.pages * matrix.format.scale_words
     words = constants[matrix.scale_offset : matrix.scale_offset + count]
     return words.view(matrix.blocks, matrix.pages_per_block, -1, BLOCK_ROWS)

@@ -44,7 +44,7 @@ def staging_bytes(shape: Shape) -> int:
 
 
 def beside_bytes(shape: Shape) -> int:
-    """Shared memory beside each page of the ring, for the scales of quantised weights: whole 128-byte lines, as TMA wants them."""
+    """Shared memory beside each page of the ring, for the scales of quantised weights: whole 128-byte lines, for TMA."""
     most = max(shape.matrix(kind).format.scale_words for kind in ("qkv", "head"))
     return ceil_div(4 * most, TILE_BYTES) * TILE_BYTES
 

@@ -157,7 +157,21 @@ def loader(
             first = token * (stop - start)
             here = position + token
             load = stream_token(
-                S, memory, tape, beside, head_beside, cache, ring, load, start, stop, first, first_use, here, epoch + token, trace
+                S,
+                memory,
+                tape,
+                beside,
+                head_beside,
+                cache,
+                ring,
+                load,
+                start,
+                stop,
+                first,
+                first_use,
+                here,
+                epoch + token,
+                trace,
             )
             token += 1
         else:

@@ -107,8 +107,8 @@ def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
 
 @gluon.jit
 def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.constexpr):
-    """Round an fp32 vector as long as the matrix's rows to bf16 and stage it, padded with zeros to whole pages, as soon as it is there, and
-    multiply the step's first row block by it; returns what `row_block` does.
+    """Round an fp32 vector as long as the matrix's rows to bf16 and stage it, padded with zeros to whole pages, as soon as it
+    is there, and multiply the step's first row block by it; returns what `row_block` does.
 
     A part of the vector is on its way from L2 while the part before it is multiplied.
     """

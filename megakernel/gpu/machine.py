@@ -216,5 +216,9 @@ class GpuProgram:
 def check_fit(program: Program, state: GpuState) -> None:
     """Refuse a program that was not made for a state's model and cache, with a ValueError."""
     shape, pages = program.shape, len(state.cache)
-    if (shape.config, shape.formats) != (state.config, state.formats) or shape.page_elements != state.weights.shape[1] or shape.cache_pages != pages:
+    if (
+        (shape.config, shape.formats) != (state.config, state.formats)
+        or shape.page_elements != state.weights.shape[1]
+        or shape.cache_pages != pages
+    ):
         raise ValueError("the program was made for another model, weight type or KV cache than the state's")

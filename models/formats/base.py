@@ -87,8 +87,8 @@ class Packed(WeightFormat):
 
 
 def page_pieces(pages: torch.Tensor) -> torch.Tensor:
-    """Pages [blocks, pages, bytes of any type] as a view [blocks, 2, 8, pages * 32, 4] of int64 pieces of two words: half block,
-    row, chunk along K, lane."""
+    """Pages [blocks, pages, bytes of any type] as a view [blocks, 2, 8, pages * 32, 4] of int64 pieces of two words: half
+    block, row, chunk along K, lane."""
     blocks, count = pages.shape[:2]
     return pages.view(torch.int64).view(blocks, count * 32, 8, 4, 2).permute(0, 4, 2, 1, 3)
 

@@ -3,10 +3,10 @@
 Groups of 128, because that is what most checkpoints in 4 bits have, so that they are taken as they are, and because a tile of
 the matrix instruction's accumulators is then a group: its sum is scaled once, in fp32.  Groups of 64 would read 6 % more.
 
-A word holds eight consecutive weights k0 to k7 of a row, the even ones in its low half and the odd ones in its high half, four
-bits each, all of it turned left by 3.  So each pair stands where bf16 has the upper bits of its mantissa, after a shift alone:
-0x4180 and a code there is 16 + code.  Beside a page lies a word for each of its 16 groups and 16 rows: the scale in fp32, in the
-last four bits of its mantissa the zero point.
+A word holds eight consecutive weights k0 to k7 of a row, the even ones in its low half and the odd ones in its high half, in
+four bits each, all of it turned left by 3.  So each pair stands where bf16 has the upper bits of its mantissa, after a shift
+alone: 0x4180 and a code there is 16 + code.  Beside a page lies a word for each of its 16 groups and 16 rows: the scale in
+fp32, in the last four bits of its mantissa the zero point.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Int4(Packed):
 
     def quantise(self, rows: torch.Tensor) -> Codes:
         groups = rows.view(len(rows), -1, self.group)
-        low, high = (edge.clamp(max=0) if sign < 0 else edge.clamp(min=0) for sign, edge in zip((-1, 1), groups.aminmax(dim=2)))
+        low, high = groups.aminmax(dim=2)
+        low, high = low.clamp(max=0), high.clamp(min=0)  # 0 has a code
         best: tuple[torch.Tensor, ...] = ()
         for share in SHARES:
             scale = shortened(torch.where(high > low, (high - low) * (share / ZERO_BITS), 1.0))

@@ -27,7 +27,7 @@ def scheme_of(values: Mapping[str, Any]) -> Scheme | None:
     method = found[0].get("quant_method")
     if not isinstance(method, str) or method not in METHODS:
         raise UserError(
-            f"quantization_config: method {quoted(method)} is not supported: use a checkpoint that is not quantised, or by one of "
-            f"{', '.join(METHODS)}"
+            f"quantization_config: method {quoted(method)} is not supported: use a checkpoint that is not quantised, "
+            f"or by one of {', '.join(METHODS)}"
         )
     return METHODS[method](found[0])

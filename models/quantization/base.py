@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -104,5 +103,3 @@ def int4_of_groups(method: str, group: Any, columns_too: bool = False) -> Packed
 def spread(scales: torch.Tensor, groups: int) -> torch.Tensor:
     """Scales [rows, 1 or groups] in fp32 for each group."""
     return scales.float().expand(-1, groups).contiguous()
-
-

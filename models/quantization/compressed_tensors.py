@@ -101,7 +101,11 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme:
         require(METHOD, weights, {"strategy": ("tensor", "channel"), "symmetric": (True, None)})
         return FloatQuantized(METHOD, FP8)
     if kind == ("pack-quantized", "int", 4):
-        require(METHOD, weights, {"strategy": ("group", "channel"), "symmetric": (True, False), "actorder": (None, "weight", "static")})
+        require(
+            METHOD,
+            weights,
+            {"strategy": ("group", "channel"), "symmetric": (True, False), "actorder": (None, "weight", "static")},
+        )
         grouped = weights["strategy"] == "group"
         format = int4_of_groups(METHOD, weights.get("group_size") if grouped else None, columns_too=not grouped)
         return PackQuantized(METHOD, format, weights["symmetric"], grouped)

@@ -1,5 +1,5 @@
-"""Checkpoints of GPTQ (Frantar et al., arXiv:2210.17323) as AutoGPTQ and GPTQModel pack them: four bits in groups along K; words
-hold eight columns, those of zero points eight output rows.
+"""Checkpoints of GPTQ (Frantar et al., arXiv:2210.17323) as AutoGPTQ and GPTQModel pack them: four bits in groups along K;
+words hold eight columns, those of zero points eight output rows.
 
 The first version of the layout keeps zero points less 1, the second ("gptq_v2") as they are.
 """

@@ -1,17 +1,15 @@
-"""The tensors of a quantised checkpoint: which of its matrices are quantised, what else must be there, and all of it in turn."""
+"""The tensors of a quantised checkpoint: which of its matrices are quantised, what else must be there, all of it in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from models.errors import UserError
 from models.formats import PLAIN_NAME, Formats
 from models.quantization.base import SCALES, Part, Scheme
-from models.quantised import Quantised
 from models.safetensors_file import open_file, read_tensor
 from models.weights import EMBEDDING, HEAD, WeightSource
 
@@ -83,7 +81,7 @@ class QuantisedSource:
     scheme: Scheme
     matrices: tuple[StoredMatrix, ...]
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor | Quantised]]:
+    def tensors(self) -> Iterator[tuple[str, Any]]:
         """See `WeightSource`; raises `UserError` for values that stand for no numbers."""
         yield from self.plain.tensors()
         for matrix in self.matrices:

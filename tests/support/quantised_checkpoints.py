@@ -137,8 +137,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], Writer]] = {
 
 
 def write_checkpoint(directory: Path, kind: str, head: bool = False) -> dict[str, torch.Tensor]:
-    """A checkpoint of CONFIG, its layers' matrices quantised, with `head` that too; returns every tensor's numbers, in fp32 where
-    it is quantised."""
+    """A checkpoint of CONFIG, its layers' matrices quantised, with `head` that too; returns every tensor's numbers, in
+    fp32 where it is quantised."""
     _, quantization, write = KINDS[kind]
     tensors, meant = {}, {}
     for name, tensor in random_tensors(CONFIG, seed=7).items():

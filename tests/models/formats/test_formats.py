@@ -118,7 +118,12 @@ def test_a_lane_s_sixteen_bytes(format: Packed) -> None:
             first = chunk * 128 + lane * 4
             g, t = lane // 4, lane % 4
             k = chunk * 8 + t * 2
-            assert places[first : first + 4].tolist() == [g * 256 + k, g * 256 + k + 1, (g + 8) * 256 + k, (g + 8) * 256 + k + 1]
+            assert places[first : first + 4].tolist() == [
+                g * 256 + k,
+                g * 256 + k + 1,
+                (g + 8) * 256 + k,
+                (g + 8) * 256 + k + 1,
+            ]
 
 
 def test_every_number_of_e4m3() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -63,7 +65,9 @@ def test_nothing_is_left_unwritten(formats: Formats) -> None:
     assert torch.equal(weights.view(torch.int16), model.weights.view(torch.int16))
 
 
-@pytest.mark.parametrize(("name", "formats"), list(zip(MODELS, [FP8, INT4, MIXED, Formats("plain", "int4")], strict=True)), ids=str)
+@pytest.mark.parametrize(
+    ("name", "formats"), list(zip(MODELS, [FP8, INT4, MIXED, Formats("plain", "int4")], strict=True)), ids=str
+)
 def test_the_cpu_machine_computes_with_those_numbers(name: str, formats: Formats) -> None:
     """As near to fp32 as bf16 activations allow: the same model with the widened weights, and with its plain ones, show it."""
     model, _ = packed(name, formats)
@@ -97,10 +101,10 @@ def test_a_matrix_in_the_tape_s_own_format_is_not_quantised_again() -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     codes = format.quantise(whole_pages(format, tensors[name].float() * 3))
     codes.values[:, :4] = torch.tensor([0, 15, 7, 8], dtype=torch.uint8)
-    stored = Quantised(format, codes, tensors[name].shape[1])
-    model = pack(Weights(tensors | {name: stored}), config, torch.bfloat16, CAPACITY, INT4)  # type: ignore[dict-item]
+    stored: Any = Quantised(format, codes, tensors[name].shape[1])
+    model = pack(Weights(tensors | {name: stored}), config, torch.bfloat16, CAPACITY, INT4)
     assert torch.equal(numbers(model)[1][name], stored.to())
-    plain = pack(Weights(tensors | {name: stored}), config, torch.bfloat16, CAPACITY)  # type: ignore[dict-item]
+    plain = pack(Weights(tensors | {name: stored}), config, torch.bfloat16, CAPACITY)
     assert torch.equal(numbers(plain)[1][name], stored.to().bfloat16())
 
 

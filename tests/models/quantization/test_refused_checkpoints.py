@@ -1,5 +1,5 @@
-"""What a checkpoint quantises in a way that is not read, or holds of no use, is refused by name, with a mend, before weights are
-read; what only the values show, when they are."""
+"""What a checkpoint quantises in a way that is not read, or holds of no use, is refused by name, with a mend, before weights
+are read; what only the values show, when they are."""
 
 from __future__ import annotations
 
