@@ -54,8 +54,7 @@ def packing_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str,
     """Host memory that packing takes: the weights, and the largest tensor, which stands beside its packed copy."""
     tape = programs.shape(programs.capacity).tape
     return {
-        "weights": tape.pages * PAGE_BYTES,
-        "tables": 4 * tape.constant_count,
+        "weights": tape.bytes,
         "largest tensor": largest_tensor(checkpoint),
     }
 

@@ -72,6 +72,11 @@ class Matrix:
         return self.blocks * self.pages_per_block
 
     @property
+    def bytes(self) -> int:
+        """Bytes of the whole matrix, with what lies beside its pages."""
+        return self.pages * (PAGE_BYTES + 4 * self.format.scale_words)
+
+    @property
     def rows(self) -> int:
         """Packed rows, zero rows included."""
         return self.blocks * BLOCK_ROWS
@@ -145,8 +150,12 @@ class TapeLayout:
     @property
     def streamed_bytes(self) -> int:
         """Bytes of the weights that every decode step reads, with what lies beside them."""
-        streamed = (matrix for matrix in self.matrices if matrix.first_page < self.streamed_pages)
-        return sum(matrix.pages * (PAGE_BYTES + 4 * matrix.format.scale_words) for matrix in streamed)
+        return sum(matrix.bytes for matrix in self.matrices if matrix.first_page < self.streamed_pages)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all weights, with what lies beside them."""
+        return sum(matrix.bytes for matrix in self.matrices)
 
     def norm_before(self, kind: str) -> str:
         """The kind of the norm before the matrices of one kind: one of the layer's, or "final" before the head."""
