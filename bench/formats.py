@@ -72,7 +72,9 @@ def draw(reference: Reference, prompts: Sequence[list[int]], tokens: int) -> lis
 
 def judge(reference: Reference, drawn: Sequence[Drawn], names: tuple[str, str], streamed: int) -> FormatRecord:
     """The same positions by other weights."""
-    kl, rise, same = [], [], []
+    kl: list[float] = []
+    rise: list[float] = []
+    same: list[bool] = []
     for tokens, rows in drawn:
         targets = tokens[len(tokens) - len(rows) :]
         logits = reference.logits(tokens[:-1])[-len(rows) :].cpu().numpy()
@@ -110,8 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
             records.append(judge(reference, drawn, names, streamed))
         record = records[-1]
         print(
-            f"{record.weights:>5}, head {record.head:>5}: KL {record.kl:.2e} (most {record.most_kl:.2e}), NLL {record.nll_rise:+.4f} "
-            f"nats, same likeliest token {record.same_top:.1%}, {record.streamed_bytes / 1e6:.0f} MB a token",
+            f"{record.weights:>5}, head {record.head:>5}: KL {record.kl:.2e} (most {record.most_kl:.2e}), "
+            f"NLL {record.nll_rise:+.4f} nats, same likeliest token {record.same_top:.1%}, "
+            f"{record.streamed_bytes / 1e6:.0f} MB a token",
             flush=True,
         )
     print(json.dumps({"model": options.model, "tokens": options.tokens, "formats": [asdict(record) for record in records]}))

@@ -26,8 +26,8 @@ from models.checkpoint import open_checkpoint
 from models.command import Parser, add_formats, add_model, command, start, whole
 from models.config import SIZE_LIMIT
 from models.errors import UserError, writing
-from models.output import output_path, write_file
 from models.formats import chosen_formats
+from models.output import output_path, write_file
 from models.packed import PackedModel, pack
 from scheduler.options import DEFAULT_CAPACITY
 from scheduler.timeline import Trace, measured_trace

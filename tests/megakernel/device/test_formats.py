@@ -7,8 +7,7 @@ import importlib
 import pytest
 from triton.experimental.gluon.language import constexpr
 
-from megakernel.device.formats import FUNCTIONS, MODULES, twin_of
-from megakernel.device.formats import fp8, int4
+from megakernel.device.formats import FUNCTIONS, MODULES, fp8, int4, twin_of
 from megakernel.device.formats.layouts import WORDS, fragments
 from megakernel.options import Sizes
 from models.formats import FORMATS, Packed
