@@ -36,6 +36,11 @@ class Quantised:
         return len(self.codes.values), self.columns
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        return torch.float32
+
+    @property
     def nbytes(self) -> int:
         """Of the codes, as they are in memory."""
         return self.codes.values.nbytes + self.codes.scales.nbytes

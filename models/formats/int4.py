@@ -46,10 +46,9 @@ class Int4(Packed):
         return Codes(values, scale, zero.to(torch.uint8))
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
-        codes = values.view(len(values), -1, 8).to(torch.int32)
-        plain = torch.zeros_like(codes[..., 0])
-        for place in range(8):
-            plain |= codes[..., place] << 4 * (place // 2) + 16 * (place % 2)
+        pairs = values.view(len(values), -1, 4, 2).to(torch.int16)
+        halves = pairs[:, :, 0] | pairs[:, :, 1] << 4 | pairs[:, :, 2] << 8 | pairs[:, :, 3] << 12
+        plain = halves.view(torch.int32)[..., 0]  # the low half first
         return plain << 3 | plain >> 29 & 7
 
     def decode(self, words: torch.Tensor) -> torch.Tensor:

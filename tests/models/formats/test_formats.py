@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.command import WEIGHTS
 from models.errors import UserError
 from models.formats import FORMATS, NAMES, PLAIN, Formats, Packed, check_formats, chosen_formats
 from models.formats.base import PAGE_ROWS, Codes, page_pieces
@@ -25,7 +26,7 @@ def rows_of(format: Packed, count: int = 16, pages: int = 2) -> torch.Tensor:
 
 def test_the_registry() -> None:
     assert list(FORMATS) == ["bf16", "fp32", "fp8", "int4"]
-    assert NAMES == ("bf16", "fp8", "int4")
+    assert NAMES == WEIGHTS == ("bf16", "fp8", "int4")
     assert all(format.name == name for name, format in FORMATS.items())
     assert PAGE_ROWS == BLOCK_ROWS
 

@@ -14,7 +14,7 @@ from models.families.base import HEAD
 from models.formats import PLAIN, Formats
 from models.packed import numbers, pack
 from models.reference import Reference
-from models.weights import EMBEDDING
+from models.weights import EMBEDDING, Weights
 from tests.support.quantised_checkpoints import CONFIG, KINDS, write_checkpoint
 
 
@@ -38,6 +38,8 @@ def test_widened_where_it_is_asked_for(tmp_path: Path) -> None:
     _, found = numbers(pack(checkpoint.source, checkpoint.config, formats=PLAIN))
     for name, tensor in meant.items():
         assert torch.equal(found[name].bfloat16(), tensor.bfloat16()), name
+    collected = Weights.collect(checkpoint.source).by_name
+    assert all(torch.equal(collected[name], tensor) for name, tensor in meant.items())
 
 
 def test_a_quantised_head(tmp_path: Path) -> None:
