@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import models
 from megakernel.request import SamplingParams
-from models.command import INTERRUPTED, MODEL_HELP, Parser, command, note, start
+from models.command import INTERRUPTED, MODEL_HELP, WEIGHTS, Parser, command, note, start
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class Options:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = SamplingParams().seed
+    weights: str | None = None
+    head: str | None = None
     backend: str = "auto"
     sms: int | None = None
     context: int | None = None
@@ -163,6 +165,8 @@ def parse(argv: list[str] | None) -> Options:
     add("--top-k", type=int, metavar="K", help="draw among the K likeliest; 0 is off (likewise)")
     add("--top-p", type=float, metavar="P", help="draw among the likeliest that sum to P (likewise)")
     add("--seed", type=int, metavar="N", help=f"of the draws (default: {options.seed})")
+    add("--weights", metavar="F", choices=WEIGHTS, help=f"{', '.join(WEIGHTS)} (default: as they are stored)")
+    add("--head", metavar="F", choices=WEIGHTS, help="the LM head's (default: as the other weights)")
     add("--backend", choices=BACKENDS, help="auto, the default, takes the kernel (gpu) where it runs, else torch")
     add("--sms", type=int, metavar="N", help="SMs to use or, with vm, to imitate")
     add("--context", type=int, metavar="N", help="tokens that prompt and answer may have together")
@@ -284,6 +288,8 @@ def run(options: Request, load: LoadEngine | None, result: Result) -> None:
         engine = load(
             options.model,
             backend=options.backend,
+            weights=options.weights,
+            head=options.head,
             sms=options.sms,
             capacity=options.context,
             progress=loading,

@@ -30,9 +30,10 @@ from megakernel.geometry import COPIES
 from megakernel.gpu.backend import CHUNK
 from megakernel.loading import gpu_problem
 from models.checkpoint import open_checkpoint
-from models.command import Parser, add_model, command, start, whole
+from models.command import Parser, add_formats, add_model, command, start, whole
 from models.config import SIZE_LIMIT
 from models.errors import UserError, writing
+from models.formats import PLAIN_NAME, chosen_formats
 from models.output import output_path, write_file
 from models.packed import PackedModel, pack
 
@@ -62,6 +63,7 @@ def record_name(record: dict[str, Any]) -> str:
         record["benchmark"],
         (record["machine"]["gpu"] or "unknown").removeprefix("NVIDIA "),
         Path(record["model"].removeprefix("random:")).name,
+        *record.get("formats", ()),
         record["machine"]["time"][:10],
         record["machine"]["commit"] or "unknown",
     ]
@@ -88,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="python -m bench.decode", description="Milliseconds a token against the read floor.")
     add_model(parser, default="random:llama-3.2-1b")
+    add_formats(parser)
     parser.add_argument("--contexts", type=positions, help=f"separated by commas (default {','.join(map(str, CONTEXTS))})")
     parser.add_argument("--tokens", type=whole(1, SIZE_LIMIT), default=TOKENS, help="tokens of a run (default %(default)s)")
     parser.add_argument("--runs", type=whole(1, MOST_RUNS), default=RUNS, help="runs of each kind (default %(default)s)")
@@ -107,7 +110,8 @@ def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
     checkpoint = open_checkpoint(options.model)
     contexts = fitting_contexts(options.contexts, options.tokens, checkpoint.config.max_position)
     capacity = max(max(contexts) + options.tokens + 1, PROMPT + 2)
-    return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity), contexts
+    formats = chosen_formats(options.weights, options.head, checkpoint.formats)
+    return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity, formats), contexts
 
 
 def measure_rig(model: PackedModel, contexts: Sequence[int], options: argparse.Namespace, gpu: str | None) -> dict[str, Any]:
@@ -126,6 +130,8 @@ def measure_rig(model: PackedModel, contexts: Sequence[int], options: argparse.N
         "copies": COPIES,
         "tokens_a_launch": CHUNK,
         "capacity": model.capacity,
+        "weights": rig.programs.formats.body,
+        "head": rig.programs.formats.head,
     }
     return {"program": program, "contexts": [asdict(context) for context in measured], "endurance": endurance}
 
@@ -137,6 +143,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     record: dict[str, Any] = {
         "benchmark": "decode",
         "model": options.model,
+        "formats": [name for name in dict.fromkeys(model.tape.formats) if name != PLAIN_NAME],
         "command": ["python", "-m", "bench.decode", *sys.argv[1:]],
         "machine": machine,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},

@@ -66,7 +66,7 @@ def measure_context(rig: Rig, context: int, tokens: int, runs: int, gpu: str | N
     )
     used = [program for program, _, _ in rig.launches(context, tokens)]
     shape = used[0].program.shape
-    weights = shape.tape.streamed_pages * PAGE_BYTES
+    weights = shape.tape.streamed_bytes
     cached = kv_bytes(shape, context + tokens // 2)
     floor = measured_floor(rig, cached)
     total = weights + cached

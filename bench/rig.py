@@ -28,12 +28,17 @@ def device_sms() -> int:
     return int(torch.cuda.get_device_properties(0).multi_processor_count)
 
 
+def programs_of(model: PackedModel) -> BucketPrograms:
+    """The programs of a model on all SMs of the GPU."""
+    return BucketPrograms(model.config, device_sms(), model.capacity, ITEMSIZE, formats=model.tape.formats)
+
+
 class Rig:
     """One sequence; `start` begins it, `decode` goes on from any position whose predecessors are in the KV cache."""
 
     def __init__(self, model: PackedModel, programs: BucketPrograms | None = None, patience: int = PATIENCE) -> None:
         self.patience = patience
-        self.programs = BucketPrograms(model.config, device_sms(), model.capacity, ITEMSIZE) if programs is None else programs
+        self.programs = programs_of(model) if programs is None else programs
         shape = self.programs.shape(model.capacity)
         self.state = GpuState(model, shape.cache_pages, torch.device("cuda", 0))
         self.page_positions = shape.page_positions
@@ -128,7 +133,7 @@ class Rig:
 
 def engine_of(model: PackedModel) -> Engine:
     """The product's engine on the current GPU."""
-    programs = BucketPrograms(model.config, device_sms(), model.capacity, ITEMSIZE)
-    prefill = Prefill if Plan(model.config, programs.sms, model.capacity).possible else None
+    programs = programs_of(model)
+    prefill = Prefill if Plan(model.config, programs.sms, model.capacity, model.tape.formats).possible else None
     device = torch.device("cuda", torch.cuda.current_device())
     return Engine(GpuBackend(model, programs, device, prefill), chunk=CHUNK)

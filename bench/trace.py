@@ -23,9 +23,10 @@ from bench.rig import Rig
 from megakernel.gpu.machine import GpuProgram
 from megakernel.loading import gpu_problem
 from models.checkpoint import open_checkpoint
-from models.command import Parser, add_model, command, start, whole
+from models.command import Parser, add_formats, add_model, command, start, whole
 from models.config import SIZE_LIMIT
 from models.errors import UserError, writing
+from models.formats import chosen_formats
 from models.output import output_path, write_file
 from models.packed import PackedModel, pack
 from scheduler.options import DEFAULT_CAPACITY
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="python -m bench.trace", description="Trace decode steps on the GPU.")
     add_model(parser, default="random:llama-3.2-1b")
+    add_formats(parser)
     parser.add_argument("--position", type=whole(0, SIZE_LIMIT), default=96, help="of the first token (default %(default)s)")
     parser.add_argument("--tokens", type=whole(1, SIZE_LIMIT), default=8, help="tokens of a launch (default %(default)s)")
     parser.add_argument("--runs", type=whole(1, MOST_RUNS), default=9, help="launches of each kind (default %(default)s)")
@@ -55,7 +57,9 @@ def load(options: argparse.Namespace) -> PackedModel:
     most, needed = checkpoint.config.max_position, options.position + options.tokens + 1
     if needed > most:
         raise UserError(f"position {needed - 1} is beyond the model's {most}: use a lower --position")
-    return pack(checkpoint.source, checkpoint.config, torch.bfloat16, max(needed, min(DEFAULT_CAPACITY, most)))
+    formats = chosen_formats(options.weights, options.head, checkpoint.formats)
+    capacity = max(needed, min(DEFAULT_CAPACITY, most))
+    return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity, formats)
 
 
 def alternate(runs: int, first: Callable[[], float], second: Callable[[], float]) -> tuple[Spread, Spread]:

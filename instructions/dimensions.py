@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from models.config import ModelConfig
+from models.formats import PLAIN, Formats
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE, Matrix, TapeLayout
 
 HELD_PAGES = 4  # most pages an instruction holds at once, so the shallowest ring that can run any program
@@ -30,7 +31,8 @@ def next_power_of_two(n: int) -> int:
 class Dimensions:
     """Sizes of one decode program.
 
-    `itemsize` is the weight type's size in bytes (2: bf16, 4: fp32); `capacity` the positions of the KV cache;
+    `itemsize` is the size in bytes of what the matrices multiply, of the KV cache and of plain weights (2: bf16, 4: fp32),
+    `formats` what the matrices are kept as; `capacity` the positions of the KV cache;
     `bucket` the most past positions a token may have under this program; `slices` the parts attention splits them into.
     `tail`: the program is the last layer and the head alone, from a hidden state that prefill left; else all of the token.
     """
@@ -41,6 +43,7 @@ class Dimensions:
     bucket: int
     slices: int
     tail: bool = False
+    formats: Formats = PLAIN
 
     @property
     def first_layer(self) -> int:
@@ -51,7 +54,7 @@ class Dimensions:
     @cached_property
     def tape(self) -> TapeLayout:
         """Where every matrix lies on the weight tape."""
-        return TapeLayout.from_config(self.config, self.itemsize)
+        return TapeLayout.from_config(self.config, self.itemsize, self.formats)
 
     def matrix(self, kind: str, layer: int = 0) -> Matrix:
         """One matrix of the tape: its row blocks, its pages, its bias."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 
 from instructions.base import Cost, Instruction, Machine, PageRequest
 from instructions.dimensions import HELD_PAGES, Dimensions
+from models.formats import Packed
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILES_PER_PAGE, Matrix
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -50,8 +51,8 @@ class RowBlocks(Instruction):
         return matrix.first_page + self.block * matrix.pages_per_block
 
     def cost(self, shape: Dimensions, past: int) -> Cost:
-        pages = self.page_uses(shape)
-        return Cost(pages * PAGE_BYTES, 2 * pages * shape.page_elements)
+        pages, format = self.page_uses(shape), self.matrix(shape).format
+        return Cost(pages * (PAGE_BYTES + 4 * format.scale_words), 2 * pages * format.columns * BLOCK_ROWS)
 
     def normed(self, machine: Machine) -> torch.Tensor:
         """The hidden state that it reads, times the norm that comes before its matrix: fp32 [hidden]."""
@@ -62,12 +63,34 @@ class RowBlocks(Instruction):
     def product(self, machine: Machine, values: torch.Tensor) -> Product:
         """W round(values) + b for its rows, from `values` [columns] fp32; returns [blocks, 16] fp32."""
         matrix = self.matrix(machine.shape)
-        x = matrix_input(values, machine.shape, matrix.pages_per_block * machine.shape.page_columns)
-        y = yield from row_blocks(machine, x, self.blocks, matrix.pages_per_block)
+        x = matrix_input(values, machine.shape, matrix.pages_per_block * matrix.format.columns)
+        y = yield from row_blocks(machine, x, self.blocks, matrix.pages_per_block, self.widening(machine))
         if matrix.bias_offset < 0:
             return y
         bias = machine.constants(matrix.bias_offset + self.block * BLOCK_ROWS, self.blocks * BLOCK_ROWS)
         return y + bias.view(self.blocks, BLOCK_ROWS)
+
+    def widening(self, machine: Machine) -> Widening | None:
+        """How its pages become numbers, where they are quantised."""
+        matrix = self.matrix(machine.shape)
+        if not isinstance(matrix.format, Packed):
+            return None
+        words = matrix.pages_per_block * matrix.format.scale_words
+        beside = machine.constants(matrix.scale_offset + self.block * words, self.blocks * words)
+        return Widening(matrix.format, beside.view(self.blocks, matrix.pages_per_block, -1))
+
+
+class Widening(NamedTuple):
+    """A format, and what lies beside the pages of some row blocks, fp32 [blocks, pages, words]."""
+
+    format: Packed
+    beside: torch.Tensor
+
+    def rows(self, pages: torch.Tensor, block: int, page: int, into: torch.Tensor) -> None:
+        """Widen pages, from `page` along K of row blocks from `block` on, `into` fp32 [blocks, 16, columns]."""
+        count = into.shape[2] // self.format.columns
+        beside = self.beside[block : block + len(into), page : page + count]
+        into.copy_(self.format.rows(pages.view(len(into), count, -1), beside))
 
 
 def matrix_input(values: torch.Tensor, shape: Dimensions, columns: int) -> torch.Tensor:
@@ -77,8 +100,10 @@ def matrix_input(values: torch.Tensor, shape: Dimensions, columns: int) -> torch
     return padded
 
 
-def row_blocks(machine: Machine, x: torch.Tensor, blocks: int, pages_per_block: int) -> Product:
-    """Multiply `blocks` row blocks by `x` [pages_per_block * page_columns]; returns [blocks, 16] fp32.
+def row_blocks(
+    machine: Machine, x: torch.Tensor, blocks: int, pages_per_block: int, widening: Widening | None = None
+) -> Product:
+    """Multiply `blocks` row blocks by `x` [pages_per_block * a page's columns]; returns [blocks, 16] fp32.
 
     Every row is summed in the same order whatever the block count, so a result never depends on the schedule: one
     matrix-vector product of a fixed shape for each block and HELD_PAGES pages of it.  Blocks of fewer pages share a request.
@@ -89,29 +114,38 @@ def row_blocks(machine: Machine, x: torch.Tensor, blocks: int, pages_per_block: 
     for block in range(0, blocks, together):
         group = min(together, blocks - block)
         if not stages or group != stages[0].blocks:
-            stages = [Stage(machine.shape, x, group, page, pages_per_block) for page in range(0, pages_per_block, HELD_PAGES)]
+            starts = range(0, pages_per_block, HELD_PAGES)
+            stages = [Stage(machine.shape, x, group, page, pages_per_block, widening) for page in starts]
         sums = out[block : block + group].unbind()
         for stage in stages:
             pages = yield PageRequest(block * pages_per_block + stage.page, stage.count)
-            stage.add_product(pages, sums)
+            stage.add_product(pages, sums, block)
     return out
 
 
 class Stage:
     """One request of `row_blocks`: up to HELD_PAGES pages, from `page` along K, of `blocks` row blocks; with room in fp32."""
 
-    def __init__(self, shape: Dimensions, x: torch.Tensor, blocks: int, page: int, pages_per_block: int) -> None:
+    def __init__(
+        self, shape: Dimensions, x: torch.Tensor, blocks: int, page: int, pages_per_block: int, widening: Widening | None
+    ) -> None:
         pages = min(HELD_PAGES, pages_per_block - page)
         self.blocks, self.page, self.count = blocks, page, blocks * pages
-        self.x = x[page * shape.page_columns : (page + pages) * shape.page_columns]
-        values = torch.empty(blocks, BLOCK_ROWS, pages * TILES_PER_PAGE, shape.tile_columns)
-        self.rows = values.flatten(2).unbind()  # [16, columns] each
-        self.tiles = values.transpose(1, 2)  # the same, as in a page: [blocks, tiles, 16, tile columns]
+        self.widening = widening
+        columns = shape.page_columns if widening is None else widening.format.columns
+        self.x = x[page * columns : (page + pages) * columns]
+        self.values = torch.empty(blocks, BLOCK_ROWS, pages * columns)
+        self.rows = self.values.unbind()  # [16, columns] each
+        tiles = self.values.view(blocks, BLOCK_ROWS, pages * TILES_PER_PAGE, -1)
+        self.tiles = tiles.transpose(1, 2)  # the same, as in a plain page: [blocks, tiles, 16, tile columns]
         self.shape = self.tiles.shape
 
-    def add_product(self, pages: torch.Tensor, sums: Sequence[torch.Tensor]) -> None:
-        """Add the pages' part of the products to `sums`, [16] for each row block."""
-        self.tiles.copy_(pages.view(self.shape))
+    def add_product(self, pages: torch.Tensor, sums: Sequence[torch.Tensor], block: int) -> None:
+        """Add the pages' part of the products to `sums`, [16] for each row block from `block` on."""
+        if self.widening is None:
+            self.tiles.copy_(pages.view(self.shape))
+        else:
+            self.widening.rows(pages, block, self.page, self.values)
         for total, rows in zip(sums, self.rows, strict=True):
             total.addmv_(rows, self.x)
 

@@ -22,9 +22,10 @@ from triton.experimental.gluon._runtime import GluonASTSource
 
 from megakernel.device.kernel import RUNTIME_ARGUMENTS, megakernel
 from megakernel.geometry import Geometry, make_geometry
-from megakernel.options import OPTIONS, TMA_LAYOUT, WARPS, Sizes
-from models.command import Parser, add_model, command, start
+from megakernel.options import BESIDE_LAYOUT, OPTIONS, TMA_LAYOUT, WARPS, Sizes
+from models.command import Parser, add_formats, add_model, command, start
 from models.errors import UserError
+from models.formats import chosen_formats
 from scheduler.buckets import BucketPrograms
 from scheduler.options import cache_capacity, find_config
 
@@ -55,13 +56,26 @@ class Resources:
     shared: int
 
 
+BESIDE = ("beside", "head_beside")
+
+
+def beside_types(geometry: Geometry) -> dict[str, str]:
+    """The types of the descriptors of what lies beside pages; None for one that there is no need of."""
+    words = (geometry.qkv.format.scale_words, geometry.head.format.scale_words if geometry.head_apart else 0)
+    types = [f"tensordesc<fp32[1, {count}],{BESIDE_LAYOUT!r}>" if count else "constexpr" for count in words]
+    return dict(zip(BESIDE, types, strict=True))
+
+
 def compile_for_hopper(geometry: Geometry, **options: Any) -> Any:
     """The compiled kernel for compute capability 9.0; `options` are Triton's own, beside those that every launch uses."""
     descriptor = f"tensordesc<bf16[128, 64],{TMA_LAYOUT!r}>"
-    signature = {"tape": descriptor, "cache": descriptor, **POINTERS}
+    signature = {"tape": descriptor, "cache": descriptor, **beside_types(geometry), **POINTERS}
     signature |= {name: "i64" if name == "patience" else "i32" for name in RUNTIME_ARGUMENTS}
     signature["S"] = "constexpr"
-    constants = {(megakernel.arg_names.index("S"),): Sizes(geometry)}
+    constants: dict[tuple[int, ...], Any] = {(megakernel.arg_names.index("S"),): Sizes(geometry)}
+    constants |= {
+        (i,): None for i, name in enumerate(megakernel.arg_names) if name in BESIDE and signature[name] == "constexpr"
+    }
     attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(megakernel.arg_names) if name in POINTERS}
     source = GluonASTSource(fn=megakernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS, **OPTIONS, **options})
@@ -92,13 +106,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where no program can be made."""
     parser = Parser(prog="python -m megakernel.compile", description="Compile the kernel; no GPU is needed.")
     add_model(parser, required=True)
+    add_formats(parser)
     parser.add_argument("--sms", type=int, default=132, help="streaming multiprocessors (default %(default)s)")
     parser.add_argument("--capacity", type=int, help="positions of the KV cache (default 2048, or the model's)")
     parser.add_argument("--past", type=int, default=0, help="the position whose program is compiled (default %(default)s)")
     options = parser.parse_args(arguments)
     config = find_config(options.model)
     capacity = cache_capacity(config, min(2048, config.max_position) if options.capacity is None else options.capacity)
-    programs = BucketPrograms(config, options.sms, capacity, itemsize=2)
+    formats = chosen_formats(options.weights, options.head)
+    programs = BucketPrograms(config, options.sms, capacity, itemsize=2, formats=formats)
     if not 0 <= options.past <= capacity:
         raise UserError(f"position {options.past} in a KV cache of {capacity}: use 0 to {capacity}")
     program = programs.program(programs.place(options.past))

@@ -13,14 +13,15 @@ from functools import partial
 from typing import NamedTuple
 
 from instructions.codec import NONE
-from instructions.shape import ANNOUNCED, Shape, next_power_of_two
+from instructions.shape import ANNOUNCED, Shape, ceil_div, next_power_of_two
+from models.formats import WeightFormat
 from models.tape import PAGE_BYTES
 from scheduler.limits import COUNTER_STRIDE as COUNTER_STRIDE
-from scheduler.pages import staging_bytes
+from scheduler.pages import beside_bytes, staging_bytes
 from scheduler.program import Program
 
-ITEM_BYTES = 2  # of a weight: the kernel runs bf16
-GEMM_PAGES = 4  # most pages whose loads are unrolled together
+ITEM_BYTES = 2  # of what the matrices multiply, of the KV cache and of plain weights: the kernel runs bf16
+STAGING_BYTES = 1024  # unit of the memory for staged activations
 COPIES = (4, 2)  # TMA copies in flight per SM: for the record that runs, for those ahead of it (docs/performance.md)
 
 
@@ -41,6 +42,7 @@ class Matrix(NamedTuple):
     pages: int  # of one row block
     norm: Places  # weights of its input's norm in the constants, by layer
     bias: Places  # in the constants, by layer
+    format: WeightFormat
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Geometry:
     ring: int
     copies_now: int  # most TMA copies in flight per SM: for the record that the consumer runs,
     copies_ahead: int  # and for those after it
-    staging_pages: int  # pages of one staged activation vector, the widest
+    staging_pages: int  # KiB of one staged activation vector, the widest,
+    beside_pages: int  # and behind it of the scales beside the pages of the ring, of quantised weights
+    beside_bytes: int  # of one of them
     # model
     layers: int
     hidden: int
@@ -92,6 +96,8 @@ class Geometry:
     down: Matrix
     head: Matrix
     embedding: Places  # first pages of its row blocks
+    head_apart: bool  # whether the head has another format than the layers' matrices
+    head_first: int  # first page of the head
     trace: bool  # whether the kernel writes time stamps
 
 
@@ -122,7 +128,7 @@ def _by_layer(shape: Shape, offset: Callable[[int], int]) -> Places:
 def _matrix(shape: Shape, kind: str, norm: Places = NOWHERE, biased: bool = True) -> Matrix:
     found = shape.matrix(kind)
     bias = _by_layer(shape, lambda layer: shape.matrix(kind, layer).bias_offset) if biased else NOWHERE
-    return Matrix(found.columns, found.pages_per_block, norm, bias)
+    return Matrix(found.columns, found.pages_per_block, norm, bias, found.format)
 
 
 def make_geometry(program: Program, trace: bool = False) -> Geometry:
@@ -139,7 +145,9 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         ring=program.ring,
         copies_now=min(COPIES[0], program.ring),
         copies_ahead=min(COPIES[1], program.ring),
-        staging_pages=staging_bytes(shape) // (shape.page_columns * shape.itemsize),
+        staging_pages=staging_bytes(shape) // STAGING_BYTES,
+        beside_pages=ceil_div(program.ring * beside_bytes(shape), STAGING_BYTES),
+        beside_bytes=beside_bytes(shape),
         layers=config.num_layers,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
@@ -168,6 +176,8 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         head=_matrix(shape, "head", Places(tape.norm_offset(tape.norm_before("head")), 0), biased=False),
         embedding=Places(embedding.first_page, embedding.pages_per_block),
         head_norm=_by_layer(shape, lambda layer: shape.matrix("qkv", layer).head_norm_offset),
+        head_apart=shape.matrix("head").format != shape.matrix("qkv").format,
+        head_first=shape.matrix("head").first_page,
         trace=trace,
         **{name: Places(*shape.buffers[name][2:4]) for name in ANNOUNCED if name != "partial"},
     )
@@ -189,4 +199,4 @@ def make_bucket(program: Program) -> Bucket:
 
 def pages_bytes(geometry: Geometry) -> int:
     """Shared memory of the ring and of the staged activations."""
-    return geometry.ring * PAGE_BYTES + geometry.staging_pages * 1024
+    return geometry.ring * PAGE_BYTES + (geometry.staging_pages + geometry.beside_pages) * STAGING_BYTES

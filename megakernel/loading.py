@@ -23,7 +23,9 @@ from megakernel.torch.weights import Weights
 from megakernel.vm.backend import VmBackend
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.errors import UserError
+from models.formats import PLAIN, Formats, check_formats, chosen_formats
 from models.packed import pack
+from models.quantised import Requantised
 from models.weights import WeightSource, expected_tensors
 from scheduler.buckets import BucketPrograms
 from scheduler.build import DEFAULT_POLICY
@@ -48,6 +50,8 @@ def load_engine(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     stage: Stage | None = None,
+    weights: str | None = None,
+    head: str | None = None,
 ) -> Engine:
     """An engine for a checkpoint directory, a hub id or "random:<preset>".
 
@@ -59,6 +63,8 @@ def load_engine(
     policy: how instructions are placed on SMs, a name in `scheduler.place`.
     progress: called with weights packed so far and weights in all.
     checkpoint: the model, where it has been opened already.
+    weights, head: what matrices are kept as, names in `models.formats.NAMES`; weights None: as the checkpoint has them; head
+        None: as the other weights, where those are named.
     stage: called with what is done once the weights are packed, where that takes long.
 
     The engine is ready when this returns: nothing is left to be compiled.
@@ -71,7 +77,9 @@ def load_engine(
     if checkpoint is None:
         checkpoint = open_checkpoint(model)
     capacity = cache_capacity(checkpoint.config, capacity)
-    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress, stage)
+    formats = chosen_formats(weights, head, checkpoint.formats)
+    check_formats(formats, DTYPES[dtype].itemsize)
+    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress, stage, formats)
     return {"gpu": load_gpu, "torch": load_torch, "vm": load_vm}[chosen](request)
 
 
@@ -87,11 +95,12 @@ class LoadRequest:
     policy: str
     progress: Progress | None
     stage: Stage | None
+    formats: Formats = PLAIN
 
     def programs(self, default_sms: int) -> BucketPrograms:
         """The programs of this model; raises ScheduleError where none can be made for it."""
         sms = default_sms if self.sms is None else self.sms
-        programs = BucketPrograms(self.checkpoint.config, sms, self.capacity, self.dtype.itemsize, self.policy)
+        programs = BucketPrograms(self.checkpoint.config, sms, self.capacity, self.dtype.itemsize, self.policy, self.formats)
         programs.program(0)
         return programs
 
@@ -139,13 +148,13 @@ def load_gpu(request: LoadRequest) -> Engine:
     if request.sms is not None and request.sms > sms:
         raise UserError(f"{request.sms} SMs asked for, the GPU has {sms}: the blocks could not all be resident; ask for fewer")
     programs = request.programs(sms)
-    plan = Plan(request.checkpoint.config, programs.sms, programs.capacity)
+    plan = Plan(request.checkpoint.config, programs.sms, programs.capacity, request.formats)
     needs = gpu_bytes(programs, plan.bytes if plan.possible else 0)
     check_memory(request.model, needs, torch.cuda.mem_get_info(device)[0], "GPU memory")
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
     programs.build_ahead(range(len(programs.sizes)))  # a request shall not wait for them
     try:
-        model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
+        model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity, request.formats)
         if request.stage is not None:
             request.stage("compiling the kernels, some seconds at a model's first start")
         return Engine(GpuBackend(model, programs, device, Prefill if plan.possible else None), chunk=CHUNK)
@@ -159,7 +168,8 @@ def load_torch(request: LoadRequest) -> Engine:
     if request.sms is not None:
         raise UserError(f"{request.sms} SMs asked for, plain PyTorch schedules none: leave --sms out, or use --backend vm")
     device, checkpoint = best_device(), request.checkpoint
-    needs = torch_bytes(checkpoint.config, request.dtype, request.capacity, PASS)
+    untied = Requantised(checkpoint.source, checkpoint.config, request.formats).untied()
+    needs = torch_bytes(untied, request.dtype, request.capacity, PASS)
     staged = {"largest tensor": largest_tensor(checkpoint)}
     if device.type == "cpu":
         check_memory(request.model, needs | staged, available_bytes())
@@ -167,15 +177,17 @@ def load_torch(request: LoadRequest) -> Engine:
         check_memory(request.model, needs, free_bytes(device), f"{device.type.upper()} memory")
         check_memory(request.model, staged, available_bytes())
     with one_line("loading the model"):
-        weights = Weights(checkpoint.config, request.dtype, device, request.source())
-        return Engine(TorchBackend(TorchModel(checkpoint.config, weights, request.capacity)))
+        source = Requantised(request.source(), checkpoint.config, request.formats)
+        config = source.untied()
+        weights = Weights(config, request.dtype, device, source)
+        return Engine(TorchBackend(TorchModel(config, weights, request.capacity)))
 
 
 def load_vm(request: LoadRequest) -> Engine:
     """An engine on the CPU machine."""
     programs = request.programs(DEFAULT_VM_SMS)
     check_memory(request.model, vm_bytes(programs, request.checkpoint), available_bytes())
-    model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity)
+    model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity, request.formats)
     return Engine(VmBackend(model, programs))
 
 

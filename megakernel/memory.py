@@ -52,8 +52,9 @@ def vm_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]
 
 def packing_bytes(programs: BucketPrograms, checkpoint: Checkpoint) -> dict[str, int]:
     """Host memory that packing takes: the weights, and the largest tensor, which stands beside its packed copy."""
+    tape = programs.shape(programs.capacity).tape
     return {
-        "weights": programs.shape(programs.capacity).tape.pages * PAGE_BYTES,
+        "weights": tape.bytes,
         "largest tensor": largest_tensor(checkpoint),
     }
 

@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from models.config import ModelConfig
 from models.errors import UserError
 from models.families import family_of
 from models.files import read_json_object
+from models.formats import PLAIN, Formats
 from models.hf_config import read_config
 from models.locate import INDEX_FILE, SAFETENSORS, SINGLE_FILE, is_gguf, locate
+from models.quantization import Part, Scheme, scheme_of
+from models.quantization.source import Contents, QuantisedSource, StoredMatrix, contents, formats_of
 from models.random_weights import PREFIX as RANDOM_PREFIX
 from models.random_weights import RandomWeights, random_config
 from models.rope import inverse_frequencies
+from models.safetensors_file import open_file, read_tensor
 from models.safetensors_header import Entry, read_header
 from models.sampling_defaults import NOTHING, SamplingDefaults, of_directory, of_gguf
 from models.weights import EMBEDDING, HEAD, WeightSource, expected_tensors
@@ -54,12 +57,12 @@ class SafetensorsSource:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `WeightSource`. Raises `UserError` when a file changed since it was checked."""
         for path, names in self.files:
-            file, read = _open(path), 0
+            file, read = open_file(path), 0
             for name in names:
                 if read > MAPPED_BYTES:  # what was read of the file leaves memory with its mapping
                     del file
-                    file, read = _open(path), 0
-                tensor = _tensor(path, file, name)
+                    file, read = open_file(path), 0
+                tensor = read_tensor(path, file, name)
                 read += tensor.nbytes
                 yield name, tensor
                 del tensor
@@ -77,6 +80,7 @@ class Checkpoint:
     stored_dtype: torch.dtype
     gguf: GgufFile | None = None
     sampling: SamplingDefaults = NOTHING
+    formats: Formats = PLAIN  # of its matrices, as they are stored
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
@@ -93,16 +97,37 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     if is_gguf(path):
         return _open_gguf(path)
     directory = path if os.path.isdir(path) else path.parent
-    config = _read_config(directory)
+    config, scheme = _read_config(directory), _read_scheme(directory)
     listing, headers = _read_headers(directory) if path == directory else _read_file(path)
     owners = {name: path for path, entries in headers.items() for name in entries}
-    _check_tensors(config, listing, headers, owners)
+    try:
+        found = contents(scheme, expected_tensors(config), owners)
+    except UserError as error:
+        raise UserError(f"{listing}: {error}") from None
+    _check_tensors(config, listing, headers, owners, found)
     if config.tied_embeddings and HEAD in owners:
         _check_tied(owners[EMBEDDING], owners[HEAD])
-    expected = expected_tensors(config)
-    files = tuple((path, tuple(name for name in entries if name in expected)) for path, entries in headers.items())
-    stored = DTYPES[headers[owners[EMBEDDING]][EMBEDDING].dtype]
-    return Checkpoint(config, SafetensorsSource(files), directory, stored, sampling=of_directory(directory))
+    plain = expected_tensors(config).keys() - found.quantised.keys()
+    files = tuple((path, tuple(name for name in entries if name in plain)) for path, entries in headers.items())
+    source: WeightSource = SafetensorsSource(files)
+    if scheme is not None and found.quantised:
+        source = QuantisedSource(source, scheme, _stored_matrices(found, scheme, owners))
+    stored, sampling = DTYPES[headers[owners[EMBEDDING]][EMBEDDING].dtype], of_directory(directory)
+    return Checkpoint(config, source, directory, stored, sampling=sampling, formats=formats_of(scheme, found))
+
+
+def _stored_matrices(found: Contents, scheme: Scheme, owners: dict[str, Path]) -> tuple[StoredMatrix, ...]:
+    """The quantised matrices in the order of the network, with the files of their parts."""
+    matrices = []
+    for name, (rows, columns) in found.quantised.items():
+        module = name.removesuffix("weight")
+        parts = [part for part in (*scheme.parts(rows, columns), *scheme.optional(rows, columns)) if module + part in owners]
+        matrices.append(StoredMatrix(name, rows, columns, {part: owners[module + part] for part in parts}))
+    return tuple(matrices)
+
+
+def _read_scheme(directory: Path) -> Scheme | None:
+    return scheme_of(read_json_object(directory / "config.json"))  # which `_read_config` has found good
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -161,24 +186,8 @@ def _no_weights(directory: Path) -> str:
 
 def _checked_header(path: Path) -> dict[str, Entry]:
     header = read_header(path)
-    with _open(path):  # the library has checks of its own
+    with open_file(path):  # the library has checks of its own
         return header
-
-
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a valid safetensors file ({error}), download it anew") from None
-    except RuntimeError as error:  # torch's, which maps the file
-        raise UserError(f"{path}: cannot be opened ({error}), use a machine with more memory, or a smaller model") from None
-
-
-def _tensor(path: Path, file: safe_open, name: str) -> torch.Tensor:
-    try:
-        return file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: tensor {name} cannot be read ({error}), download it anew") from None
 
 
 def _read_index(index: Path) -> dict[str, str]:
@@ -211,12 +220,12 @@ def _check_index(index: Path, weight_map: dict[str, str], headers: Headers) -> N
             )
 
 
-def _check_tensors(config: ModelConfig, listing: Path, headers: Headers, owners: dict[str, Path]) -> None:
+def _check_tensors(config: ModelConfig, listing: Path, headers: Headers, owners: dict[str, Path], found: Contents) -> None:
     """Nothing missing, nothing left over, every shape and type as the configuration has it."""
-    expected = expected_tensors(config)
-    for name in expected:
+    for name in found.needed:
         if name not in owners:
             raise UserError(f"{listing}: tensor {name} is missing, {_missing_mend(name)}")
+    expected = found.needed | found.optional
     if config.tied_embeddings:
         expected[HEAD] = expected[EMBEDDING]  # some tools save a tied head all the same
     for name, path in owners.items():
@@ -225,13 +234,22 @@ def _check_tensors(config: ModelConfig, listing: Path, headers: Headers, owners:
             if _HARMLESS.fullmatch(name):
                 continue
             raise UserError(f"{path}: tensor {name} is left over, {_leftover_mend(config, name)}")
-        if entry.shape != expected[name]:
-            raise UserError(
-                f"{path}: tensor {name} has shape {list(entry.shape)}, but config.json makes it "
-                f"{list(expected[name])}: take both from the same model"
-            )
-        if entry.dtype not in DTYPES:
-            raise UserError(f"{path}: tensor {name} is {entry.dtype}, which is not supported: save it as BF16, F16 or F32")
+        _check_part(path, name, entry, expected[name])
+
+
+def _check_part(path: Path, name: str, entry: Entry, part: Part) -> None:
+    """Shape and type of one tensor."""
+    if entry.shape not in part.shapes:
+        raise UserError(
+            f"{path}: tensor {name} has shape {list(entry.shape)}, but config.json makes it "
+            f"{' or '.join(str(list(shape)) for shape in part.shapes)}: take both from the same model"
+        )
+    if entry.dtype not in part.dtypes:
+        *others, last = part.dtypes
+        raise UserError(
+            f"{path}: tensor {name} is {entry.dtype}, which is not supported: save it as "
+            f"{', '.join(others)}{' or ' if others else ''}{last}"
+        )
 
 
 def _missing_mend(name: str) -> str:
@@ -249,7 +267,7 @@ def _leftover_mend(config: ModelConfig, name: str) -> str:
 
 def _check_tied(embedding_path: Path, head_path: Path) -> None:
     """A head saved beside the embedding it is tied to holds the same values."""
-    with _open(embedding_path) as embedding_file, _open(head_path) as head_file:
+    with open_file(embedding_path) as embedding_file, open_file(head_path) as head_file:
         embedding, head = embedding_file.get_slice(EMBEDDING), head_file.get_slice(HEAD)
         count, width = embedding.get_shape()
         step = max(1, COMPARED_ELEMENTS // width)

@@ -24,6 +24,7 @@ from models.process import INTERRUPTED, begin, open_streams, silence, working
 
 USER_ERROR, BROKEN_PIPE = 2, 141  # the latter as a shell reports SIGPIPE
 LONGEST_COMPLAINT = 500  # characters about arguments, which may be of any length
+WEIGHTS = ("bf16", "fp8", "int4")  # formats that weights may be kept in (`models.formats`)
 CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)))
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
@@ -56,6 +57,12 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = None, requi
         required=required,
         help=MODEL_HELP + ("" if default is None else " (default: %(default)s)"),
     )
+
+
+def add_formats(parser: argparse.ArgumentParser) -> None:
+    """--weights and --head: what the matrices are kept as."""
+    parser.add_argument("--weights", choices=WEIGHTS, help="what weights are kept as (default: as they are stored)")
+    parser.add_argument("--head", choices=WEIGHTS, help="what the LM head is kept as (default: as the other weights)")
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:

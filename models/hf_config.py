@@ -17,6 +17,7 @@ from models.errors import UserError, quoted
 from models.families import FAMILIES, family_of
 from models.families.base import Family
 from models.files import json_kind, read_json_object
+from models.quantization import scheme_of
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -26,8 +27,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False,),
     "mlp_bias": (False,),
-    "quantization_config": (),
-    "compression_config": (),
     "sliding_window": (),
     "use_sliding_window": (False,),
     "pretraining_tp": (1,),
@@ -73,6 +72,7 @@ def parse_config(values: Mapping[str, Any], end_tokens: tuple[int, ...] | None =
     values = {**family.defaults} | {key: value for key, value in values.items() if value is not None or key in _NULL_MEANS_NONE}
     _check_neutral("", values, {key: allowed for key, allowed in _NEUTRAL.items() if key not in _keys_read(family)})
     _check_dtype(values)
+    scheme_of(values)  # refuses what is not read
     hidden, heads = _integer(values, "hidden_size"), _integer(values, "num_attention_heads")
     max_position = _integer(values, "max_position_embeddings")
     _check_window(family, values, max_position)

@@ -5,16 +5,17 @@ Knows nothing of devices, and nothing of where the tensors come from beyond that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from models.config import ModelConfig
 from models.errors import UserError
-from models.packing import check_finite, clear_padding_rows, pack_bias, pack_head_norm, pack_weight
+from models.formats import PLAIN, Formats
+from models.packing import check_finite, clear_padding_rows, pack_bias, pack_head_norm, pack_weight, unpack
 from models.rope import rope_table
 from models.tape import Matrix, TapeLayout
-from models.weights import WeightSource, checked_tensors
+from models.weights import HEAD, WeightSource, checked_tensors
 
 PACKED_DTYPES = (torch.bfloat16, torch.float32)
 
@@ -40,14 +41,26 @@ class PackedModel:
         return self.rope.shape[0]
 
 
+def numbers(model: PackedModel) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """What a packed model computes with: a configuration, and every tensor by name, quantised ones widened to fp32. A tied head
+    that is quantised is a tensor of its own, and the configuration one of an untied head."""
+    tensors = unpack(model.tape, model.weights, model.constants)
+    tied = model.config.tied_embeddings and HEAD not in tensors
+    return replace(model.config, tied_embeddings=tied), tensors
+
+
 def pack(
-    source: WeightSource, config: ModelConfig, dtype: torch.dtype = torch.bfloat16, capacity: int | None = None
+    source: WeightSource,
+    config: ModelConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    capacity: int | None = None,
+    formats: Formats = PLAIN,
 ) -> PackedModel:
     """Pack a model for contexts of up to `capacity` tokens (the model's own limit when None), tensor by tensor.
 
     Holds the packed model and one source tensor at a time. Weights wider than `dtype` are rounded to nearest even (fp16
-    to bf16 loses 3 bits of mantissa). Raises `UserError` for a dtype or capacity that cannot be, for a tensor missing,
-    left over or misshapen, and for a value that is not finite as packed.
+    to bf16 loses 3 bits of mantissa), or quantised as `formats` has it. Raises `UserError` for a dtype or capacity that
+    cannot be, for a tensor missing, left over or misshapen, and for a value that is not finite as packed.
     """
     if dtype not in PACKED_DTYPES:
         raise UserError(f"weights cannot be packed as {dtype}: choose bfloat16 or float32")
@@ -55,7 +68,7 @@ def pack(
     capacity = limit if capacity is None else capacity
     if not 1 <= capacity <= limit:
         raise UserError(f"a context of {capacity} tokens does not fit this model: choose 1 to {limit}")
-    tape = TapeLayout.from_config(config, dtype.itemsize)
+    tape = TapeLayout.from_config(config, dtype.itemsize, formats)
     weights = torch.empty(tape.pages, tape.page_elements, dtype=dtype)  # takes memory only as tensors arrive
     constants = torch.zeros(tape.constant_count, dtype=torch.float32)
     _fill(source, tape, weights, constants)
@@ -64,17 +77,20 @@ def pack(
 
 def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -> None:
     clear_padding_rows(tape, weights)
-    matrices: dict[str, Matrix] = {
-        name: matrix for matrix in tape.matrices for name in (*matrix.sources, *matrix.bias_sources, *matrix.head_norm_sources)
-    }
+    matrices: dict[str, list[Matrix]] = {}
+    for matrix in tape.matrices:
+        for name in (*matrix.sources, *matrix.bias_sources, *matrix.head_norm_sources):
+            matrices.setdefault(name, []).append(matrix)
     norms = {tape.norm_source(kind, layer): tape.norm_offset(kind, layer) for kind, layer in tape.norms()}
     for name, tensor in checked_tensors(source, tape.config):
         if name in norms:
             check_finite(name, tensor, tensor)
             constants[norms[name] : norms[name] + len(tensor)] = tensor.float()
-        elif name in matrices[name].sources:
-            pack_weight(tape, matrices[name], name, tensor, weights)
-        elif name in matrices[name].head_norm_sources:
-            pack_head_norm(tape, matrices[name], name, tensor, constants)
-        else:
-            pack_bias(matrices[name], name, tensor, constants)
+            continue
+        for matrix in matrices[name]:  # a tied embedding is in two where the head is quantised
+            if name in matrix.sources:
+                pack_weight(tape, matrix, name, tensor, weights, constants)
+            elif name in matrix.head_norm_sources:
+                pack_head_norm(tape, matrix, name, tensor, constants)
+            else:
+                pack_bias(matrix, name, tensor, constants)

@@ -5,6 +5,9 @@ A page is 16 KiB: 8 consecutive tiles of one block of 16 rows, each tile 16 rows
 with zeros. Rows are permuted so that one block holds what must meet: the two halves of a RoPE pair, or gate and up of
 the same unit.
 
+Quantised matrices (`models.formats`) have pages of the same bytes, which hold more columns, and for every page some words in
+the constants: those of a page p of the body lie at `scale_offset`, page by page, as those of the head do.
+
 This module is only the map. Copying weights along it is `models.packing`; which SM reads which page is the scheduler's
 business.
 """
@@ -13,8 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 
@@ -22,6 +26,7 @@ from models.config import ModelConfig
 from models.errors import UserError
 from models.families import layer_of
 from models.families.base import EMBEDDING, FINAL_NORM, HEAD, Layer, layer_module
+from models.formats import PLAIN, Formats, WeightFormat, check_formats, format_of
 
 PAGE_BYTES = 16384
 TILE_BYTES = 128
@@ -40,7 +45,8 @@ class Matrix:
     `columns` is the length of the activation that it multiplies, before K is padded to `pages_per_block` whole pages.
     `bias_offset` is where the bias starts in the constants, in packed row order; -1 without a bias. `head_norm_offset` is
     where the norm weights of a query head start, in packed row order, and after them those of a key head, both
-    [padded_head_dim]; -1 without such norms.
+    [padded_head_dim]; -1 without such norms. `scale_offset` is where the words beside its first page lie in the constants, -1
+    without any.
     """
 
     kind: str
@@ -57,11 +63,18 @@ class Matrix:
     bias_offset: int
     head_norm_sources: tuple[str, ...]
     head_norm_offset: int
+    format: WeightFormat
+    scale_offset: int
 
     @property
     def pages(self) -> int:
         """Pages of the whole matrix."""
         return self.blocks * self.pages_per_block
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole matrix, with what lies beside its pages."""
+        return self.pages * (PAGE_BYTES + 4 * self.format.scale_words)
 
     @property
     def rows(self) -> int:
@@ -79,21 +92,24 @@ class Matrix:
 class TapeLayout:
     """All matrices of a model, in tape order: for each layer its linears; then the head; then the embedding when it is not
     tied. `streamed_pages` are those that every decode step reads (all but the embedding). `constant_count` fp32 constants
-    hold the norm weights and the biases; every vector starts at a multiple of `CONSTANT_ALIGNMENT`."""
+    hold the norm weights, the biases and what lies beside quantised pages; every vector starts at a multiple of
+    `CONSTANT_ALIGNMENT`. A tied embedding is the head where that is not quantised."""
 
     config: ModelConfig
     itemsize: int
+    formats: Formats
     matrices: tuple[Matrix, ...]
     pages: int
     streamed_pages: int
     constant_count: int
 
     @classmethod
-    def from_config(cls, config: ModelConfig, itemsize: int) -> TapeLayout:
-        """The layout for weights of `itemsize` bytes: 2 (bf16) or 4 (fp32)."""
+    def from_config(cls, config: ModelConfig, itemsize: int, formats: Formats = PLAIN) -> TapeLayout:
+        """The layout for weights of `itemsize` bytes, 2 (bf16) or 4 (fp32), or of other formats beside such activations."""
         if itemsize not in (2, 4):
             raise UserError(f"weights of {itemsize} bytes are not supported: pack as bfloat16 (2 bytes) or float32 (4 bytes)")
-        return _Builder(config, itemsize).build()
+        check_formats(formats, itemsize)
+        return _Builder(config, itemsize, formats).build()
 
     @property
     def tile_columns(self) -> int:
@@ -130,6 +146,16 @@ class TapeLayout:
         if kind == "embedding" and layer == 0:
             return self.matrices[-1]
         raise KeyError(f"no matrix {kind!r} in layer {layer} of a model with {layers} layers")
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of the weights that every decode step reads, with what lies beside them."""
+        return sum(matrix.bytes for matrix in self.matrices if matrix.first_page < self.streamed_pages)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all weights, with what lies beside them."""
+        return sum(matrix.bytes for matrix in self.matrices)
 
     def norm_before(self, kind: str) -> str:
         """The kind of the norm before the matrices of one kind: one of the layer's, or "final" before the head."""
@@ -242,11 +268,11 @@ COLUMN_ORDERS: dict[str, Callable[[ModelConfig], np.ndarray | None]] = {
 class _Builder:
     """Lays matrices and constants one after another."""
 
-    def __init__(self, config: ModelConfig, itemsize: int) -> None:
+    def __init__(self, config: ModelConfig, itemsize: int, formats: Formats) -> None:
         self.config = config
         self.layer = layer_of(config)
-        self.page_columns = PAGE_BYTES // BLOCK_ROWS // itemsize
         self.itemsize = itemsize
+        self.formats = formats
         self.matrices: list[Matrix] = []
         self.page = 0
         self.constant = (len(self.layer.norms) * config.num_layers + 1) * align_constants(config.hidden_size)
@@ -272,9 +298,22 @@ class _Builder:
         head = embedding if config.tied_embeddings else {HEAD: config.vocab_size}
         self.add("head", 0, head, config.hidden_size, vocabulary_map)
         streamed_pages = self.page
-        if not config.tied_embeddings:
+        if not (config.tied_embeddings and self.matrices[-1].format.plain):
             self.add("embedding", 0, embedding, config.hidden_size, vocabulary_map)
-        return TapeLayout(config, self.itemsize, tuple(self.matrices), self.page, streamed_pages, self.constant)
+        matrices = self.scaled()
+        return TapeLayout(config, self.itemsize, self.formats, matrices, self.page, streamed_pages, self.constant)
+
+    def scaled(self) -> tuple[Matrix, ...]:
+        """The matrices, with places for what lies beside their pages, behind all other constants: page by page, as long as the
+        format is the same."""
+        placed: list[Matrix] = []
+        for format, matrices in groupby(self.matrices, lambda matrix: matrix.format):
+            group = list(matrices)
+            start = self.constants(sum(matrix.pages for matrix in group) * format.scale_words)
+            for matrix in group:
+                pages = matrix.first_page - group[0].first_page
+                placed.append(matrix if format.plain else replace(matrix, scale_offset=start + pages * format.scale_words))
+        return tuple(placed)
 
     def add(
         self,
@@ -290,11 +329,13 @@ class _Builder:
         """Append one matrix; `modules` are the linear modules whose rows it concatenates, with their row counts."""
         columns = columns if column_map is None else len(column_map)
         blocks = len(row_map) // BLOCK_ROWS
+        format = format_of({"head": self.formats.head, "embedding": PLAIN.body}.get(kind, self.formats.body), self.itemsize)
+        pages_per_block = math.ceil(columns / format.columns)
         matrix = Matrix(
             kind=kind,
             layer=layer,
             blocks=blocks,
-            pages_per_block=math.ceil(columns / self.page_columns),
+            pages_per_block=pages_per_block,
             first_page=self.page,
             columns=columns,
             row_map=row_map,
@@ -305,6 +346,8 @@ class _Builder:
             bias_offset=self.constants(blocks * BLOCK_ROWS if bias else 0),
             head_norm_sources=head_norms,
             head_norm_offset=self.constants(len(head_norms) * self.config.padded_head_dim),
+            format=format,
+            scale_offset=-1,
         )
         self.matrices.append(matrix)
         self.page += matrix.pages

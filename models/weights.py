@@ -23,6 +23,7 @@ HEAD = f"{base.HEAD}.weight"
 class WeightSource(Protocol):
     """Hands over every expected tensor exactly once, in any order, so that a reader need never hold them all.
 
+    A matrix that is stored in a format of `models.formats` may come as `models.quantised.Quantised`, which stands for a tensor.
     A tensor is valid until the next one is asked for: it may be a view of a file that is then closed.
     """
 

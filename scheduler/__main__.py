@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 
-from models.command import Parser, add_model, command, start
+from models.command import Parser, add_formats, add_model, command, start
 from models.errors import writing
+from models.formats import chosen_formats
 from models.output import output_path, require_file
 from scheduler.build import DEFAULT_POLICY, build_program, make_shape
 from scheduler.check import check
@@ -20,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="python -m scheduler", description="Make a decode program and prove it.")
     add_model(parser, required=True)
+    add_formats(parser)
     parser.add_argument("--sms", type=int, default=132, help="streaming multiprocessors (default %(default)s)")
     parser.add_argument("--capacity", type=int, help=f"positions of the KV cache (default {DEFAULT_CAPACITY}, or the model's)")
     parser.add_argument("--bucket", type=int, help="most past positions a token may have (default: the capacity)")
@@ -45,6 +47,7 @@ def run(options: argparse.Namespace) -> None:
         itemsize=ITEMSIZES[options.dtype],
         slices=options.slices,
         tail=options.tail,
+        formats=chosen_formats(options.weights, options.head),
     )
     if options.output is not None:
         with writing(options.output):

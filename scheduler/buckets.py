@@ -22,6 +22,7 @@ from threading import Lock
 
 from instructions.shape import Shape
 from models.config import ModelConfig
+from models.formats import PLAIN, Formats
 from scheduler.ahead import Ahead, Which
 from scheduler.build import DEFAULT_POLICY, build_program, make_shape
 from scheduler.program import Program
@@ -58,13 +59,14 @@ class BucketPrograms:
     capacity: int
     itemsize: int
     policy: str = DEFAULT_POLICY
+    formats: Formats = PLAIN
     _built: dict[Which, Program] = field(default_factory=dict)
     _ahead: Ahead | None = field(default=None, repr=False, compare=False)
 
     def shape(self, bucket: int, tail: bool = False) -> Shape:
         """The shape of one bucket's program; raises ScheduleError for numbers no program can be made for."""
         sizes = {"sms": self.sms, "capacity": self.capacity, "bucket": bucket, "itemsize": self.itemsize}
-        return make_shape(self.config, **sizes, tail=tail)
+        return make_shape(self.config, **sizes, tail=tail, formats=self.formats)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -96,7 +98,7 @@ class BucketPrograms:
         """Begin to make programs, each after its tail, in this order, in a process of their own; one that cannot be made is
         refused when it is asked for.  Ends with this process, or with `close`."""
         self.close()
-        numbers = {name: getattr(self, name) for name in ("sms", "capacity", "itemsize", "policy")}
+        numbers = {name: getattr(self, name) for name in ("sms", "capacity", "itemsize", "policy", "formats")}
         wanted = [(place, tail) for place in places for tail in (True, False)]
         self._ahead = Ahead(self.config.to_dict(), numbers, wanted, lambda which: self.shape(self.sizes[which[0]], which[1]))
 

@@ -9,6 +9,7 @@ import numpy as np
 from instructions.codec import WORDS, Scheduled, encode
 from instructions.shape import HELD_PAGES, Shape, ceil_div
 from models.config import ModelConfig
+from models.formats import PLAIN, Formats, check_formats
 from scheduler.check import require_valid
 from scheduler.dependencies import derive
 from scheduler.errors import ScheduleError
@@ -41,6 +42,7 @@ def make_shape(
     itemsize: int = 2,
     slices: int | None = None,
     tail: bool = False,
+    formats: Formats = PLAIN,
 ) -> Shape:
     """The shape of a program, with `tail` of one that ends a prompt.
 
@@ -50,6 +52,7 @@ def make_shape(
         raise ScheduleError(f"{sms} SMs asked for; a program can be made for 1 to {MAX_SMS}")
     if itemsize not in (2, 4):
         raise ScheduleError(f"weights of {itemsize} bytes; use 2 (bf16) or 4 (fp32)")
+    check_formats(formats, itemsize)
     if not 1 <= bucket <= capacity:
         raise ScheduleError(f"a context bucket of {bucket} positions in a KV cache of {capacity}; use 1 to {capacity}")
     page = Shape(config, itemsize, capacity, bucket, 1).page_positions
@@ -58,7 +61,7 @@ def make_shape(
         slices = attention_slices(config, sms, bucket // page)
     if not 1 <= slices <= MAX_SLICES:
         raise ScheduleError(f"{slices} attention slices; use 1 to {MAX_SLICES}")
-    return Shape(config, itemsize, capacity, bucket, slices, tail)
+    return Shape(config, itemsize, capacity, bucket, slices, tail, formats)
 
 
 def build_program(shape: Shape, sms: int, policy: str = DEFAULT_POLICY, ring: int | None = None) -> Program:

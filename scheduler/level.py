@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from instructions.base import Instruction
 from instructions.lm_head import LmHead
 from instructions.shape import Shape
-from models.tape import PAGE_BYTES
 from scheduler.place import Queues
 
 
@@ -25,12 +24,13 @@ def level_head(program: Sequence[Instruction], shape: Shape, queues: Queues) -> 
         sum(program[i].cost(shape, shape.bucket).bytes for i in queue if not isinstance(program[i], LmHead)) for queue in queues
     ]
     blocks = dict.fromkeys(heads, 1)
+    block = LmHead(0, 0, 1, 0).cost(shape, shape.bucket).bytes
     least = [(total[sm], i) for i, sm in heads.items()]
     heapq.heapify(least)
     for _ in range(matrix.blocks - len(heads)):
         load, i = least[0]
         blocks[i] += 1
-        heapq.heapreplace(least, (load + matrix.pages_per_block * PAGE_BYTES, i))
+        heapq.heapreplace(least, (load + block, i))
     levelled, first = list(program), 0
     for slot, i in enumerate(sorted(heads)):
         levelled[i] = LmHead(0, first, blocks[i], slot)

@@ -15,7 +15,7 @@ from instructions.codec import Wait
 from instructions.matvec import RowBlocks
 from instructions.registry import INSTRUCTIONS
 from instructions.shape import HELD_PAGES, Shape, ceil_div, next_power_of_two
-from models.tape import PAGE_BYTES
+from models.tape import PAGE_BYTES, TILE_BYTES
 from scheduler.dependencies import Dependencies
 from scheduler.errors import ScheduleError
 from scheduler.limits import RESERVED, SHARED_MEMORY
@@ -35,16 +35,23 @@ class PagePlan:
 def staging_bytes(shape: Shape) -> int:
     """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest vector that a
     matrix multiplies, the normalised hidden state at a power of two of pages, or the queries of one attention group."""
-    kinds = (kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks))
-    widest = max(shape.matrix(kind.MATRIX).pages_per_block for kind in kinds)
-    hidden = next_power_of_two(shape.matrix("qkv").pages_per_block)
-    queries = ceil_div(shape.staged_queries, shape.page_columns)
-    return max(widest, hidden, queries) * shape.page_columns * shape.itemsize
+    matrices = {kind.MATRIX: shape.matrix(kind.MATRIX) for kind in INSTRUCTIONS if issubclass(kind, RowBlocks)}
+    widest = max(matrix.pages_per_block * matrix.format.columns for matrix in matrices.values())
+    normed = (matrices["qkv"], matrices["head"])  # the hidden state for the body and for the head
+    hidden = max(next_power_of_two(matrix.pages_per_block) * matrix.format.columns for matrix in normed)
+    queries = ceil_div(shape.staged_queries, shape.page_columns) * shape.page_columns
+    return max(widest, hidden, queries) * shape.itemsize
+
+
+def beside_bytes(shape: Shape) -> int:
+    """Shared memory beside each page of the ring, for the scales of quantised weights: whole 128-byte lines, for TMA."""
+    most = max(shape.matrix(kind).format.scale_words for kind in ("qkv", "head"))
+    return ceil_div(4 * most, TILE_BYTES) * TILE_BYTES
 
 
 def ring_depth(shape: Shape) -> int:
     """Pages that fit beside the staged activations; raises ScheduleError where too few do."""
-    depth = (SHARED_MEMORY - RESERVED - staging_bytes(shape)) // PAGE_BYTES
+    depth = (SHARED_MEMORY - RESERVED - staging_bytes(shape)) // (PAGE_BYTES + beside_bytes(shape))
     if depth < HELD_PAGES:
         raise ScheduleError(
             f"an activation vector of {staging_bytes(shape)} bytes leaves {max(depth, 0)} pages of shared memory, "

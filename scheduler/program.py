@@ -21,12 +21,13 @@ from instructions.sample import Sample
 from instructions.shape import Shape
 from models.config import ModelConfig
 from models.errors import UserError
+from models.formats import PLAIN, Formats, check_formats
 from models.output import write_file
 from scheduler.errors import ProgramFormatError
 from scheduler.npz import open_arrays
 
 MAGIC = "megakernel-program"
-VERSION = 3
+VERSION = 4
 ARRAYS = ("words", "starts", "targets", "uses")
 MOST_HEADER, MOST_TEXT = 64 * 1024, 200  # bytes, characters
 MOST_BYTES = 64 * 1024 * 1024  # of an array: half a million instructions, some fifty times those of a large model
@@ -127,6 +128,7 @@ class Program:
             "bucket": self.shape.bucket,
             "slices": self.shape.slices,
             "tail": self.shape.tail,
+            "formats": list(self.shape.formats),
             "policy": self.policy,
             "ring": self.ring,
         }
@@ -166,7 +168,7 @@ def read_program(path: Path) -> Program:
     try:
         config = ModelConfig.from_dict(header["config"])
         numbers = {name: whole_number(header, name) for name in ("itemsize", "capacity", "bucket", "slices")}
-        shape = Shape(config, **numbers, tail=flag(header, "tail"))
+        shape = Shape(config, **numbers, tail=flag(header, "tail"), formats=formats_of(header))
         return Program(shape, text(header, "policy"), whole_number(header, "ring"), **arrays)
     except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:
         raise ProgramFormatError(f"{path}: damaged header ({error}); make the program again") from None
@@ -186,6 +188,15 @@ def flag(header: dict[str, Any], name: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} is neither true nor false")
     return value
+
+
+def formats_of(header: dict[str, Any]) -> Formats:
+    """The formats of the weights."""
+    names = header["formats"]
+    if not isinstance(names, list) or len(names) != len(PLAIN) or not all(isinstance(name, str) for name in names):
+        raise ValueError("formats are no names of a body and a head")
+    check_formats(Formats(*names), whole_number(header, "itemsize"))
+    return Formats(*names)
 
 
 def text(header: dict[str, Any], name: str) -> str:

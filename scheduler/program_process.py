@@ -34,11 +34,13 @@ def main() -> None:
     sys.path[:] = request["path"]
     sys.modules["torch"] = NotImported("torch")
     from models.config import ModelConfig
+    from models.formats import Formats
     from scheduler.ahead import send
     from scheduler.buckets import BucketPrograms
     from scheduler.errors import ScheduleError
 
-    programs = BucketPrograms(ModelConfig.from_dict(request["config"]), **request["numbers"])
+    numbers = request["numbers"] | {"formats": Formats(*request["numbers"]["formats"])}
+    programs = BucketPrograms(ModelConfig.from_dict(request["config"]), **numbers)
     try:
         for place, tail in request["wanted"]:
             send(sys.stdout.buffer, (place, tail), programs.program(place, tail))

@@ -28,15 +28,14 @@ def gate_up(S: gl.constexpr, memory, ring, step):
         step,
         rows_of(S, memory, step, S.x_mid, layer),
         layer_constants(memory, S.gate_up.norm, layer),
-        S.hidden,
-        S.epsilon,
+        S.gate_up,
     )
     index, index_high = halves(block_index())
     row, column = index // 16, index % 16
     target = rows_of(S, memory, step, S.mlp, layer)
     block, blocks = step.record.a, step.record.b
     for i in range(blocks):
-        gate, up = halves(row_block(S, ring, step, step.use + i * S.gate_up.pages, S.gate_up.pages))
+        gate, up = halves(row_block(S, ring, step, step.use + i * S.gate_up.pages, S.gate_up))
         if S.gate_up.bias.first >= 0:
             bias = layer_constants(memory, S.gate_up.bias, layer) + (block + i) * ROWS + row
             gate += gl.load(bias)

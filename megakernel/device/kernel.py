@@ -28,7 +28,9 @@ def make_ring(S: gl.constexpr, tape):
     begun = gl.allocate_shared_memory(gl.int64, [1], barriers)
     taken = gl.allocate_shared_memory(gl.int64, [1], barriers)
     last = make_shared_word()
-    staging = gl.allocate_shared_memory(gl.bfloat16, [S.staging_pages, PAGE_COLUMNS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    staging = gl.allocate_shared_memory(
+        gl.bfloat16, [S.staging_pages + S.beside_pages, PAGE_COLUMNS], gl.SwizzledSharedLayout(1, 1, 1, [0])
+    )
     reached = make_shared_word()
     doing = make_shared_word()
     loading = make_shared_word()
@@ -47,6 +49,8 @@ def make_ring(S: gl.constexpr, tape):
 def megakernel(
     tape,
     cache,
+    beside,
+    head_beside,
     weights,
     cache_rows,
     activations,
@@ -74,9 +78,10 @@ def megakernel(
 ):
     """Decode up to `tokens` tokens from `position`; `epoch` is how many this program has decoded before.
 
-    tape and cache are TMA descriptors over [128-byte lines, 64] bf16 of `weights` and `cache_rows`; the other arrays are
-    those of `scheduler.program.Program` and `megakernel.device.context.Memory`, the numbers from `slices` on those of a
-    `megakernel.geometry.Bucket`.
+    tape and cache are TMA descriptors over [128-byte lines, 64] bf16 of `weights` and `cache_rows`; beside and head_beside over
+    what lies beside quantised pages, [pages, words] fp32 of `constants`: of the body, and of a head in another format; the
+    other arrays are those of `scheduler.program.Program` and `megakernel.device.context.Memory`, the numbers from `slices` on
+    those of a `megakernel.geometry.Bucket`.
     """
     memory = Memory(
         weights,
@@ -103,7 +108,7 @@ def megakernel(
     gl.warp_specialize(
         [
             (consumer, (S, memory, ring, start, stop, uses_per_token, position, epoch, tokens)),
-            (loader, (S, memory, tape, cache, ring, start, stop, uses_per_token, position, epoch, tokens)),
+            (loader, (S, memory, tape, beside, head_beside, cache, ring, start, stop, uses_per_token, position, epoch, tokens)),
             (prefetcher, (S, memory, ring, start, stop, uses_per_token)),
         ],
         [LOADER_WARPS, LOADER_WARPS],

@@ -20,8 +20,7 @@ def lm_head(S: gl.constexpr, memory, ring, step):
         step,
         rows_of(S, memory, step, S.x, S.layers),
         memory.constants + S.head.norm.first,
-        S.hidden,
-        S.epsilon,
+        S.head,
     )
     inverse_temperature, seed_low, seed_high = load_sampling(memory)
     index = block_index()
@@ -32,7 +31,7 @@ def lm_head(S: gl.constexpr, memory, ring, step):
     for i in range(blocks):
         rows = (block + i) * ROWS + row
         inside = rows < S.vocabulary
-        logits = row_block(S, ring, step, step.use + i * S.head.pages, S.head.pages)
+        logits = row_block(S, ring, step, step.use + i * S.head.pages, S.head)
         if S.logits_multiplier != 1.0:
             logits *= S.logits_multiplier
         gl.store(memory.activations + S.logits + rows, logits, mask=inside & (column == 0))

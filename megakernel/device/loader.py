@@ -12,6 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from instructions.attention import Attention
+from instructions.lm_head import LmHead
 from megakernel.device.attention import slice_pages
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import copy_page
@@ -22,6 +23,7 @@ from megakernel.device.trace import LOAD_BEGUN, LOAD_ENDED, LOAD_WAITED, POINTS,
 from models.tape import PAGE_BYTES
 
 ATTENTION = gl.constexpr(Attention.OPCODE)
+LM_HEAD = gl.constexpr(LmHead.OPCODE)
 BYTES = gl.constexpr(PAGE_BYTES)
 
 
@@ -60,11 +62,36 @@ def stream(S: gl.constexpr, ring, source, page, use, number):
 
 
 @gluon.jit
-def stream_tape(S: gl.constexpr, tape, ring, load, use, number):
-    """The weight pages of one record; returns the time waited for free pages."""
+def stream_weights(S: gl.constexpr, F: gl.constexpr, ring, tape, beside, first, page, use, number):
+    """Copy one page of weights of record `number` into the ring, of format F, with what lies beside it, counted from page
+    `first` of the tape; returns the time waited for it."""
+    slot, waited = free_slot(S, ring, use, number)
+    mbarrier.expect(ring.full.index(slot), BYTES + F.BESIDE)
+    copy_page(tape, [page * LINES, 0], ring.full.index(slot), ring.pages.index(slot))
+    F.copy_beside(S, beside, ring, page - first, slot)
+    return waited
+
+
+@gluon.jit
+def stream_matrix(S: gl.constexpr, F: gl.constexpr, tape, beside, first, ring, load, use, number):
+    """The weight pages of one record, of format F; returns the time waited for free pages."""
     waited = gl.to_tensor(0).to(gl.int64)
     for i in range(load.pages):
-        waited += stream(S, ring, tape, load.tape + i, use + i, number)
+        waited += stream_weights(S, F, ring, tape, beside, first, load.tape + i, use + i, number)
+    return waited
+
+
+@gluon.jit
+def stream_tape(S: gl.constexpr, tape, beside, head_beside, ring, load, use, number):
+    """The weight pages of one record; returns the time waited for free pages."""
+    if S.head_apart:
+        waited = gl.to_tensor(0).to(gl.int64)
+        if load.opcode == LM_HEAD:
+            waited = stream_matrix(S, S.head.format, tape, head_beside, S.head_first, ring, load, use, number)
+        else:
+            waited = stream_matrix(S, S.qkv.format, tape, beside, 0, ring, load, use, number)
+    else:
+        waited = stream_matrix(S, S.qkv.format, tape, beside, 0, ring, load, use, number)
     return waited
 
 
@@ -88,7 +115,9 @@ def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, number, epoch,
 
 
 @gluon.jit
-def stream_token(S: gl.constexpr, memory, tape, cache, ring, load, start, stop, first, first_use, position, epoch, trace):
+def stream_token(
+    S: gl.constexpr, memory, tape, beside, head_beside, cache, ring, load, start, stop, first, first_use, position, epoch, trace
+):
     """The pages of every record, the first already fetched; returns the next token's first.
 
     `first` is the first record's number, counted from the launch.
@@ -102,7 +131,7 @@ def stream_token(S: gl.constexpr, memory, tape, cache, ring, load, start, stop, 
         if load.opcode == ATTENTION:
             waited = stream_cache(S, memory, cache, ring, load, use, number, epoch, position, sm, index - start)
         else:
-            waited = stream_tape(S, tape, ring, load, use, number)
+            waited = stream_tape(S, tape, beside, head_beside, ring, load, use, number)
         note(S, here, LOAD_WAITED, waited)
         stamp(S, here, LOAD_ENDED)
         load = following
@@ -110,7 +139,9 @@ def stream_token(S: gl.constexpr, memory, tape, cache, ring, load, start, stop, 
 
 
 @gluon.jit
-def loader(S: gl.constexpr, memory, tape, cache, ring, start, stop, uses_per_token, position, epoch, tokens):
+def loader(
+    S: gl.constexpr, memory, tape, beside, head_beside, cache, ring, start, stop, uses_per_token, position, epoch, tokens
+):
     """Stream the pages of records start to stop, for `tokens` tokens or until the consumer takes its last."""
     load = fetch_load(memory, start)
     token = 0
@@ -125,7 +156,23 @@ def loader(S: gl.constexpr, memory, tape, cache, ring, start, stop, uses_per_tok
             trace = token_stamps(S, memory, token)
             first = token * (stop - start)
             here = position + token
-            load = stream_token(S, memory, tape, cache, ring, load, start, stop, first, first_use, here, epoch + token, trace)
+            load = stream_token(
+                S,
+                memory,
+                tape,
+                beside,
+                head_beside,
+                cache,
+                ring,
+                load,
+                start,
+                stop,
+                first,
+                first_use,
+                here,
+                epoch + token,
+                trace,
+            )
             token += 1
         else:
             token = tokens

@@ -1,44 +1,33 @@
 """Row blocks times the staged activation, on the tensor cores: the device side of `instructions.matvec`.
 
-A page is read by ldmatrix as [8 tiles, 16 rows, 64 columns], the A operand of a batched mma; the 8 tiles are a batch
-dimension spread over the warps and summed at the end of a row block.  The activation is the B operand, the same in all of
-its 8 columns.
+A page is the A operand of a batched mma, [tiles, 16 rows, columns]; the tiles are a batch dimension spread over the warps
+and summed at the end of a row block.  The activation is the B operand, the same in all of its 8 columns.  What a page holds
+is its matrix's format (`megakernel.device.formats`).
 """
 
 from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from instructions.shape import MMA_COLUMNS as COLUMNS
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
+from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout
+from megakernel.device.formats.plain import PAGE_LAYOUT, TILE, TILES
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import look, look_again, vacant
-from megakernel.geometry import GEMM_PAGES, ITEM_BYTES
-from models.tape import BLOCK_ROWS, PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
+from megakernel.geometry import ITEM_BYTES
+from models.tape import PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 
-TILES = gl.constexpr(TILES_PER_PAGE)
-ROWS = gl.constexpr(BLOCK_ROWS)
-TILE = gl.constexpr(TILE_BYTES // ITEM_BYTES)  # columns of a tile
+__all__ = ["FLAT_TILES", "PAGE_LAYOUT", "ROWS", "TILE", "TILES", "block_layout"]
 LINES = gl.constexpr(PAGE_BYTES // TILE_BYTES)  # 128-byte lines of a page: rows of the TMA descriptor
 PAGE_COLUMNS = gl.constexpr(TILES_PER_PAGE * TILE_BYTES // ITEM_BYTES)
 PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)
-MMA_COLUMNS = gl.constexpr(COLUMNS)
-PAGE_GROUP = gl.constexpr(GEMM_PAGES)
 EARLY = gl.constexpr(8)  # signals before the last when a norm's input is looked for: all of it must be there, and is long
 
 FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
-FLAT_TILES = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-PAGE_LAYOUT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0]))  # as TMA writes it with 128-byte swizzle
-
-
-@gluon.constexpr_function
-def block_layout():
-    """Accumulators of a row block, [8 tiles, 16 rows, 8 columns], the tiles spread over the warps."""
-    return gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[4, 1, 1], instr_shape=[1, 16, 8])
 
 
 @gluon.constexpr_function
@@ -63,10 +52,11 @@ def power_of_two(n):
 
 
 @gluon.jit
-def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, COUNT: gl.constexpr, EPSILON: gl.constexpr):
-    """Wait for the step's input, then stage rms_norm(source) * weight for fp32 vectors [COUNT], rounded to bf16 and padded
-    with zeros.  The weights depend on nobody and are loaded before the wait."""
-    SIZE: gl.constexpr = power_of_two((COUNT + PAGE_COLUMNS - 1) // PAGE_COLUMNS) * PAGE_COLUMNS
+def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.constexpr):
+    """Wait for the step's input, then stage rms_norm(source) * weight for fp32 vectors as long as the matrix's rows, rounded to
+    bf16 and padded with zeros.  The weights depend on nobody and are loaded before the wait."""
+    COUNT: gl.constexpr = matrix.columns
+    SIZE: gl.constexpr = power_of_two(matrix.pages) * matrix.format.COLUMNS
     index = gl.arange(0, SIZE, vector_layout())
     staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], FLAT).index(0)
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
@@ -80,56 +70,56 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, COUNT: gl.co
             if waiting != 0:
                 x = look(source + index, index < COUNT)
         squares = gl.sum(x * x, axis=0)
-    scale = gl.rsqrt(squares / COUNT + EPSILON)
+    scale = gl.rsqrt(squares / COUNT + S.epsilon)
     staging.store((x * scale * w).to(gl.bfloat16))
     barrier()
     stamp(S, step.trace, STAGED)
 
 
 @gluon.jit
-def multiply_page(S: gl.constexpr, ring, step, use, page, acc):
-    """Wait for page use `use`, release it, and add its product with page `page` of the staged activation."""
-    MMA: gl.constexpr = block_layout()
-    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
-    B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
+def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
+    """Wait for page use `use`, of format F, release it, and add its product with page `page` of the staged activation."""
     slot = use % S.ring
-    tiles = reinterpret(ring.staging.index(page), gl.bfloat16, [TILES, TILE], FLAT_TILES)
-    x = gl.expand_dims(tiles.load(gl.SliceLayout(2, B)), 2)
-    x, _ = gl.broadcast(x, gl.zeros([TILES, TILE, MMA_COLUMNS], gl.bfloat16, B))
+    x = F.activation(ring, page)
     mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
     if S.trace:
         if use == step.use:
             stamp(S, step.trace, LANDED)
-    w = reinterpret(ring.pages.index(slot), gl.bfloat16, [TILES, ROWS, TILE], PAGE_LAYOUT).load(A)
+    taken = F.take(S, ring, slot)
     mbarrier.arrive(ring.empty.index(slot), count=1)
-    return mma_v2(w, x, acc)
+    return F.product(taken, x, acc)
 
 
 @gluon.jit
-def row_block(S: gl.constexpr, ring, step, use, PAGES: gl.constexpr):
-    """Multiply the next row block by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
-    GROUP: gl.constexpr = largest_divisor(PAGES, PAGE_GROUP)
-    acc = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
+    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
+    F: gl.constexpr = matrix.format
+    PAGES: gl.constexpr = matrix.pages
+    GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
+    acc = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
     for group in range(PAGES // GROUP):
         for j in gl.static_range(GROUP):
             page = group * GROUP + j
-            acc = multiply_page(S, ring, step, use + page, page, acc)
+            acc = multiply_page(S, F, ring, step, use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
     return gl.sum(acc, axis=0)
 
 
 @gluon.jit
-def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, COUNT: gl.constexpr, PAGES: gl.constexpr):
-    """Round an fp32 vector [COUNT] to bf16 and stage it, padded with zeros to PAGES pages, as soon as it is there, and
-    multiply the step's first row block by it; returns what `row_block` does.
+def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.constexpr):
+    """Round an fp32 vector as long as the matrix's rows to bf16 and stage it, padded with zeros to whole pages, as soon as it
+    is there, and multiply the step's first row block by it; returns what `row_block` does.
 
     A part of the vector is on its way from L2 while the part before it is multiplied.
     """
-    GROUP: gl.constexpr = largest_divisor(PAGES, PAGE_GROUP)
-    SIZE: gl.constexpr = GROUP * PAGE_COLUMNS
+    F: gl.constexpr = matrix.format
+    PAGES: gl.constexpr = matrix.pages
+    GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
+    COUNT: gl.constexpr = matrix.columns
+    SIZE: gl.constexpr = GROUP * F.COLUMNS
     column = gl.arange(0, SIZE, vector_layout())
     staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], FLAT)
-    acc = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    acc = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
     values = look(source + column, column < COUNT)
     begin = cycles()
     for part in range(PAGES // GROUP):
@@ -146,7 +136,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, COUNT: gl.co
         values = look(source + column, column < COUNT)
         for j in gl.static_range(GROUP):
             page = part * GROUP + j
-            acc = multiply_page(S, ring, step, step.use + page, page, acc)
+            acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
     return gl.sum(acc, axis=0)
 

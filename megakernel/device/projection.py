@@ -34,9 +34,9 @@ def projection(
         inside = rows < S.hidden
         before = look(residual + rows, inside)
         if i == 0:
-            y = stage_and_multiply(S, memory, ring, step, source, matrix.columns, matrix.pages)
+            y = stage_and_multiply(S, memory, ring, step, source, matrix)
         else:
-            y = row_block(S, ring, step, step.use + i * matrix.pages, matrix.pages)
+            y = row_block(S, ring, step, step.use + i * matrix.pages, matrix)
         if matrix.bias.first >= 0:
             y += gl.load(bias + rows, mask=inside, other=0.0)
         if S.residual_multiplier != 1.0:

@@ -39,8 +39,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
         step,
         rows_of(S, memory, step, S.x, layer),
         layer_constants(memory, S.qkv.norm, layer),
-        S.hidden,
-        S.epsilon,
+        S.qkv,
     )
     index, index_high = halves(block_index())
     row, column = index // 16, index % 16  # rows 0 to 7 of the block; index_high has the same rows, 8 further
@@ -52,7 +51,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
         pair = inner * HALF + row
         angle = memory.rope + (step.position * (S.head_rows // 2) + pair) * 2
         cosine, sine = gl.load(angle), gl.load(angle + 1)
-        low, high = halves(row_block(S, ring, step, step.use + i * S.qkv.pages, S.qkv.pages))
+        low, high = halves(row_block(S, ring, step, step.use + i * S.qkv.pages, S.qkv))
         if S.qkv.bias.first >= 0:
             bias = layer_constants(memory, S.qkv.bias, layer) + here * ROWS + row
             low += gl.load(bias)

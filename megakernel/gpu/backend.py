@@ -27,7 +27,6 @@ from megakernel.gpu.machine import Flight, GpuProgram, GpuState
 from megakernel.options import Sizes
 from megakernel.request import SamplingParams
 from models.packed import PackedModel
-from models.tape import PAGE_BYTES
 from scheduler.buckets import BucketPrograms
 
 CHUNK = 16  # tokens a launch: a token reaches the host at most two launches after it was chosen
@@ -71,7 +70,7 @@ class GpuBackend:
             self.stream = torch.cuda.Stream(device)
         with self.on_device("moving the model to the GPU"):
             self.state = GpuState(model, programs.shape(programs.capacity).cache_pages, device)
-        step = model.tape.streamed_pages * PAGE_BYTES / SLOW_BANDWIDTH
+        step = model.tape.streamed_bytes / SLOW_BANDWIDTH
         self.longest = max(1, int(LONGEST_LAUNCH / step))
         self.builder = ThreadPoolExecutor(1, "megakernel-build")
         self.built: dict[tuple[int, bool], Future[GpuProgram]] = {}

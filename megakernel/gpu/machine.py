@@ -20,15 +20,24 @@ from megakernel.control_block import CONTROL_WORDS
 from megakernel.device.kernel import megakernel
 from megakernel.geometry import COUNTER_STRIDE, make_bucket, make_geometry
 from megakernel.gpu.control import Outcome, control_words
-from megakernel.options import OPTIONS, TMA_LAYOUT, WARPS, Sizes
+from megakernel.options import BESIDE_LAYOUT, OPTIONS, TMA_LAYOUT, WARPS, Sizes
 from megakernel.stamps import Clock, Point, nanoseconds
 from megakernel.words import device_words
 from models.packed import PackedModel
-from models.tape import PAGE_BYTES
+from models.tape import PAGE_BYTES, Matrix
 from scheduler.program import Program
 
 LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": WARPS, "launch_cooperative_grid": True, **OPTIONS}
 PATIENCE = 1_000_000_000  # clock cycles after which a wait is given up: about half a second
+
+
+def beside_descriptor(constants: torch.Tensor, first: Matrix) -> TensorDescriptor | None:
+    """What lies beside the pages from a matrix on, as TMA is told of it; None for a plain one."""
+    count = first.format.scale_words
+    if not count:
+        return None
+    words = constants[first.scale_offset :]
+    return TensorDescriptor.from_tensor(words[: len(words) // count * count].view(-1, count), [1, count], BESIDE_LAYOUT)
 
 
 class GpuState:
@@ -47,6 +56,10 @@ class GpuState:
         self.tape_descriptor, self.cache_descriptor = (
             TensorDescriptor.from_tensor(pages.view(-1, 64), [128, 64], TMA_LAYOUT) for pages in (self.weights, self.cache)
         )
+        self.formats = model.tape.formats
+        body, head = (model.tape.matrix(kind) for kind in ("qkv", "head"))
+        self.beside = beside_descriptor(self.constants, body)
+        self.head_beside = beside_descriptor(self.constants, head) if head.format != body.format else None
 
     def start(self, prompt: Sequence[int], sampling: SamplingState, stop_tokens: Collection[int], kept: int = 0) -> None:
         """Begin a new sequence; its first `kept` tokens are there already."""
@@ -117,6 +130,8 @@ class GpuProgram:
         return (
             state.tape_descriptor,
             state.cache_descriptor,
+            state.beside,
+            state.head_beside,
             state.weights,
             state.cache,
             self.activations.view(torch.float32),
@@ -201,5 +216,9 @@ class GpuProgram:
 def check_fit(program: Program, state: GpuState) -> None:
     """Refuse a program that was not made for a state's model and cache, with a ValueError."""
     shape, pages = program.shape, len(state.cache)
-    if shape.config != state.config or shape.page_elements != state.weights.shape[1] or shape.cache_pages != pages:
+    if (
+        (shape.config, shape.formats) != (state.config, state.formats)
+        or shape.page_elements != state.weights.shape[1]
+        or shape.cache_pages != pages
+    ):
         raise ValueError("the program was made for another model, weight type or KV cache than the state's")

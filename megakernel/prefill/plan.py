@@ -11,6 +11,7 @@ import numpy as np
 from instructions.dimensions import Dimensions, ceil_div, next_power_of_two
 from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling, Cut, Tiling, choose_cut, slots
 from models.config import ModelConfig
+from models.formats import PLAIN, Formats
 from models.tape import BLOCK_ROWS, TapeLayout
 
 CHUNK = 4096  # most tokens of a chunk
@@ -33,16 +34,17 @@ class Plan:
     config: ModelConfig
     sms: int
     capacity: int
+    formats: Formats = PLAIN
 
     @property
     def possible(self) -> bool:
         """Whether prefill's kernels take the model; else a prompt is decoded token by token.
 
-        Heads are not too wide and, where they are normed, whole tiles of the QKV matrix hold whole heads.
+        Weights are plain, heads are not too wide and, where they are normed, whole tiles of the QKV matrix hold whole heads.
         """
         rows = self.dimensions.head_rows
         whole = rows <= NORMED_TILE and NORMED_TILE % rows == 0
-        return self.head_width <= WIDEST_HEAD and (whole or not self.dimensions.head_norms)
+        return self.formats == PLAIN and self.head_width <= WIDEST_HEAD and (whole or not self.dimensions.head_norms)
 
     @cached_property
     def tape(self) -> TapeLayout:

@@ -157,7 +157,7 @@ def one_thread() -> Iterator[None]:
 
 def check_fit(shape: Shape, model: PackedModel, state: DecodeState) -> None:
     """Refuse parts that were not made for each other, with a ValueError."""
-    if model.config != shape.config or model.dtype.itemsize != shape.itemsize:
+    if (model.config, model.dtype.itemsize, model.tape.formats) != (shape.config, shape.itemsize, shape.formats):
         raise ValueError("the program was made for another model or weight type than the packed weights")
     cache = state.cache.shape
     if (cache.config, cache.itemsize, cache.head_pages) != (shape.config, shape.itemsize, shape.head_pages):

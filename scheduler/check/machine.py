@@ -37,11 +37,14 @@ def shared_bytes(shape: Shape, ring: int) -> int:
     Staged are, one at a time, the input of any matrix, padded to whole pages of columns; the hidden state, padded to a power
     of two of pages; the queries of an attention group.
     """
-    columns = shape.page_columns
-    widest = max(matrix.columns for matrix in shape.tape.matrices)
-    hidden = 1 << (-(-shape.config.hidden_size // columns) - 1).bit_length()
-    staged = max(-(-widest // columns), hidden, -(-shape.staged_queries // columns)) * columns
-    return ring * PAGE_BYTES + staged * shape.itemsize + RESERVED
+    staged, beside = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0
+    for matrix in shape.tape.matrices:
+        columns = matrix.format.columns
+        pages = -(-matrix.columns // columns)
+        normed = matrix.columns == shape.config.hidden_size
+        staged = max(staged, (1 << (pages - 1).bit_length() if normed else pages) * columns)
+        beside = max(beside, -(-4 * matrix.format.scale_words // TILE_BYTES) * TILE_BYTES)
+    return ring * (PAGE_BYTES + beside) + staged * shape.itemsize + RESERVED
 
 
 def shape_findings(shape: Shape) -> Iterator[Finding]:
@@ -119,9 +122,11 @@ def layer_findings(shape: Shape) -> Iterator[Finding]:
         kept = {(m.blocks, m.pages_per_block, m.bias_offset >= 0, m.head_norm_offset >= 0) for m in matrices}
         if len(kept) > 1:
             yield Finding("limits", f"the matrices {kind} of the layers differ in size, bias or norm; the kernel knows one")
-    widths = {tape.matrix(kind).pages_per_block for kind in ("qkv", "gate_up", "head", "embedding")}
-    if len(widths) > 1:
-        yield Finding("limits", f"rows of the hidden state take {sorted(widths)} pages; the kernel knows one number")
+    for kind in ("qkv", "gate_up", "head", "embedding"):
+        found = tape.matrix(kind)
+        needed = -(-shape.config.hidden_size // found.format.columns)
+        if found.pages_per_block != needed:
+            yield Finding("limits", f"rows of {kind} take {found.pages_per_block} pages; the hidden state needs {needed}")
     norms = {step for norm in tape.layer.norms for step in steps([tape.norm_offset(norm.kind, i) for i in layers])}
     offsets = [[tape.matrix(kind, i).bias_offset for i in layers] for kind in tape.kinds]
     offsets += [[tape.matrix(kind, i).head_norm_offset for i in layers] for kind in tape.kinds]

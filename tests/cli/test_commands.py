@@ -29,6 +29,7 @@ COMMANDS = {
     "bench.check": [],
     "bench.compare": ["--model", BUNDLED],
     "bench.decode": [],
+    "bench.formats": [],
     "bench.load": [],
     "bench.schedule": [],
     "scheduler.simulate": ["--model", BUNDLED],

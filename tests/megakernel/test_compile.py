@@ -17,6 +17,7 @@ import pytest
 
 from megakernel.geometry import pages_bytes
 from models.config import ModelConfig
+from models.formats import Formats
 from scheduler.limits import SHARED_MEMORY
 from tests.support import ROOT
 from tests.support.compile_cases import MODELS, NEWEST, OLDEST, SMS, compiled, geometry_of
@@ -72,6 +73,15 @@ def test_biases_odd_heads_and_sixteen_queries_a_head(triton_site: Site) -> None:
     assert (geometry.group_columns, geometry.head_rows) == (16, 48)
     assert min(matrix.bias.first for matrix in (geometry.qkv, geometry.o, geometry.gate_up, geometry.down)) >= 0
     check(compiled(triton_site(OLDEST), geometry), OLDEST)
+
+
+def test_quantised_weights(triton_site: Site) -> None:
+    """Both formats that are widened in registers, in one kernel: the layers in one and the head in the other."""
+    geometry = geometry_of(MODELS["llama-3.2-1b"], formats=Formats("int4", "fp8"))
+    assert geometry.head_apart
+    found = compiled(triton_site(OLDEST), geometry)
+    check(found, OLDEST)
+    assert found["shared"] >= pages_bytes(geometry)
 
 
 def test_a_spill_would_be_seen(triton_site: Site) -> None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import models.checkpoint
 import models.packing
 import models.rope
+import models.safetensors_file
 from models.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
 from models.config import ModelConfig, RopeScaling
 from models.errors import UserError, printable, quoted
@@ -140,13 +141,13 @@ def test_a_header_is_not_read_anew_for_every_tensor(tmp_path: Path, monkeypatch:
     write_single(tmp_path)
     source = open_checkpoint(tmp_path).source
     opened: list[Path] = []
-    real = models.checkpoint._open
+    real = models.checkpoint.open_file
 
     def counted(path: Path) -> Any:
         opened.append(path)
         return real(path)
 
-    monkeypatch.setattr(models.checkpoint, "_open", counted)
+    monkeypatch.setattr(models.checkpoint, "open_file", counted)
     largest = max(tensor.nbytes for _, tensor in source.tensors())
     assert len(opened) == 1
     monkeypatch.setattr(models.checkpoint, "MAPPED_BYTES", largest)
@@ -171,7 +172,7 @@ def test_a_file_that_memory_cannot_map(tmp_path: Path, monkeypatch: pytest.Monke
         raise RuntimeError("unable to mmap 8796636185997 bytes: Cannot allocate memory (12)")
 
     write_single(tmp_path)
-    monkeypatch.setattr(models.checkpoint, "safe_open", fail)
+    monkeypatch.setattr(models.safetensors_file, "safe_open", fail)
     message = refused(tmp_path)
     assert message.startswith(f"{tmp_path / SINGLE_FILE}: cannot be opened") and "unable to mmap" in message
 

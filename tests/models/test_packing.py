@@ -128,7 +128,7 @@ def test_nothing_of_the_tape_is_left_unwritten(name: str, dtype: torch.dtype) ->
     tensors = dict(RandomWeights(config).tensors())
     for matrix in model.tape.matrices:
         for source in matrix.sources:
-            pack_weight(model.tape, matrix, source, tensors[source], weights)
+            pack_weight(model.tape, matrix, source, tensors[source], weights, model.constants)
     assert not weights.isnan().any()
     assert torch.equal(weights, model.weights)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 
@@ -65,7 +66,7 @@ def random_base(seed: int, most_instructions: int = 80) -> Base:
         ring = random.choice((None, HELD_PAGES, HELD_PAGES + 1, 7, 10))
         bucket, tail = random.choice((60, 200, CAPACITY)), random.random() < 0.3
         try:
-            sizes = {"sms": sms, "capacity": CAPACITY, "bucket": bucket, "itemsize": itemsize}
+            sizes: dict[str, Any] = {"sms": sms, "capacity": CAPACITY, "bucket": bucket, "itemsize": itemsize}
             shape = make_shape(config, **sizes, slices=slices, tail=tail)
             program = build_program(shape, sms, random.choice(list(POLICIES)), ring)
         except UserError:

@@ -15,6 +15,7 @@ from megakernel.geometry import Geometry, make_geometry
 from megakernel.prefill.plan import Plan
 from models.config import ModelConfig
 from models.families import PRESETS
+from models.formats import PLAIN, Formats
 from models.hf_config import read_config
 from scheduler.build import build_program, make_shape
 from tests.support import BUNDLED, ROOT
@@ -38,10 +39,10 @@ print(json.dumps(describe(*pickle.loads(bytes.fromhex(json.load(sys.stdin))))))
 
 
 @functools.cache
-def geometry_of(config: ModelConfig, sms: int = SMS) -> Geometry:
+def geometry_of(config: ModelConfig, sms: int = SMS, formats: Formats = PLAIN) -> Geometry:
     """The geometry of a model's programs: every bucket and every number of slices has the same."""
     capacity = min(CAPACITY, config.max_position)
-    shape = make_shape(config, sms=sms, capacity=capacity, bucket=capacity)
+    shape = make_shape(config, sms=sms, capacity=capacity, bucket=capacity, formats=formats)
     return make_geometry(build_program(shape, sms))
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from instructions.shape import Shape, ceil_div
-from models.packed import PackedModel, pack
+from models.formats import PLAIN, Formats
+from models.packed import PackedModel, numbers, pack
 from models.reference import Reference
 from scheduler.buckets import BucketPrograms
 from scheduler.build import build_program, make_shape
@@ -36,6 +37,7 @@ class Case:
     positions: int
     prompt: int
     buckets: tuple[tuple[int, int], ...] = ((1, 1), (2, 2))
+    formats: Formats = PLAIN
 
 
 @dataclass
@@ -48,7 +50,7 @@ class CasePrograms(BucketPrograms):
         capacity, page = self.capacity, Shape(self.config, self.itemsize, self.capacity, self.capacity, 1).page_positions
         slices = dict(self.buckets)[ceil_div(bucket, page)]
         sizes = {"sms": self.sms, "capacity": capacity, "bucket": bucket, "itemsize": self.itemsize}
-        return make_shape(self.config, **sizes, slices=slices, tail=tail)
+        return make_shape(self.config, **sizes, slices=slices, tail=tail, formats=self.formats)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -68,7 +70,7 @@ PRESET_CASES = {name: Case(name, 192, 150, 150, ((1, 1), (3, 3))) for name in WI
 
 def programs_of(case: Case, sms: int) -> CasePrograms:
     """The programs of a case."""
-    return CasePrograms(config_of(case.name), sms, case.capacity, ITEMSIZE, buckets=case.buckets)
+    return CasePrograms(config_of(case.name), sms, case.capacity, ITEMSIZE, formats=case.formats, buckets=case.buckets)
 
 
 # KV pages hold 128 positions of these models, 64 with 128 dimensions a head.  The last position of a capacity that is no
@@ -114,7 +116,7 @@ def oversized_programs(sms: int) -> BucketPrograms:
 @dataclass(frozen=True, eq=False)
 class Expected:
     """tokens: prompt and continuation, positions + 1 of them; logits and reference: fp32 [positions, vocab], of the CPU machine
-    and of the plain fp32 model with the same bf16 weights."""
+    and of the plain fp32 model with the same weights, as they were rounded or quantised."""
 
     tokens: list[int]
     logits: torch.Tensor
@@ -126,8 +128,7 @@ def decode_on_the_cpu(case: Case, sms: int) -> Expected:
     from megakernel.vm import DecodeState, Vm
 
     torch.set_num_threads(1)
-    config, weights = config_of(case.name), weights_of(case.name)
-    model = pack(weights, config, torch.bfloat16, case.capacity)
+    model = pack(weights_of(case.name), config_of(case.name), torch.bfloat16, case.capacity, case.formats)
     programs = programs_of(case, sms)
     state = DecodeState(programs.shape(case.capacity))
     machines: dict[int, Vm] = {}
@@ -139,7 +140,7 @@ def decode_on_the_cpu(case: Case, sms: int) -> Expected:
             machines[place] = Vm(build_program(programs.shape(programs.sizes[place]), VM_SMS), model, state)
         machines[place].launch(1)
         logits.append(machines[place].logits())
-    reference = Reference(config, weights.by_name).logits(state.tokens[: case.positions])
+    reference = Reference(*numbers(model)).logits(state.tokens[: case.positions])
     return Expected(list(state.tokens), torch.stack(logits), reference)
 
 

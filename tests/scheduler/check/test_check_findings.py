@@ -407,7 +407,7 @@ def change_one(kind: str, layer: int, **changes: int) -> Callable[[Matrix], Matr
         (change_one("o", 1, bias_offset=4096), "biases and norms of heads lie"),
         (change_one("gate_up", 2, bias_offset=-1), "the matrices gate_up of the layers differ in size, bias or norm"),
         (change_one("down", 1, pages_per_block=2), "the matrices down of the layers differ in size, bias or norm"),
-        (change_one("embedding", 0, pages_per_block=2), "rows of the hidden state take [1, 2] pages"),
+        (change_one("embedding", 0, pages_per_block=2), "rows of embedding take 2 pages; the hidden state needs 1"),
     ],
 )
 def test_layers_that_differ(change: Callable[[Matrix], Matrix], words: str) -> None:

@@ -1,0 +1,75 @@
+"""Device side of `models.formats.fp8`: a word becomes four bf16 with five operations, a lane's words in the order of the matrix
+instruction's A operand."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mma_v2
+
+from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, WORDS, block_layout
+from megakernel.device.formats.packed import beside_of, copy_words, page_activation, page_words
+from models.formats.fp8 import FP8
+
+TILES = gl.constexpr(8)
+CODES = gl.constexpr(4)  # of a word
+TILE_WORDS = gl.constexpr(FP8.columns // 8 // 4)
+TILE = gl.constexpr(FP8.columns // 8)  # columns of a tile
+SCALES = gl.constexpr(FP8.scale_words)
+FACTOR = gl.constexpr(2.0**120)  # e4m3's bits in bf16's places are so much too small
+
+WIDEN = gl.constexpr("""{
+    .reg .b32 first, second, rest;
+    and.b32 first, $4, 0x87f087f0;
+    mov.b32 {$0, $1}, first;
+    shl.b32 second, $4, 4;
+    shr.u32 rest, $4, 4;
+    and.b32 rest, rest, 0x07000700;
+    lop3.b32 second, second, 0x80f080f0, rest, 0xea;
+    mov.b32 {$2, $3}, second;
+}""")
+
+
+@gluon.jit
+def widen(words):
+    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], too small by FACTOR."""
+    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), WORDS * CODES)
+    k0, k1, k2, k3 = gl.inline_asm_elementwise(
+        WIDEN,
+        "=h,=h,=h,=h,r",
+        [words],
+        dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
+        is_pure=True,
+        pack=1,
+    )
+    values = gl.reshape(gl.join(gl.join(k0, k2), gl.join(k1, k3)), [TILES, ROWS, TILE])
+    return gl.convert_layout(values, A, assert_trivial=True)
+
+
+@gluon.jit
+def activation(ring, page):
+    """See `page_activation`."""
+    return page_activation(ring, page, TILES, TILE, WORDS * CODES)
+
+
+@gluon.jit
+def take(S: gl.constexpr, ring, slot):
+    """The words, and the rows' scales, fp32 [1, 16, 1]."""
+    LAYOUT: gl.constexpr = gl.SliceLayout(2, block_layout())
+    words = page_words(ring, slot, TILES, TILE_WORDS)
+    scales = beside_of(S, ring, slot, gl.float32, SCALES, FLAT_TILES).load(LAYOUT)
+    return words, gl.expand_dims(scales, 2)
+
+
+@gluon.jit
+def product(taken, x, acc):
+    """`acc` and the page's product, times the scales."""
+    words, scales = taken
+    part = mma_v2(widen(words), x, gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout()))
+    return acc + part * FACTOR * scales
+
+
+@gluon.jit
+def copy_beside(S: gl.constexpr, beside, ring, number, slot):
+    """The scales of the page's rows."""
+    copy_words(S, beside, ring, number, slot, SCALES)

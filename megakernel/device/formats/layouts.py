@@ -1,0 +1,32 @@
+"""How tiles lie in shared memory and in registers, for all formats."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from instructions.shape import MMA_COLUMNS as COLUMNS
+from models.tape import BLOCK_ROWS
+
+ROWS = gl.constexpr(BLOCK_ROWS)
+MMA_COLUMNS = gl.constexpr(COLUMNS)
+FLAT_TILES = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+WORDS = gl.constexpr(2)  # consecutive 32-bit words of a row that a lane takes
+
+
+@gluon.constexpr_function
+def block_layout():
+    """Accumulators of a row block, [tiles, 16 rows, 8 columns], the tiles spread over the warps."""
+    return gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[4, 1, 1], instr_shape=[1, 16, 8])
+
+
+@gluon.constexpr_function
+def fragments(tiles, words):
+    """A page of words [tiles, 16 rows, words] as `models.formats.base` orders them and TMA swizzles them: lanes take 16 bytes
+    side by side."""
+    bases = [(0, 0, 1), (0, 8, 0), (0, 0, 2), (0, 0, 4), (0, 1, 0), (0, 2, 0), (0, 4, 0)]  # two words, half block, lanes
+    bases += [(0, 0, 1 << bit) for bit in range(3, words.bit_length() - 1)]
+    bases += [(1 << bit, 0, 0) for bit in range(tiles.bit_length() - 1)]
+    for bit in range(3):  # the line within eight is added to the number of the 16 bytes within a line, without carry
+        bases[5 + bit] = tuple(a ^ b for a, b in zip(bases[5 + bit], bases[2 + bit], strict=True))
+    return gl.SharedLinearLayout(offset_bases=[list(base) for base in bases], block_bases=[], alignment=1024)
