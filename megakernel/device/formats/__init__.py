@@ -15,6 +15,7 @@ from megakernel.device.formats import fp8, int4, plain
 from models.formats import WeightFormat
 
 FUNCTIONS = ("activation", "take", "product", "copy_beside")
+PACKED_FUNCTIONS = ("numbers",)  # of formats that are not plain
 TOGETHER = 2048  # columns whose pages are unrolled together
 MODULES: dict[str, ModuleType] = {"bf16": plain, "fp8": fp8, "int4": int4}
 
@@ -25,7 +26,7 @@ class Twin:
     TILES: of a page, each with its own accumulators; COLUMNS: of a page; TOGETHER: most pages whose loads are unrolled
     together; BESIDE: bytes copied with each page; and the functions: `activation` loads page `page` of the staged vector as
     the B operand, `take` what a slot of the ring holds, `product` adds the product of the two to accumulators, `copy_beside`
-    asks for what lies beside a page.
+    asks for what lies beside a page.  Where weights are packed, `numbers` rounds to bf16 what a page's words stand for.
     """
 
     def __init__(self, format: WeightFormat) -> None:
@@ -33,7 +34,8 @@ class Twin:
         self.TILES, self.COLUMNS = module.TILES, gl.constexpr(format.columns)
         self.TOGETHER = gl.constexpr(max(1, TOGETHER // format.columns))
         self.BESIDE = gl.constexpr(4 * format.scale_words)
-        self.functions: dict[str, Any] = {name: getattr(module, name) for name in FUNCTIONS}
+        names = FUNCTIONS if format.plain else (*FUNCTIONS, *PACKED_FUNCTIONS)
+        self.functions: dict[str, Any] = {name: getattr(module, name) for name in names}
         vars(self).update(self.functions)
 
     def __repr__(self) -> str:

@@ -31,9 +31,8 @@ WIDEN = gl.constexpr("""{
 
 
 @gluon.jit
-def widen(words):
-    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], too small by FACTOR."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), WORDS * CODES)
+def values_of(words):
+    """Words [..., words] as bf16 [..., words, 2, 2], their columns in order, too small by FACTOR."""
     k0, k1, k2, k3 = gl.inline_asm_elementwise(
         WIDEN,
         "=h,=h,=h,=h,r",
@@ -42,8 +41,14 @@ def widen(words):
         is_pure=True,
         pack=1,
     )
-    values = gl.reshape(gl.join(gl.join(k0, k2), gl.join(k1, k3)), [TILES, ROWS, TILE])
-    return gl.convert_layout(values, A, assert_trivial=True)
+    return gl.join(gl.join(k0, k2), gl.join(k1, k3))
+
+
+@gluon.jit
+def widen(words):
+    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], too small by FACTOR."""
+    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), WORDS * CODES)
+    return gl.convert_layout(gl.reshape(values_of(words), [TILES, ROWS, TILE]), A, assert_trivial=True)
 
 
 @gluon.jit
@@ -73,3 +78,13 @@ def product(taken, x, acc):
 def copy_beside(S: gl.constexpr, beside, ring, number, slot):
     """The scales of the page's rows."""
     copy_words(S, beside, ring, number, slot, SCALES)
+
+
+@gluon.jit
+def numbers(words, beside):
+    """A page's words [16 rows, words] as bf16 [16 rows, columns], rounded from what they stand for; `beside` points to the
+    scales."""
+    scales = gl.load(beside + gl.arange(0, ROWS, gl.SliceLayout(1, words.type.layout)))
+    values = gl.reshape(values_of(words), [ROWS, words.shape[1] * CODES]).to(gl.float32) * FACTOR
+    scales = gl.convert_layout(scales, gl.SliceLayout(1, values.type.layout), assert_trivial=True)
+    return (values * scales[:, None]).to(gl.bfloat16)

@@ -40,9 +40,8 @@ WIDEN = gl.constexpr("""{
 
 
 @gluon.jit
-def widen(words):
-    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], 16 + code."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), WORDS * CODES)
+def values_of(words):
+    """Words [..., words] as bf16 [..., words, 2, 2, 2], their columns in order, 16 + code."""
     k0, k1, k2, k3, k4, k5, k6, k7 = gl.inline_asm_elementwise(
         WIDEN,
         "=h,=h,=h,=h,=h,=h,=h,=h,r",
@@ -62,7 +61,21 @@ def widen(words):
     )
     even = gl.join(gl.join(k0, k4), gl.join(k2, k6))
     odd = gl.join(gl.join(k1, k5), gl.join(k3, k7))
-    return gl.convert_layout(gl.reshape(gl.join(even, odd), [TILES, ROWS, TILE]), A, assert_trivial=True)
+    return gl.join(even, odd)
+
+
+@gluon.jit
+def widen(words):
+    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], 16 + code."""
+    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), WORDS * CODES)
+    return gl.convert_layout(gl.reshape(values_of(words), [TILES, ROWS, TILE]), A, assert_trivial=True)
+
+
+@gluon.jit
+def scale_and_zero(beside):
+    """What lies beside a page, int32, as scales and as 16 + zero point, fp32."""
+    zero = (((beside & ZERO) << ZERO_SHIFT) | SIXTEEN).to(gl.float32, bitcast=True)
+    return (beside & ~ZERO).to(gl.float32, bitcast=True), zero
 
 
 @gluon.jit
@@ -88,8 +101,7 @@ def product(taken, x, acc):
     nothing = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
     part = mma_v2(widen(words), x, nothing)
     total = mma_v2(gl.full([TILES, ROWS, TILE], 1.0, gl.bfloat16, A), x, nothing)
-    zero = (((beside & ZERO) << ZERO_SHIFT) | SIXTEEN).to(gl.float32, bitcast=True)
-    scale = (beside & ~ZERO).to(gl.float32, bitcast=True)
+    scale, zero = scale_and_zero(beside)
     return acc + (part - zero * total) * scale
 
 
@@ -97,3 +109,17 @@ def product(taken, x, acc):
 def copy_beside(S: gl.constexpr, beside, ring, number, slot):
     """The scales and zero points of the page's groups."""
     copy_words(S, beside, ring, number, slot, SCALES)
+
+
+@gluon.jit
+def numbers(words, beside):
+    """A page's words [16 rows, words] as bf16 [16 rows, columns], rounded from what they stand for; `beside` points to the
+    scales and zero points."""
+    words = gl.reshape(words, [ROWS, TILES, TILE_WORDS])
+    values = gl.reshape(values_of(words), [ROWS, TILES, TILE]).to(gl.float32)
+    OF_GROUPS: gl.constexpr = gl.SliceLayout(2, values.type.layout)
+    group = gl.arange(0, TILES, gl.SliceLayout(0, OF_GROUPS))[None, :]
+    row = gl.arange(0, ROWS, gl.SliceLayout(1, OF_GROUPS))[:, None]
+    scale, zero = scale_and_zero(gl.load(beside + group * ROWS + row).to(gl.int32, bitcast=True))
+    values = (values - zero[:, :, None]) * scale[:, :, None]
+    return gl.reshape(values.to(gl.bfloat16), [ROWS, TILES * TILE])
