@@ -12,10 +12,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from instructions.dimensions import ceil_div
+from megakernel.device.prefill.along import read_widened
 from megakernel.device.prefill.attention import read_attention
 from megakernel.device.prefill.embedding import read_embedding
 from megakernel.device.prefill.projections import read_product
-from megakernel.device.prefill.widening import widen_matrix
+from megakernel.device.prefill.widening import UNITS, widen_matrix
 from megakernel.gpu.machine import GpuState
 from megakernel.options import OPTIONS, TMA_LAYOUT, Sizes
 from megakernel.prefill.plan import BUFFERS, KINDS, Plan, padded
@@ -81,7 +82,9 @@ class Chain:
         self.inputs = {"qkv": self.normed, "o": self.mixed, "gate_up": self.normed, "down": self.units}
         self.parts = torch.zeros(plan.parts, device=device)
         self.arrivals = torch.zeros(plan.arrivals, dtype=torch.int32, device=device)
-        self.widened = [torch.zeros(elements, dtype=torch.bfloat16, device=device) for elements in plan.buffers]
+        self.widened = {
+            kind: torch.zeros(BUFFERS, elements, dtype=torch.bfloat16, device=device) for kind, elements in plan.buffers.items()
+        }
         self.words = torch.zeros(2, dtype=torch.int32, device=device)
         self.table, self.box = cache(self._table), cache(self._box)
 
@@ -91,44 +94,58 @@ class Chain:
         buffers = (self.words, self.residual, self.normed, self.squares)
         arguments = (state.weights, state.tokens, state.constants, *buffers, self.sizes, Sizes(plan.embedding))
         yield Launch(read_embedding, min(size, 4 * plan.sms), arguments, early=False)
+        yield from (self.widening(kind, 0) for kind in plan.buffers if self.wanted(kind, 0))
         for layer in range(last):
-            yield from self.projection(size, "qkv", layer)
+            yield self.product(size, "qkv", layer)
             yield self.attention(layer)
-            yield from self.projection(size, "o", layer, plan.tape.norm_offset(plan.tape.norm_before("gate_up"), layer))
-            yield from self.projection(size, "gate_up", layer)
-            yield from self.projection(size, "down", layer, plan.tape.norm_offset(plan.tape.norm_before("qkv"), layer + 1))
-        yield from self.projection(size, "qkv", last, keys_alone=True)
-
-    def projection(self, size: int, kind: str, layer: int, norm: int = -1, keys_alone: bool = False) -> Iterator[Launch]:
-        """One matrix of a layer, widened first where it is quantised; see `product`."""
-        if self.plan.widened:
-            yield self.widening(kind, layer)
-        yield self.product(size, kind, layer, norm, keys_alone)
+            yield self.product(size, "o", layer, plan.tape.norm_offset(plan.tape.norm_before("gate_up"), layer))
+            yield self.product(size, "gate_up", layer)
+            yield self.product(size, "down", layer, plan.tape.norm_offset(plan.tape.norm_before("qkv"), layer + 1))
+        yield self.product(size, "qkv", last, keys_alone=True)
 
     def widening(self, kind: str, layer: int) -> Launch:
         """One matrix of a layer as bf16, in the buffer from which its product reads it."""
-        plan, state, matrix = self.plan, self.state, self.plan.tape.matrix(kind, layer)
-        operands = (state.weights.view(torch.int32), state.constants, self.buffer(kind))
-        arguments = (*operands, matrix.first_page, matrix.scale_offset, Sizes(plan.widening(kind)))
-        return Launch(widen_matrix, min(matrix.pages, WIDENERS * plan.sms), arguments)
+        pages = self.plan.tape.matrix(kind, layer).pages
+        arguments = (self.state.weights.view(torch.int32), self.state.constants, *self.source(kind, layer))
+        sizes = Sizes(self.plan.widening(kind))
+        return Launch(widen_matrix, min(pages * UNITS.value, WIDENERS * self.plan.sms), (*arguments, pages, sizes))
 
-    def buffer(self, kind: str) -> torch.Tensor:
-        """To which matrices of a kind are widened, where they are."""
-        return self.widened[KINDS.index(kind) % BUFFERS]
+    def buffer(self, kind: str, layer: int) -> torch.Tensor:
+        """To which the matrix of a layer is widened, bf16 elements."""
+        return self.widened[kind][layer % BUFFERS]
+
+    def source(self, kind: str, layer: int) -> tuple[torch.Tensor, int, int]:
+        """A matrix that is widened: to where, its first page, and where the words beside its pages begin."""
+        matrix = self.plan.tape.matrix(kind, layer)
+        return self.buffer(kind, layer), matrix.first_page, matrix.scale_offset
 
     def product(self, size: int, kind: str, layer: int, norm: int = -1, keys_alone: bool = False) -> Launch:
-        """One matrix of a layer; `norm` is where the weights of the norm begin that reads what it adds to the residual."""
+        """One matrix of a layer; `norm` is where the weights of the norm begin that reads what it adds to the residual.
+
+        Where weights are quantised, the matrix must have been widened, and the next layer's is along with this.
+        """
         plan, state = self.plan, self.state
         cut, matrix = plan.cut(size, kind), plan.tape.matrix(kind, layer)
         tiles = self.table(kind, cut.tile, keys_alone)
         pointers = (self.parts, self.arrivals, self.residual, self.normed, self.squares, self.queries, self.units)
-        place = 0 if plan.widened else layer
+        place = layer % BUFFERS if plan.widened else layer
         numbers = (layer, place, len(tiles), ceil_div(matrix.columns, STEP), cut.split, self.head_pages)
         rest = (matrix.bias_offset, norm)
         operands = (self.box(kind, cut.tokens), self.weight_box(kind, cut.tile), self.words, tiles)
         model = (state.constants, state.rope, state.cache)
         sizes = (self.sizes, Sizes(plan.tiling(kind, cut)))
-        return Launch(read_product, plan.sms, (*operands, *pointers, *model, *numbers, *rest, *sizes))
+        if not plan.widened:
+            return Launch(read_product, plan.sms, (*operands, *pointers, *model, *numbers, *rest, *sizes))
+        following, pages = (layer + 1, matrix.pages) if self.wanted(kind, layer + 1) else (layer, 0)
+        buffer, *source = self.source(kind, following)
+        memory = (*operands, *pointers, *model, state.weights.view(torch.int32), buffer)
+        arguments = (*memory, *numbers, *rest, *source, pages, *sizes, Sizes(plan.widening(kind)))
+        return Launch(read_widened, plan.sms, arguments)
+
+    def wanted(self, kind: str, layer: int) -> bool:
+        """Whether a chunk needs a matrix: of the last layer QKV alone, for keys and values."""
+        last = self.plan.config.num_layers - 1
+        return layer < last or (layer == last and kind == "qkv")
 
     def attention(self, layer: int) -> Launch:
         """One layer's attention."""
@@ -142,7 +159,7 @@ class Chain:
         return self.plan.dimensions.head_pages
 
     def weight_box(self, kind: str, tile: int) -> TensorDescriptor:
-        """The matrices of a kind by boxes of `tile` rows; of quantised ones that which was widened last."""
+        """The matrices of a kind by boxes of `tile` rows; of quantised ones what they were widened to."""
         return self.box(f"{kind} weights", tile)
 
     def _table(self, kind: str, tile: int, keys_alone: bool) -> torch.Tensor:
@@ -153,7 +170,8 @@ class Chain:
 
     def _box(self, what: str, height: int) -> TensorDescriptor:
         """A tensor map: a product's input, by boxes of `height` tokens and a step along K; the queries; the cache; or the
-        matrices of a kind, [layer, block, line, column], by boxes of `height` of one layer's rows, on the tape or widened."""
+        matrices of a kind, [layer, block, line, column], by boxes of `height` of one layer's rows, on the tape, or
+        of one buffer."""
         kind = what.removesuffix(" weights")
         if what in KINDS:
             return TensorDescriptor.from_tensor(self.inputs[kind], [height, STEP], TMA_LAYOUT)
@@ -165,9 +183,9 @@ class Chain:
         matrix, tape = self.plan.tape.matrix(kind), self.plan.tape
         if self.plan.widened:
             lines = ceil_div(matrix.columns, STEP) * BLOCK_ROWS
-            shape = [1, matrix.blocks, lines, STEP]
+            shape = [BUFFERS, matrix.blocks, lines, STEP]
             strides = [matrix.blocks * lines * STEP, lines * STEP, STEP, 1]
-            return TensorDescriptor(self.buffer(kind), shape, strides, box, BOX_LAYOUT)
+            return TensorDescriptor(self.widened[kind].view(-1), shape, strides, box, BOX_LAYOUT)
         lines = matrix.pages_per_block * LINES
         shape = [tape.config.num_layers, matrix.blocks, lines, STEP]
         strides = [layer_pages(tape, kind) * PAGE_ELEMENTS, lines * STEP, STEP, 1]

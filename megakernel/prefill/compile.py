@@ -10,6 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from megakernel.compile import resources
+from megakernel.device.prefill.along import read_widened
 from megakernel.device.prefill.attention import read_attention
 from megakernel.device.prefill.embedding import read_embedding
 from megakernel.device.prefill.projections import read_product
@@ -50,8 +51,8 @@ def box(shape: tuple[int, ...], layout: Any) -> str:
     return f"tensordesc<bf16[{', '.join(str(size) for size in shape)}],{layout!r}>"
 
 
-def compile_for_hopper(kernel: Any, sizes: Sizes, tiling: AnyTiling, **options: Any) -> Any:
-    """One of prefill's kernels for compute capability 9.0."""
+def compile_for_hopper(kernel: Any, sizes: Sizes, tiling: AnyTiling, widening: Widening | None = None, **options: Any) -> Any:
+    """One of prefill's kernels for compute capability 9.0; `widening` for one that widens."""
     types: dict[str, str] = {**POINTERS, "S": "constexpr", "T": "constexpr", "A": "constexpr", "W": "constexpr"}
     if isinstance(tiling, Tiling):
         types["x"] = box((tiling.tokens, STEP), TMA_LAYOUT)
@@ -61,7 +62,7 @@ def compile_for_hopper(kernel: Any, sizes: Sizes, tiling: AnyTiling, **options: 
         types["cache"] = box((tiling.tiles, tiling.pages, tiling.page_positions, STEP), BOX_LAYOUT)
     names = kernel.arg_names
     signature = {name: types.get(name, "i32") for name in names}
-    values = {"S": sizes, "T": Sizes(tiling), "A": Sizes(tiling), "W": Sizes(tiling)}
+    values = {"S": sizes, "T": Sizes(tiling), "A": Sizes(tiling), "W": Sizes(widening or tiling)}
     constants = {(names.index(name),): value for name, value in values.items() if name in names}
     pointers = [i for i, name in enumerate(names) if signature[name].startswith("*")]
     attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
@@ -69,17 +70,18 @@ def compile_for_hopper(kernel: Any, sizes: Sizes, tiling: AnyTiling, **options: 
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={**LAUNCH_OPTIONS, **options})
 
 
-def kernels(plan: Plan) -> list[tuple[Any, AnyTiling]]:
-    """Every kernel that a model's prefill compiles, and its tiling."""
-    found: dict[tuple[Any, AnyTiling], None] = {
-        (read_embedding, plan.embedding): None,
-        (read_attention, plan.attention): None,
+def kernels(plan: Plan) -> list[tuple[Any, AnyTiling, Widening | None]]:
+    """Every kernel that a model's prefill compiles, its tiling, and how it widens a matrix."""
+    found: dict[tuple[Any, AnyTiling, Widening | None], None] = {
+        (read_embedding, plan.embedding, None): None,
+        (read_attention, plan.attention, None): None,
     }
-    for size in plan.classes:
-        for kind in KINDS:
-            found[read_product, plan.tiling(kind, plan.cut(size, kind))] = None
-    if plan.widened:
-        found |= {(widen_matrix, plan.widening(kind)): None for kind in KINDS}
+    for kind in KINDS:
+        widening = plan.widening(kind) if plan.widened else None
+        if widening is not None:
+            found[widen_matrix, widening, widening] = None
+        for size in plan.classes:
+            found[read_widened if plan.widened else read_product, plan.tiling(kind, plan.cut(size, kind)), widening] = None
     return list(found)
 
 
@@ -91,7 +93,7 @@ def describe(geometry: Geometry, plan: Plan) -> list[dict[str, Any]]:
             "triton": triton.__version__,
             "kernel": kernel.__name__,
             "tiling": asdict(tiling),
-            **asdict(resources(compile_for_hopper(kernel, sizes, tiling))),
+            **asdict(resources(compile_for_hopper(kernel, sizes, tiling, widening))),
         }
-        for kernel, tiling in kernels(plan)
+        for kernel, tiling, widening in kernels(plan)
     ]

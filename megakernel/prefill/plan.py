@@ -17,7 +17,7 @@ from models.tape import BLOCK_ROWS, TapeLayout
 CHUNK = 4096  # most tokens of a chunk
 CLASSES = (64, 128, 256, 512, 1024, 2048, CHUNK)  # most tokens of a chunk of each class
 KINDS = ("qkv", "o", "gate_up", "down")
-BUFFERS = 2  # to which quantised weights are widened in turn; of the four matrices each has always the same
+BUFFERS = 2  # to which the quantised matrices of a kind are widened, layer by layer in turn
 PIECE = 64  # columns of the residual stream whose squares are summed together
 NORMED_TILE = 128  # least rows of a tile of the QKV matrix where heads are normed: it holds whole heads
 WIDEST_HEAD = 256  # elements of a head as it is stored that the matrix instruction takes
@@ -97,12 +97,11 @@ class Plan:
             head=self.head_width,
             normed=padded(self.config.hidden_size),
             units=padded(self.config.intermediate_size),
-            widened=self.widened,
         )
 
     @property
     def widened(self) -> bool:
-        """Whether weights are quantised: each matrix is widened to bf16 before its product."""
+        """Whether weights are quantised: they are widened to bf16, a layer ahead of the products."""
         return not self.tape.matrix("qkv").format.plain
 
     def widening(self, kind: str) -> Widening:
@@ -111,13 +110,11 @@ class Plan:
         return Widening(matrix.format, matrix.blocks, matrix.pages_per_block, ceil_div(matrix.columns, STEP))
 
     @cached_property
-    def buffers(self) -> tuple[int, ...]:
-        """Elements of the buffers to which weights are widened.  Each matrix takes the other than the one before it: one is
-        written while the other is read."""
-        if not self.widened:
-            return ()
-        sizes = [matrix.rows * padded(matrix.columns) for matrix in map(self.tape.matrix, KINDS)]
-        return tuple(max(sizes[first::BUFFERS]) for first in range(BUFFERS))
+    def buffers(self) -> dict[str, int]:
+        """Elements of the buffers, `BUFFERS` for each kind of matrix, to which weights are widened: one is written while
+        another is read."""
+        matrices = map(self.tape.matrix, KINDS if self.widened else ())
+        return {matrix.kind: matrix.rows * padded(matrix.columns) for matrix in matrices}
 
     @property
     def embedding(self) -> Tiling:
@@ -180,4 +177,4 @@ class Plan:
         half = padded(config.hidden_size) + padded(config.intermediate_size)
         half += config.num_heads * (self.head_width + config.padded_head_dim)
         activations = self.chunk * (4 * (config.hidden_size + self.squares) + 2 * half)
-        return activations + 4 * (self.parts + self.arrivals) + 2 * sum(self.buffers)
+        return activations + 4 * (self.parts + self.arrivals) + 2 * BUFFERS * sum(self.buffers.values())

@@ -19,8 +19,7 @@ class Tiling:
     `kind` is what becomes of the product: "qkv", "gate_up", or "residual" where it is added to that.
 
     The rest are a model's sizes: row blocks of the matrix, places of a token's sums of squares, query heads and elements
-    of one as the queries are stored, elements from one token to the next in `normed` and `units`; and whether weights come from
-    a buffer to which they are widened.
+    of one as the queries are stored, elements from one token to the next in `normed` and `units`.
     """
 
     kind: str
@@ -34,7 +33,6 @@ class Tiling:
     head: int
     normed: int
     units: int
-    widened: bool
 
 
 @dataclass(frozen=True)

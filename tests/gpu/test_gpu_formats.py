@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.rig import Rig, device_sms
-from megakernel.prefill.plan import KINDS
+from megakernel.prefill.plan import BUFFERS, KINDS
 from megakernel.prefill.prefill import Prefill
 from megakernel.prefill.tiling import STEP
 from models.formats import Formats, Packed
@@ -102,25 +102,35 @@ def model_of(name: str, formats: Formats) -> PackedModel:
     return pack(weights_of(name), config_of(name), torch.bfloat16, max(LENGTHS) + 1, formats)
 
 
+def rounded(model: PackedModel, kind: str, layer: int) -> torch.Tensor:
+    """What a matrix stands for, in bf16, as the buffers have it."""
+    matrix = model.tape.matrix(kind, layer)
+    assert isinstance(matrix.format, Packed)
+    pages = model.weights[matrix.first_page :][: matrix.pages].view(matrix.blocks, matrix.pages_per_block, -1)
+    words = model.constants[matrix.scale_offset :][: matrix.pages * matrix.format.scale_words]
+    rows = matrix.format.rows(pages, words.view(matrix.blocks, matrix.pages_per_block, -1)).to(torch.bfloat16)
+    tiles = -(-matrix.columns // STEP)
+    return rows[..., : tiles * STEP].unflatten(2, (tiles, STEP)).transpose(1, 2).reshape(-1)
+
+
 @pytest.mark.parametrize(("name", "formats"), READ, ids=lambda value: getattr(value, "body", value))
 def test_widened_weights_are_the_host_s_rounded_to_bf16(name: str, formats: Formats) -> None:
+    """By the kernel that does that alone, and along with products."""
     model = model_of(name, formats)
-    chain = Rig(model).prefill.chain
-    for layer in range(model.config.num_layers):
+    rig = Rig(model)
+    chain, layers = rig.prefill.chain, range(model.config.num_layers)
+    for layer in layers:
         for kind in KINDS:
-            matrix, buffer = model.tape.matrix(kind, layer), chain.buffer(kind)
-            assert isinstance(matrix.format, Packed)
-            places = slice(matrix.first_page, matrix.first_page + matrix.pages)
-            pages = model.weights[places].view(matrix.blocks, matrix.pages_per_block, -1)
-            words = model.constants[matrix.scale_offset :][: matrix.pages * matrix.format.scale_words]
-            rows = matrix.format.rows(pages, words.view(matrix.blocks, matrix.pages_per_block, -1)).to(torch.bfloat16)
-            tiles = -(-matrix.columns // STEP)
-            wanted = rows[..., : tiles * STEP].unflatten(2, (tiles, STEP)).transpose(1, 2).reshape(-1)
-            buffer.fill_(float("nan"))
+            chain.widened[kind].fill_(float("nan"))
             chain.widening(kind, layer).enqueue()
-            found = buffer.cpu()
-            assert torch.equal(found[: len(wanted)], wanted)
-            assert found[len(wanted) :].isnan().all(), "nothing is written behind the matrix"
+            assert torch.equal(chain.buffer(kind, layer).cpu(), rounded(model, kind, layer))
+            assert chain.buffer(kind, layer + 1).isnan().all(), "nothing else is written"
+    for buffers in chain.widened.values():
+        buffers.fill_(float("nan"))
+    rig.read(random_tokens(name, 100))
+    for kind in KINDS:
+        for layer in [layer for layer in layers if chain.wanted(kind, layer)][-BUFFERS:]:
+            assert torch.equal(chain.buffer(kind, layer).cpu(), rounded(model, kind, layer)), (kind, layer)
 
 
 @pytest.mark.parametrize(("name", "formats"), READ, ids=lambda value: getattr(value, "body", value))

@@ -81,9 +81,9 @@ def copy_beside(S: gl.constexpr, beside, ring, number, slot):
 
 
 @gluon.jit
-def numbers(words, beside):
-    """A page's words [16 rows, words] as bf16 [16 rows, columns], rounded from what they stand for; `beside` points to the
-    scales."""
+def numbers(words, beside, first):
+    """Words [16 rows, words] of a page, from its column `first` on, as bf16 [16 rows, columns], rounded from what they stand
+    for; `beside` points to the page's scales."""
     scales = gl.load(beside + gl.arange(0, ROWS, gl.SliceLayout(1, words.type.layout)))
     values = gl.reshape(values_of(words), [ROWS, words.shape[1] * CODES]).to(gl.float32) * FACTOR
     scales = gl.convert_layout(scales, gl.SliceLayout(1, values.type.layout), assert_trivial=True)

@@ -112,14 +112,15 @@ def copy_beside(S: gl.constexpr, beside, ring, number, slot):
 
 
 @gluon.jit
-def numbers(words, beside):
-    """A page's words [16 rows, words] as bf16 [16 rows, columns], rounded from what they stand for; `beside` points to the
-    scales and zero points."""
-    words = gl.reshape(words, [ROWS, TILES, TILE_WORDS])
-    values = gl.reshape(values_of(words), [ROWS, TILES, TILE]).to(gl.float32)
+def numbers(words, beside, first):
+    """Words [16 rows, words] of a page, from its column `first` on, as bf16 [16 rows, columns], rounded from what they stand
+    for; `beside` points to the page's scales and zero points."""
+    GROUPS: gl.constexpr = words.shape[1] // TILE_WORDS
+    words = gl.reshape(words, [ROWS, GROUPS, TILE_WORDS])
+    values = gl.reshape(values_of(words), [ROWS, GROUPS, TILE]).to(gl.float32)
     OF_GROUPS: gl.constexpr = gl.SliceLayout(2, values.type.layout)
-    group = gl.arange(0, TILES, gl.SliceLayout(0, OF_GROUPS))[None, :]
+    group = first // TILE + gl.arange(0, GROUPS, gl.SliceLayout(0, OF_GROUPS))[None, :]
     row = gl.arange(0, ROWS, gl.SliceLayout(1, OF_GROUPS))[:, None]
     scale, zero = scale_and_zero(gl.load(beside + group * ROWS + row).to(gl.int32, bitcast=True))
     values = (values - zero[:, :, None]) * scale[:, :, None]
-    return gl.reshape(values.to(gl.bfloat16), [ROWS, TILES * TILE])
+    return gl.reshape(values.to(gl.bfloat16), [ROWS, GROUPS * TILE])

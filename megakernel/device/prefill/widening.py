@@ -1,81 +1,117 @@
-"""A quantised matrix as bf16, just before the product that reads it: from the tape to a buffer, where its blocks of 16 rows lie
-as bf16 blocks of the tape do, tile after tile of 64 columns.
+"""A quantised matrix as bf16, for the product that reads it: from the tape to a buffer, where its blocks of 16 rows lie as bf16
+blocks of the tape do, tile after tile of 64 columns.
 
-The kernel does not wait before it writes, so that it takes the SMs that the kernel before it no longer needs.  What it writes
-over was read two products ago: that product has ended, because the one between lets this kernel start only when it has itself
-waited (`read_product`).
+The first layer's matrices are widened by a kernel of their own, every other layer's along with the product of the layer before
+it, by warps that have nothing else to do: each kind of matrix has two buffers, of which layers take turns.
 """
-
-from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from megakernel.device.compat import aggregate
 from megakernel.device.prefill.order import let_next_start, wait_for_previous
 from megakernel.device.prefill.product import BLOCK, K
 from models.formats.base import PAGE_WORDS as WORDS
-from models.formats.base import ROW_WORDS as OF_ROW
 
 PAGE_WORDS = gl.constexpr(WORDS)
-ROW_WORDS = gl.constexpr(OF_ROW)
-CHUNKS = gl.constexpr(32)  # of a page, see `models.formats.base`
+CHUNK_WORDS = gl.constexpr(128)  # of 16 rows, see `models.formats.base`
 TILE_ELEMENTS = gl.constexpr(BLOCK.value * K.value)
+UNIT_WORDS = gl.constexpr(1024)  # that a few warps load at once
+UNITS = gl.constexpr(WORDS // UNIT_WORDS.value)  # of a page
+WARPS = gl.constexpr(4)  # of the kernel
+
+
+@aggregate
+class Source:
+    """A matrix on the tape, int32 words; what lies beside its pages, fp32; and memory for what it is widened to, bf16."""
+
+    words: gl.tensor
+    beside: gl.tensor
+    out: gl.tensor
+
+
+@gluon.jit
+def make_source(tape, constants, widened, first_page, scales):
+    """The matrix whose first page is that of the tape, and whose words beside the pages begin at `scales` in the constants."""
+    return Source(tape + first_page.to(gl.int64) * PAGE_WORDS, constants + scales, widened)
 
 
 @gluon.constexpr_function
-def page_tiles(columns):
-    """Tiles of 64 columns in a page of so many."""
-    return columns // K.value
+def unit_columns(W):
+    """Columns of 16 rows that a unit holds."""
+    return W.format.value.COLUMNS.value * UNIT_WORDS.value // PAGE_WORDS.value
 
 
 @gluon.constexpr_function
-def lines_layout(columns):
-    """A page of `columns` columns as tiles of bf16, one after another: to each thread what the 16 bytes widen to that it loads
-    of each chunk."""
-    codes = columns // ROW_WORDS.value  # of a word
-    row_bits = [[K.value << bit] for bit in range(3)]  # the row within half a block
-    half = [K.value << 3]
+def words_layout(warps):
+    """Consecutive words: to each thread 16 bytes of a chunk."""
+    return gl.BlockedLayout([4], [32], [warps], [0])
+
+
+@gluon.constexpr_function
+def lines_layout(columns, warps):
+    """A unit's columns as tiles of bf16, one after another: to each thread what its words widen to."""
+    row_words = UNIT_WORDS.value // BLOCK.value
+    own = (columns // row_words).bit_length()  # bits of the columns of two words
 
     def column(bit):
         place = 1 << bit
         return [place % K.value + place // K.value * TILE_ELEMENTS.value]
 
-    own = codes.bit_length()  # bits of the columns of two words
-    within = [column(bit) for bit in range(own)]
-    lanes = [column(own), column(own + 1), *row_bits]
+    rows = [[K.value << bit] for bit in range(3)]  # within half a block
+    lanes = [column(own), column(own + 1), *rows]
     chunks = [column(bit) for bit in range(own + 2, columns.bit_length() - 1)]
-    return gl.DistributedLinearLayout([*within, half, *chunks[2:]], lanes, chunks[:2], [], [BLOCK.value * columns])
+    of_warps = warps.bit_length() - 1
+    registers = [*(column(bit) for bit in range(own)), [K.value << 3], *chunks[of_warps:]]
+    return gl.DistributedLinearLayout(registers, lanes, chunks[:of_warps], [], [BLOCK.value * columns])
 
 
 @gluon.jit
-def widen_page(W: gl.constexpr, tape, beside, out, page):
-    """Page number `page` of the matrix."""
-    COLUMNS: gl.constexpr = W.format.COLUMNS
-    TILES: gl.constexpr = page_tiles(COLUMNS)
-    LAYOUT: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
-    LINES: gl.constexpr = lines_layout(COLUMNS)
-    block, first = page // W.pages, page % W.pages * TILES
-    place = gl.arange(0, PAGE_WORDS, LAYOUT)
-    known = first + place // (PAGE_WORDS // TILES) < W.tiles
-    words = gl.load(tape + page.to(gl.int64) * PAGE_WORDS + place, mask=known, other=0)
-    pieces = gl.permute(gl.reshape(words, [CHUNKS, 8, 4, 2, 2]), [3, 1, 0, 2, 4])  # half block, row, chunk, lane, word
-    values = W.format.numbers(gl.reshape(pieces, [BLOCK, ROW_WORDS]), beside + page * (W.format.BESIDE // 4))
+def load_unit(W: gl.constexpr, source, unit, units, N: gl.constexpr):
+    """The words of a unit; nothing of columns that are not wanted, nor beyond so many units."""
+    TILES: gl.constexpr = unit_columns(W) // K
+    place = gl.arange(0, UNIT_WORDS, words_layout(N))
+    first = unit % (W.pages * UNITS) * TILES
+    known = (first + place // (UNIT_WORDS // TILES) < W.tiles) & (unit < units)
+    return gl.load(source.words + unit.to(gl.int64) * UNIT_WORDS + place, mask=known, other=0)
+
+
+@gluon.jit
+def widen_unit(W: gl.constexpr, source, unit, words, N: gl.constexpr):
+    """What a unit's words stand for, to its place."""
+    COLUMNS: gl.constexpr = unit_columns(W)
+    TILES: gl.constexpr = COLUMNS // K
+    LINES: gl.constexpr = lines_layout(COLUMNS, N)
+    pieces = gl.permute(gl.reshape(words, [UNIT_WORDS // CHUNK_WORDS, 8, 4, 2, 2]), [3, 1, 0, 2, 4])
+    beside = source.beside + unit // UNITS * (W.format.BESIDE // 4)
+    values = W.format.numbers(gl.reshape(pieces, [BLOCK, UNIT_WORDS // BLOCK]), beside, unit % UNITS * COLUMNS)
     lines = gl.reshape(gl.permute(gl.reshape(values, [BLOCK, TILES, K]), [1, 0, 2]), [BLOCK * COLUMNS])
     lines = gl.convert_layout(lines, LINES, assert_trivial=True)
+    block, first = unit // (W.pages * UNITS), unit % (W.pages * UNITS) * TILES
+    at = source.out + (block * W.tiles + first).to(gl.int64) * TILE_ELEMENTS
     place = gl.arange(0, BLOCK * COLUMNS, LINES)
-    at = out + (block * W.tiles + first).to(gl.int64) * TILE_ELEMENTS
     gl.store(at + place, lines, mask=first + place // TILE_ELEMENTS < W.tiles)
 
 
+@gluon.jit
+def widen(W: gl.constexpr, source, pages, N: gl.constexpr):
+    """This program's units of so many pages, by N warps: one is loaded while the one before is widened."""
+    units = pages * UNITS
+    first = gl.program_id(0)
+    words = load_unit(W, source, first, units, N)
+    for unit in range(first, units, gl.num_programs(0)):
+        following = load_unit(W, source, unit + gl.num_programs(0), units, N)
+        widen_unit(W, source, unit, words, N)
+        words = following
+
+
 # Numbers on which nothing is specialised.
-ARGUMENTS = ["first_page", "scales"]
+ARGUMENTS = ["first_page", "scales", "pages"]
 
 
 @gluon.jit(do_not_specialize=ARGUMENTS)
-def widen_matrix(tape, constants, widened, first_page, scales, W: gl.constexpr):
-    """One matrix: its first page on the tape, int32 words, and where the words beside that page lie in the constants."""
+def widen_matrix(tape, constants, widened, first_page, scales, pages, W: gl.constexpr):
+    """One matrix: its first page on the tape, where the words beside that page lie in the constants, how many pages."""
     let_next_start()
-    tape += first_page.to(gl.int64) * PAGE_WORDS
-    for page in range(gl.program_id(0), W.blocks * W.pages, gl.num_programs(0)):
-        widen_page(W, tape, constants + scales, widened, page)
+    widen(W, make_source(tape, constants, widened, first_page, scales), pages, WARPS)
     wait_for_previous()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from megakernel.device.prefill.along import read_widened
 from megakernel.device.prefill.projections import read_product
 from megakernel.device.prefill.widening import widen_matrix
 from megakernel.options import Sizes
@@ -20,7 +22,7 @@ from models.weights import Weights
 from tests.support.configs import random_tensors, small_config
 
 CAPACITY = 64
-CONFIG = small_config("sixteen_queries", 128)
+CONFIG = replace(small_config("sixteen_queries", 128), num_layers=4)
 
 
 def chain_of(formats: Formats) -> Chain:
@@ -37,31 +39,36 @@ def argument(launch: Launch, name: str) -> Any:
 
 
 @pytest.mark.parametrize("body", ["fp8", "int4"])
-def test_every_product_reads_what_was_widened_just_before(body: str) -> None:
+def test_every_product_reads_what_was_widened_and_nothing_else_is_overwritten(body: str) -> None:
+    """Layer by layer: what each product reads, and what is widened along with it, to where."""
     chain = chain_of(Formats(body))
-    launches = list(chain.launches(CAPACITY))
-    products = [place for place, launch in enumerate(launches) if launch.kernel is read_product]
-    tape, before = chain.plan.tape, -1
+    tape = chain.plan.tape
+    held: dict[int, tuple[int, ...]] = {}
     wanted = [tape.matrix(kind, layer) for layer in range(CONFIG.num_layers) for kind in tape.kinds]
-    for matrix, place in zip(wanted, products, strict=False):
-        widening, product = launches[place - 1], launches[place]
-        assert widening.kernel is widen_matrix and widening.early and product.early
-        assert argument(widening, "first_page") == matrix.first_page
-        assert argument(widening, "scales") == matrix.scale_offset
-        buffer, box = argument(widening, "widened"), argument(product, "w")
-        assert box.base.data_ptr() == buffer.data_ptr() != before, "what the product before reads is left alone"
-        assert (argument(product, "layer"), argument(product, "place")) == (matrix.layer, 0)
-        lines = -(-matrix.columns // 64) * 16
-        assert (box.shape, box.strides[1:]) == ([1, matrix.blocks, lines, 64], [lines * 64, 64, 1])
-        assert matrix.blocks * lines * 64 <= buffer.numel()
-        before = buffer.data_ptr()
-    assert len(products) == 4 * (CONFIG.num_layers - 1) + 1
+    products = 0
+    for launch in chain.launches(CAPACITY):
+        if launch.kernel is read_widened:
+            matrix, box = wanted[products], argument(launch, "w")
+            lines = -(-matrix.columns // 64) * 16
+            assert (box.shape, box.strides) == (
+                [2, matrix.blocks, lines, 64],
+                [matrix.blocks * lines * 64, lines * 64, 64, 1],
+            )
+            read = box.base.data_ptr() + 2 * argument(launch, "place") * box.strides[0]
+            assert argument(launch, "layer") == matrix.layer and launch.early
+            assert held[read] == (matrix.first_page, matrix.scale_offset, matrix.pages), "widened whole, before"
+            products += 1
+        if launch.kernel in (read_widened, widen_matrix) and argument(launch, "pages"):
+            buffer = argument(launch, "widened")
+            assert launch.kernel is widen_matrix or buffer.data_ptr() != read, "what is read is left alone"
+            held[buffer.data_ptr()] = tuple(argument(launch, name) for name in ("first_page", "scales", "pages"))
+    assert products == 4 * (CONFIG.num_layers - 1) + 1
 
 
 def test_plain_weights_are_read_on_the_tape() -> None:
     chain = chain_of(PLAIN)
     launches = list(chain.launches(CAPACITY))
-    assert not any(launch.kernel is widen_matrix for launch in launches) and not chain.widened
+    assert not any(launch.kernel in (widen_matrix, read_widened) for launch in launches) and not chain.widened
     for launch in launches:
         if launch.kernel is read_product:
             assert argument(launch, "place") == argument(launch, "layer")
