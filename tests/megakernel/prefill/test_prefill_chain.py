@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from megakernel.device.prefill.attention import read_attention
 from megakernel.device.prefill.projections import read_product
 from megakernel.device.prefill.widening import widen_matrix
 from megakernel.options import Sizes
 from megakernel.prefill.chain import Chain, Launch
+from megakernel.prefill.compile import POINTERS
 from megakernel.prefill.plan import Plan
 from models.formats import PLAIN, Formats
 from models.packed import pack
@@ -20,6 +22,7 @@ from models.weights import Weights
 from tests.support.configs import random_tensors, small_config
 
 CAPACITY = 64
+TYPES = {torch.int32: "*i32", torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 CONFIG = small_config("sixteen_queries", 128)
 
 
@@ -56,6 +59,20 @@ def test_every_product_reads_what_was_widened_just_before(body: str) -> None:
         assert matrix.blocks * lines * 64 <= buffer.numel()
         before = buffer.data_ptr()
     assert len(products) == 4 * (CONFIG.num_layers - 1) + 1
+
+
+@pytest.mark.parametrize("body", ["plain", "fp8", "int4"])
+def test_every_argument_is_in_its_place(body: str) -> None:
+    chain = chain_of(Formats(body))
+    tensors = {"constants": chain.state.constants, "rope": chain.state.rope, "queries": chain.queries, "units": chain.units}
+    tensors |= {"cache": chain.state.cache, "residual": chain.residual, "normed": chain.normed, "squares": chain.squares}
+    tensors |= {"tape": chain.state.weights, "parts": chain.parts, "arrivals": chain.arrivals, "chunk": chain.words}
+    for launch in chain.launches(CAPACITY):
+        assert len(launch.arguments) == len(launch.kernel.arg_names)
+        if launch.kernel is not read_attention:  # takes descriptors
+            for name in tensors.keys() & set(launch.kernel.arg_names):
+                found = argument(launch, name)
+                assert (found.data_ptr(), TYPES[found.dtype]) == (tensors[name].data_ptr(), POINTERS[name]), name
 
 
 def test_plain_weights_are_read_on_the_tape() -> None:
