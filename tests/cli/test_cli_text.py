@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megakernel.text import REPLACEMENT, ChatTemplate, IdsAsText, ModelText, WindowDetokenizer
+from megakernel.chat_template import ChatTemplate
+from megakernel.text import REPLACEMENT, IdsAsText, ModelText, WindowDetokenizer
 from models.errors import UserError
 from tests.support import BUNDLED
 from tests.support.cli_fakes import bundled_tokenizer, ids_of
