@@ -36,7 +36,7 @@ EXTRAS = {"serving.command": "serve", "chat.command": "chat"}  # what pyproject.
 
 def overview() -> str:
     """What is printed for --help: every command in a line."""
-    width = max(map(len, COMMANDS)) + 2
+    width = len(f"{BENCH} NAME") + 2
     lines = [f"  {name:{width}}{about}" for name, (_, about) in COMMANDS.items()]
     benches = f"  {BENCH + ' NAME':{width}}measure, from a checkout: {', '.join(benchmarks()) or 'there is none here'}"
     return "\n".join(

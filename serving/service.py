@@ -1,0 +1,149 @@
+"""From a request's body to jobs of the engine: the model's name, tokens, lengths, sampling.
+
+Templates and tokenizers run in a thread of their own, so that a long prompt delays no answer that streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from megakernel.engine import check_length, checked_prompt
+from megakernel.request import SEED_LIMIT, SamplingParams
+from megakernel.text import TextCodec
+from models.errors import UserError
+from serving.choice import Choice
+from serving.errors import ApiError
+from serving.inbox import Inbox
+from serving.job import Job
+from serving.messages import template_messages
+from serving.metrics import Metrics
+from serving.scheduler import Scheduler
+from serving.schema import MOST_CHOICES, ChatRequest, CompletionRequest, DetokenizeRequest, Generation, TokenizeRequest
+from serving.settings import Identity, Limits
+
+COMPLETION_TOKENS = 16  # where a completion does not say how many, as OpenAI has it
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request that has been queued: its answers, and where their events arrive."""
+
+    request: Generation
+    choices: list[Choice]
+    inbox: Inbox
+    prompt_tokens: int
+
+
+class Service:
+    """One model and its scheduler, as requests see them."""
+
+    def __init__(
+        self,
+        text: TextCodec,
+        scheduler: Scheduler,
+        identity: Identity,
+        limits: Limits,
+        metrics: Metrics,
+        sizes: tuple[int, int],
+    ) -> None:
+        """sizes: tokens of the vocabulary, and of the context."""
+        self.text, self.scheduler, self.identity, self.limits, self.metrics = text, scheduler, identity, limits, metrics
+        self.vocab_size, self.capacity = sizes
+        self._tokenizing = ThreadPoolExecutor(1, "tokenize")
+
+    def close(self) -> None:
+        self._tokenizing.shutdown(cancel_futures=True)
+
+    async def chat(self, request: ChatRequest, client: str) -> Order:
+        """Queue a chat's answer.  Raises ApiError."""
+        self.check_model(request.model)
+        if (
+            None not in (request.max_tokens, request.max_completion_tokens)
+            and request.max_tokens != request.max_completion_tokens
+        ):
+            raise ApiError(400, "max_tokens and max_completion_tokens differ: say one of them", "max_completion_tokens")
+        prompt = await self._apart("messages", lambda: self._conversation(request.messages))
+        asked = request.max_completion_tokens or request.max_tokens
+        field = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
+        return self._order(request, [prompt], asked or max(1, self.capacity - len(prompt)), ("messages", field), client)
+
+    async def completion(self, request: CompletionRequest, client: str) -> Order:
+        """Queue a completion's answers.  Raises ApiError."""
+        self.check_model(request.model)
+        if len(request.prompts) * (request.n or 1) > MOST_CHOICES:
+            raise ApiError(400, f"prompt: {MOST_CHOICES} answers to a request at most, n to each prompt", "prompt")
+        prompts = [await self._apart("prompt", lambda one=one: self._prompt(one)) for one in request.prompts]
+        tokens = request.max_tokens or COMPLETION_TOKENS
+        return self._order(request, prompts, tokens, ("prompt", "max_tokens"), client)
+
+    async def tokenize(self, request: TokenizeRequest) -> list[int]:
+        """The ids of a text or a conversation.  Raises ApiError."""
+        if request.model is not None:
+            self.check_model(request.model)
+        text, messages = request.prompt, request.messages
+        if (text is None) == (messages is None):
+            raise ApiError(400, "prompt: give a text as prompt, or a conversation as messages", "prompt")
+        if messages is not None:
+            return await self._apart("messages", lambda: self._conversation(messages))
+        return await self._apart("prompt", lambda: self.text.encode(text or ""))
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """The text of ids.  Raises ApiError."""
+        if request.model is not None:
+            self.check_model(request.model)
+        if not request.tokens:
+            return ""
+        return await self._apart("tokens", lambda: self.text.decode(checked_prompt(request.tokens, self.vocab_size)))
+
+    def check_model(self, name: str) -> None:
+        if name != self.identity.model:
+            raise ApiError(404, f"no model {name!r} here: this server has {self.identity.model!r}", "model", "model_not_found")
+
+    def _conversation(self, messages: Sequence[Any]) -> list[int]:
+        return self.text.encode_messages(template_messages(messages))
+
+    def _prompt(self, prompt: str | list[int]) -> list[int]:
+        return self.text.encode(prompt) if isinstance(prompt, str) else checked_prompt(prompt, self.vocab_size)
+
+    async def _apart(self, param: str, work: Callable[[], T]) -> T:
+        """Done in the thread of tokenizers; what it refuses is said of the field."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+        except UserError as error:
+            raise ApiError(400, f"{param}: {error}", param) from None
+
+    def _order(
+        self, request: Generation, prompts: Sequence[list[int]], max_tokens: int, fields: tuple[str, str], client: str
+    ) -> Order:
+        if request.stream_options is not None and not request.stream:
+            raise ApiError(400, "stream_options: is there for streams only", "stream_options")
+        for prompt in prompts:
+            self._check_length(len(prompt), max_tokens, fields)
+        inbox, seed = Inbox(), secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
+        who = client if request.user is None else f"user {request.user}"
+        jobs = [
+            Job(prompt, max_tokens, self._sampling(request, (seed + number) % SEED_LIMIT), who, inbox.put)
+            for prompt in prompts
+            for number in range(request.n or 1)
+        ]
+        choices = [Choice(job, self.text, request.stops) for job in jobs]
+        self.scheduler.submit(jobs)
+        return Order(request, choices, inbox, sum(map(len, prompts)))
+
+    def _check_length(self, prompt: int, max_tokens: int, fields: tuple[str, str]) -> None:
+        try:
+            check_length(prompt, max_tokens, self.capacity)
+        except UserError as error:
+            field = fields[prompt < self.capacity]
+            raise ApiError(400, f"{field}: {error}", field, "context_length_exceeded") from None
+
+    def _sampling(self, request: Generation, seed: int) -> SamplingParams:
+        """The server's, but for what the request says."""
+        return replace(self.identity.sampling, **request.sampling, seed=seed, stop_token_ids=self.identity.end_tokens)
