@@ -10,8 +10,8 @@ from serving.stops import StopFinder
 
 
 class Choice:
-    """The answer of one job.  `finish` is "stop" or "length" once it has ended; `tokens` counts those that belong to it, its end
-    token included."""
+    """The answer of one job.  `finish` is "stop" or "length" once it has ended; `tokens` counts those that belong to it, its
+    end token included."""
 
     def __init__(self, job: Job, text: TextCodec, stops: Sequence[str]) -> None:
         self.job, self.finish = job, None

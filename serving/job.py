@@ -38,8 +38,8 @@ Event = Burst | Failure
 
 @dataclass(eq=False)
 class Job:
-    """A prompt and how to go on from it.  `client` is whose turn it takes in the queue; `sink` is told what comes, by the thread
-    that owns the engine, and must not wait."""
+    """A prompt and how to go on from it.  `client` is whose turn it takes in the queue; `sink` is told what comes, by the
+    thread that owns the engine, and must not wait."""
 
     prompt: list[int]
     max_tokens: int

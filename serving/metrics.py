@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serving.scheduler import Scheduler
@@ -14,34 +16,38 @@ class Metrics:
     """Counters of one server, in a registry of their own.  Used by the event loop's thread, but for `fault`."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        to = {"registry": self.registry}
-        self.requests = Counter("megakernel_requests", "Requests answered, by path and status", ["path", "status"], **to)
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "megakernel_requests", "Requests answered, by path and status", ["path", "status"], registry=registry
+        )
         self.first_token = Histogram(
-            "megakernel_first_token_seconds", "From a request's arrival to its first token", buckets=FIRST_TOKEN, **to
+            "megakernel_first_token_seconds",
+            "From a request's arrival to its first token",
+            buckets=FIRST_TOKEN,
+            registry=registry,
         )
         self.between = Histogram(
             "megakernel_between_tokens_seconds",
             "Between tokens: of those that come together, their mean",
             buckets=BETWEEN,
-            **to,
+            registry=registry,
         )
-        self.prompt_tokens = Counter("megakernel_prompt_tokens", "Tokens of prompts", **to)
-        self.kept_tokens = Counter("megakernel_kept_tokens", "Tokens of prompts that the cache held already", **to)
-        self.tokens = Counter("megakernel_generated_tokens", "Tokens generated", **to)
-        self.cancelled = Counter("megakernel_cancelled", "Answers whose client left", **to)
-        self.faults = Counter("megakernel_faults", "Failures of the engine", **to)
+        self.prompt_tokens = Counter("megakernel_prompt_tokens", "Tokens of prompts", registry=registry)
+        self.kept_tokens = Counter("megakernel_kept_tokens", "Tokens of prompts that the cache held already", registry=registry)
+        self.tokens = Counter("megakernel_generated_tokens", "Tokens generated", registry=registry)
+        self.cancelled = Counter("megakernel_cancelled", "Answers whose client left", registry=registry)
+        self.faults = Counter("megakernel_faults", "Failures of the engine", registry=registry)
 
     def watch(self, scheduler: Scheduler, capacity: int) -> None:
         """Gauges of what is true when they are asked for."""
-        to = {"registry": self.registry}
-        Gauge("megakernel_waiting", "Sequences in the queue", **to).set_function(lambda: scheduler.health().waiting)
-        Gauge("megakernel_running", "Sequences that the engine decodes", **to).set_function(lambda: scheduler.health().running)
-        Gauge("megakernel_cache_tokens", "Tokens in the KV cache of running sequences", **to).set_function(
-            scheduler.cache_tokens
-        )
-        Gauge("megakernel_cache_capacity", "Tokens that the KV cache holds", **to).set(capacity)
-        Gauge("megakernel_healthy", "1 while the engine answers", **to).set_function(lambda: scheduler.health().state == "ok")
+        self._gauge("waiting", "Sequences in the queue", lambda: scheduler.health().waiting)
+        self._gauge("running", "Sequences that the engine decodes", lambda: scheduler.health().running)
+        self._gauge("cache_tokens", "Tokens in the KV cache of running sequences", scheduler.cache_tokens)
+        self._gauge("cache_capacity", "Tokens that the KV cache holds", lambda: capacity)
+        self._gauge("healthy", "1 while the engine answers", lambda: scheduler.health().state == "ok")
+
+    def _gauge(self, name: str, about: str, value: Callable[[], float]) -> None:
+        Gauge(f"megakernel_{name}", about, registry=self.registry).set_function(value)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -29,8 +29,8 @@ log = logging.getLogger("serving")
 
 @dataclass(frozen=True)
 class Health:
-    """`state`: "ok", "recovering" (after a fault, being probed), "failed" (the probe failed; it is tried again), "stalled" (a step
-    has not come back), "stopping" (what runs may end, nothing new is taken), "stopped"."""
+    """`state`: "ok", "recovering" (after a fault, being probed), "failed" (the probe failed; it is tried again), "stalled" (a
+    step has not come back), "stopping" (what runs may end, nothing new is taken), "stopped"."""
 
     state: str
     running: int
@@ -48,7 +48,8 @@ class Scheduler:
         self._changed = threading.Condition()
         self._running: dict[int, Job] = {}
         self._state, self._closing = "ok", False
-        self._faults, self._last_fault = 0, None
+        self._faults = 0
+        self._last_fault: str | None = None
         self._stepped = time.monotonic()
         self._mean_seconds = 1.0  # that a job takes of the engine
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

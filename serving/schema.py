@@ -131,8 +131,8 @@ class CompletionRequest(Generation):
     def prompts(self) -> Sequence[str | list[int]]:
         """One or several."""
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+            return [self.prompt]
+        return self.prompt
 
 
 class TokenizeRequest(Body):
@@ -159,7 +159,7 @@ def read(body: bytes, kind: type[B]) -> B:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ApiError(400, "the body must be a JSON object")
-    table = {ChatRequest: CHAT, CompletionRequest: COMPLETION}.get(kind, {})  # type: ignore[call-overload]
+    table = {ChatRequest: CHAT, CompletionRequest: COMPLETION}.get(kind, {})
     fields = without_unbuilt(fields, table)
     try:
         return kind.model_validate(fields)

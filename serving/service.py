@@ -64,22 +64,20 @@ class Service:
     async def chat(self, request: ChatRequest, client: str) -> Order:
         """Queue a chat's answer.  Raises ApiError."""
         self.check_model(request.model)
-        if (
-            None not in (request.max_tokens, request.max_completion_tokens)
-            and request.max_tokens != request.max_completion_tokens
-        ):
+        most = {count for count in (request.max_tokens, request.max_completion_tokens) if count is not None}
+        if len(most) > 1:
             raise ApiError(400, "max_tokens and max_completion_tokens differ: say one of them", "max_completion_tokens")
         prompt = await self._apart("messages", lambda: self._conversation(request.messages))
-        asked = request.max_completion_tokens or request.max_tokens
         field = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
-        return self._order(request, [prompt], asked or max(1, self.capacity - len(prompt)), ("messages", field), client)
+        tokens = most.pop() if most else max(1, self.capacity - len(prompt))
+        return self._order(request, [prompt], tokens, ("messages", field), client)
 
     async def completion(self, request: CompletionRequest, client: str) -> Order:
         """Queue a completion's answers.  Raises ApiError."""
         self.check_model(request.model)
         if len(request.prompts) * (request.n or 1) > MOST_CHOICES:
             raise ApiError(400, f"prompt: {MOST_CHOICES} answers to a request at most, n to each prompt", "prompt")
-        prompts = [await self._apart("prompt", lambda one=one: self._prompt(one)) for one in request.prompts]
+        prompts = await self._apart("prompt", lambda: [self._prompt(prompt) for prompt in request.prompts])
         tokens = request.max_tokens or COMPLETION_TOKENS
         return self._order(request, prompts, tokens, ("prompt", "max_tokens"), client)
 

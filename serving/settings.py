@@ -11,8 +11,8 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Limits:
-    """`queue`: sequences that may wait; `queue_seconds`: how long one may, until it is refused; `answer_seconds`: how long an answer
-    may take from its arrival on; `body_bytes` of a request; `grace_seconds`: what running answers have after SIGTERM."""
+    """`queue`: sequences that may wait; `queue_seconds`: how long one may, until it is refused; `answer_seconds`: how long an
+    answer may take from its arrival on; `body_bytes` of a request; `grace_seconds`: what running answers have after SIGTERM."""
 
     queue: int = 64
     queue_seconds: float = 60.0
