@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 
 class StopFinder:
-    """Text goes in by pieces and comes out up to the first stop string, as soon as no stop string can begin in it any more."""
+    """Text goes in by pieces and comes out up to the stop string that is whole first, as soon as no stop string can begin in it
+    any more."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -18,10 +19,10 @@ class StopFinder:
         if self.found or not self._stops:
             return "" if self.found else piece
         text = self._held + piece
-        places = [place for place in map(text.find, self._stops) if place >= 0]
-        if places:
+        ends = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:  # the one that is whole first, so that it does not matter how the text is cut
             self.found, self._held = True, ""
-            return text[: min(places)]
+            return text[: min(ends)[1]]
         keep = max(self._begun(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
