@@ -173,7 +173,11 @@ def test_tokens_and_text(model_server: Served, text: ModelText) -> None:
     chat = http.post("/tokenize", json={"messages": QUESTION, "model": "bundled"}).json()
     assert chat["tokens"] == text.encode_chat("What is a list?")
     assert http.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
-    for path, body in (("tokenize", {}), ("tokenize", {"prompt": "a", "messages": QUESTION}), ("detokenize", {"tokens": [9999]})):
+    for path, body in (
+        ("tokenize", {}),
+        ("tokenize", {"prompt": "a", "messages": QUESTION}),
+        ("detokenize", {"tokens": [9999]}),
+    ):
         assert http.post(f"/{path}", json=body).status_code == 400
 
 

@@ -54,7 +54,8 @@ def test_a_client_that_leaves_is_let_go(scripted_server: Served, stream: bool) -
     server, sent = scripted_server, json.dumps(body(SLOW, max_tokens=400, stream=stream)).encode()
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(sent)}\r\n\r\n"
         connection.sendall(head.encode() + sent)
         eventually(lambda: running(server) == 1)
         if stream:
