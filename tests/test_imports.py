@@ -1,5 +1,5 @@
-"""Imports point one way: models -> instructions -> scheduler -> megakernel -> scripts; and within them nowhere in a circle.  Right of
-all stands the command that starts the others.
+"""Imports point one way: models -> instructions -> scheduler -> megakernel -> scripts; and within them nowhere in a circle.
+Right of all stands the command that starts the others.
 
 Read from the source, so that an import inside a function counts as well, and one of a package that is not installed.  The
 reader itself is tested with planted violations.  The last test imports everything, and so sees what no reader can.
@@ -209,7 +209,7 @@ def test_every_import_is_declared() -> None:
     known = names_of(*project["dependencies"]) | set(sys.stdlib_module_names) | OURS | {UNREADABLE}
     extras = names_of(*(line for extra in project["optional-dependencies"].values() for line in extra)) | GUESTS
     unknown = []
-    for package, path in ((package, path) for package in (*LAYERS, *SCRIPTS, COMMAND) for path in sources(package)):
+    for package, path in [(name, path) for name in (*LAYERS, *SCRIPTS, COMMAND) for path in sources(name)]:
         at_hand = known | names_of(*project["optional-dependencies"].get(WITH_EXTRA.get(package, ""), ()))
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, name in imported_names(path):

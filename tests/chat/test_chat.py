@@ -119,7 +119,7 @@ def test_what_fails_takes_its_message_back_or_keeps_what_came(session: Session) 
 
 
 def test_an_answer_that_commands_the_terminal_is_shown_as_text(session: Session) -> None:
-    session.talk.answer = lambda conversation: (piece for piece in ["a\x1b[2Jb", "[red]c"])  # type: ignore[method-assign,assignment]
+    session.talk.answer = lambda conversation: (piece for piece in ["a\x1b[2Jb", "[red]c"])  # type: ignore[method-assign]
     printed = shown(session, "one\r", "\x04")
     assert "a[2Jb[red]c" in printed and "\x1b" not in printed
 
@@ -140,13 +140,13 @@ def test_lines_of_a_pipe_are_messages() -> None:
 
 def test_ctrl_c_ends_an_answer_and_not_the_program() -> None:
     parent, child = pty.openpty()
-    with subprocess.Popen(CHAT, cwd=ROOT, stdin=child, stdout=child, stderr=child, start_new_session=True) as process:
-        os.close(child)
+    process = subprocess.Popen(CHAT, cwd=ROOT, stdin=child, stdout=child, stderr=child, start_new_session=True)
+    os.close(child)
+    try:
         screen = Screen(parent)
-        screen.until("> ")
+        screen.until(r"Ctrl-D ends[\s\S]*>")
         os.write(parent, f"{SLOW}\r".encode())
-        screen.until(SLOW)
-        time.sleep(1)
+        screen.until(r"2004l[\s\S]{20}")  # the line is sent, and some of the answer is there
         process.send_signal(signal.SIGINT)
         screen.until(r"\(interrupted\)")
         os.write(parent, b"/stats\r")
@@ -154,7 +154,10 @@ def test_ctrl_c_ends_an_answer_and_not_the_program() -> None:
         os.write(parent, b"\x04")
         screen.until(None)
         assert process.wait(timeout=20) == 0
-    os.close(parent)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(parent)
 
 
 class Screen:

@@ -129,7 +129,7 @@ def test_a_stop_string_ends_the_text(client: openai.OpenAI, stream: bool) -> Non
 
 
 def test_the_next_turn_reuses_the_conversation(client: openai.OpenAI) -> None:
-    turns = [{"role": "system", "content": "Answer in one line, and be kind to everybody."}, *QUESTION]
+    turns: list[Any] = [{"role": "system", "content": "Answer in one line, and be kind to everybody."}, *QUESTION]
     first: Any = client.chat.completions.create(model="bundled", messages=turns, max_tokens=10)
     turns += [first.choices[0].message.model_dump(), {"role": "user", "content": "And a dict?"}]
     second: Any = client.chat.completions.create(model="bundled", messages=turns, max_tokens=5)

@@ -164,7 +164,7 @@ def test_it_is_read_on_any_screen(tab: Tab, tmp_path: Path, scheme: str, width: 
     send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     tab.js(
         "store.turns.push({role: 'user', content: 'What is a list? ' + 'long'.repeat(60)}, {role: 'assistant',"
-        "note: '4 tokens', content: 'This:\\n```python\\nnumbers = [1, 2, 3]  # ' + 'x'.repeat(200) + '\\n```\\nis one.'}), draw()"
+        "note: '4 tokens', content: 'This:\\n```python\\nnumbers = [1, 2]  # ' + 'x'.repeat(200) + '\\n```\\nis one.'}), draw()"
     )
     tab.chromium.screenshot(tmp_path / "page.png")
     assert tab.js("document.documentElement.scrollWidth") <= width
