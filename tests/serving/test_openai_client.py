@@ -134,7 +134,7 @@ def test_the_next_turn_reuses_the_conversation(client: openai.OpenAI) -> None:
     turns += [first.choices[0].message.model_dump(), {"role": "user", "content": "And a dict?"}]
     second: Any = client.chat.completions.create(model="bundled", messages=turns, max_tokens=5)
     assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
-    parts = [{"role": "user", "content": [{"type": "text", "text": "What is a list?"}]}]
+    parts: list[Any] = [{"role": "user", "content": [{"type": "text", "text": "What is a list?"}]}]
     assert client.chat.completions.create(model="bundled", messages=parts, max_tokens=5).choices
 
 
