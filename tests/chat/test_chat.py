@@ -145,14 +145,13 @@ def test_ctrl_c_ends_an_answer_and_not_the_program() -> None:
     try:
         screen = Screen(parent)
         screen.until(r"Ctrl-D ends[\s\S]*>")
-        time.sleep(0.5)  # the line is drawn, now it listens to keys
-        os.write(parent, f"{SLOW}\r".encode())
+        screen.type(f"{SLOW}\r")
         screen.until(re.escape(expected([{"role": "user", "content": SLOW}], 8)[:20]))
         process.send_signal(signal.SIGINT)
         screen.until(r"\(interrupted\)")
-        os.write(parent, b"/stats\r")
+        screen.type("/stats\r")
         screen.until("context: ")
-        os.write(parent, b"\x04")
+        screen.type("\x04")
         screen.until(None)
         assert process.wait(timeout=20) == 0
     finally:
@@ -166,6 +165,11 @@ class Screen:
 
     def __init__(self, terminal: int) -> None:
         self.terminal, self.text = terminal, ""
+
+    def type(self, keys: str) -> None:
+        """Press keys once the prompt is there: what is typed before is thrown away, as terminals do."""
+        time.sleep(0.7)
+        os.write(self.terminal, keys.encode())
 
     def until(self, pattern: str | None, seconds: float = 40) -> None:
         """Read on until the pattern comes, or with None to the end; forget what has been read."""
