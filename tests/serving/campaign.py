@@ -15,6 +15,7 @@ import asyncio
 import json
 import random
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
