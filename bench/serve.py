@@ -3,9 +3,9 @@
     python -m bench.serve --model random:llama-3.2-1b
 
 First one stream: milliseconds to the first token and a token, of the engine alone in a process of its own, then of the server
-over HTTP, the same prompts.  Then an open loop: requests arrive at random, at several shares of what the server can do, and wait for
-nobody; time to the first token, time a token and time between pieces at their percentiles.  Prints a table, writes a record and
-a picture, and ends with the record as one line of JSON.
+over HTTP, the same prompts.  Then an open loop: requests arrive at random, at several shares of what the server can do, and
+wait for nobody; time to the first token, time a token and time between pieces at their percentiles.  Prints a table, writes a
+record and a picture, and ends with the record as one line of JSON.
 """
 
 from __future__ import annotations

@@ -45,12 +45,18 @@ def make_app(service: Service, key: str | None = None, log_prompts: bool = False
     @app.post("/v1/chat/completions", openapi_extra=schema(ChatRequest))
     async def chat(request: Request) -> Response:
         order = await service.chat(await request_of(request, ChatRequest), client_of(request))
-        return Answer(service, order, Form(True, identity.model, identity.fingerprint), request.scope["arrived"])
+        form = Form(True, identity.model, identity.fingerprint, request.scope["name"])
+        return Answer(
+            service, order, Form(True, identity.model, identity.fingerprint, request.scope["name"]), request.scope["arrived"]
+        )
 
     @app.post("/v1/completions", openapi_extra=schema(CompletionRequest))
     async def completions(request: Request) -> Response:
         order = await service.completion(await request_of(request, CompletionRequest), client_of(request))
-        return Answer(service, order, Form(False, identity.model, identity.fingerprint), request.scope["arrived"])
+        form = Form(False, identity.model, identity.fingerprint, request.scope["name"])
+        return Answer(
+            service, order, Form(False, identity.model, identity.fingerprint, request.scope["name"]), request.scope["arrived"]
+        )
 
     @app.get("/v1/models")
     async def models() -> Response:

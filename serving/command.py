@@ -137,6 +137,7 @@ def answer(
         metrics.watch(scheduler, engine.capacity)
         sizes = (engine.config.vocab_size, engine.capacity)
         service = Service(text, scheduler, identity, options.limits, metrics, sizes)
+        service.warm()
         app = make_app(service, options.api_key or os.environ.get(KEY_VARIABLE) or None, options.log_prompts)
         run(app, service, bound, ready)
         service.close()

@@ -44,7 +44,7 @@ class Gate:
                 MutableHeaders(scope=message)["x-request-id"] = name
             await send(message)
 
-        scope["arrived"] = began
+        scope["arrived"], scope["name"] = began, name
         refusal = self._refusal(scope)
         try:
             if refusal is not None:

@@ -1,16 +1,19 @@
 """From a request's body to jobs of the engine: the model's name, tokens, lengths, sampling.
 
-Templates and tokenizers run in a thread of their own, so that a long prompt delays no answer that streams.
+Templates and tokenizers run in a thread of their own, so that a long prompt delays no answer that streams; short prompts do
+not, for a thread costs more time than they do.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from megakernel.engine import check_length, checked_prompt
 from megakernel.request import SEED_LIMIT, SamplingParams
@@ -23,9 +26,19 @@ from serving.job import Job
 from serving.messages import template_messages
 from serving.metrics import Metrics
 from serving.scheduler import Scheduler
-from serving.schema import MOST_CHOICES, ChatRequest, CompletionRequest, DetokenizeRequest, Generation, TokenizeRequest
+from serving.schema import (
+    MOST_CHOICES,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Generation,
+    TokenizeRequest,
+)
 from serving.settings import Identity, Limits
 
+SHORT = 8192  # characters, which take a few milliseconds
+SLOW = 0.05  # seconds; a template that has taken longer once is never waited for again
 COMPLETION_TOKENS = 16  # where a completion does not say how many, as OpenAI has it
 
 T = TypeVar("T")
@@ -57,6 +70,12 @@ class Service:
         self.text, self.scheduler, self.identity, self.limits, self.metrics = text, scheduler, identity, limits, metrics
         self.vocab_size, self.capacity = sizes
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
+        self._slow = False
+
+    def warm(self) -> None:
+        """Start what renders conversations, where the model has a template, so that no request waits for it."""
+        with suppress(UserError):
+            self.text.encode_messages([{"role": "user", "content": "a"}])
 
     def close(self) -> None:
         self._tokenizing.shutdown(cancel_futures=True)
@@ -67,7 +86,7 @@ class Service:
         most = {count for count in (request.max_tokens, request.max_completion_tokens) if count is not None}
         if len(most) > 1:
             raise ApiError(400, "max_tokens and max_completion_tokens differ: say one of them", "max_completion_tokens")
-        prompt = await self._apart("messages", lambda: self._conversation(request.messages))
+        prompt = await self._conversation(request.messages)
         field = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
         tokens = most.pop() if most else max(1, self.capacity - len(prompt))
         return self._order(request, [prompt], tokens, ("messages", field), client)
@@ -77,7 +96,8 @@ class Service:
         self.check_model(request.model)
         if len(request.prompts) * (request.n or 1) > MOST_CHOICES:
             raise ApiError(400, f"prompt: {MOST_CHOICES} answers to a request at most, n to each prompt", "prompt")
-        prompts = await self._apart("prompt", lambda: [self._prompt(prompt) for prompt in request.prompts])
+        size = sum(len(prompt) for prompt in request.prompts if isinstance(prompt, str))
+        prompts = await self._done("prompt", size, lambda: [self._prompt(prompt) for prompt in request.prompts])
         tokens = request.max_tokens or COMPLETION_TOKENS
         return self._order(request, prompts, tokens, ("prompt", "max_tokens"), client)
 
@@ -89,8 +109,8 @@ class Service:
         if (text is None) == (messages is None):
             raise ApiError(400, "prompt: give a text as prompt, or a conversation as messages", "prompt")
         if messages is not None:
-            return await self._apart("messages", lambda: self._conversation(messages))
-        return await self._apart("prompt", lambda: self.text.encode(text or ""))
+            return await self._conversation(messages)
+        return await self._done("prompt", len(text or ""), lambda: self.text.encode(text or ""))
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """The text of ids.  Raises ApiError."""
@@ -98,21 +118,29 @@ class Service:
             self.check_model(request.model)
         if not request.tokens:
             return ""
-        return await self._apart("tokens", lambda: self.text.decode(checked_prompt(request.tokens, self.vocab_size)))
+        ids = request.tokens
+        return await self._done("tokens", len(ids), lambda: self.text.decode(checked_prompt(ids, self.vocab_size)))
 
     def check_model(self, name: str) -> None:
         if name != self.identity.model:
             raise ApiError(404, f"no model {name!r} here: this server has {self.identity.model!r}", "model", "model_not_found")
 
-    def _conversation(self, messages: Sequence[Any]) -> list[int]:
-        return self.text.encode_messages(template_messages(messages))
+    async def _conversation(self, messages: Sequence[ChatMessage]) -> list[int]:
+        turns = template_messages(messages)
+        size = sum(len(turn["content"]) for turn in turns)
+        began = time.perf_counter()
+        ids = await self._done("messages", size, lambda: self.text.encode_messages(turns))
+        self._slow = self._slow or (size <= SHORT and time.perf_counter() - began > SLOW)
+        return ids
 
     def _prompt(self, prompt: str | list[int]) -> list[int]:
         return self.text.encode(prompt) if isinstance(prompt, str) else checked_prompt(prompt, self.vocab_size)
 
-    async def _apart(self, param: str, work: Callable[[], T]) -> T:
-        """Done in the thread of tokenizers; what it refuses is said of the field."""
+    async def _done(self, param: str, size: int, work: Callable[[], T]) -> T:
+        """Work on so many characters, what is long in the thread of tokenizers; what it refuses is said of the field."""
         try:
+            if size <= SHORT and not self._slow:
+                return work()
             return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
         except UserError as error:
             raise ApiError(400, f"{param}: {error}", param) from None
@@ -124,7 +152,7 @@ class Service:
             raise ApiError(400, "stream_options: is there for streams only", "stream_options")
         for prompt in prompts:
             self._check_length(len(prompt), max_tokens, fields)
-        inbox, seed = Inbox(), secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
+        inbox, seed = Inbox(), random.randrange(SEED_LIMIT) if request.seed is None else request.seed
         who = client if request.user is None else f"user {request.user}"
         jobs = [
             Job(prompt, max_tokens, self._sampling(request, (seed + number) % SEED_LIMIT), who, inbox.put)
