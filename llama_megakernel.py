@@ -13,10 +13,10 @@ from models.process import begin
 if __name__ == "__main__":
     begin()  # before all that takes time to import
 
-import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn
 
 from models.command import called, command, start
@@ -44,20 +44,17 @@ def overview() -> str:
     )
 
 
-def benchmarks() -> list[str]:
-    """The modules of `bench` that are commands; none where only the wheel is installed."""
+def benchmarks() -> dict[str, str]:
+    """The modules of `bench` that are commands, by name; none where only the wheel is installed."""
     spec = find_spec(BENCH)
-    folder = next(iter(spec.submodule_search_locations or ()), None) if spec else None
-    if folder is None:
-        return []
-    found = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        path = os.path.join(entry.path, "__main__.py") if entry.is_dir() else entry.path
-        if path.endswith(".py") and os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                if "@command" in file.read() or entry.is_dir():
-                    found.append(entry.name.removesuffix(".py"))
-    return found
+    found = {}
+    for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
+        for path in sorted(folder.glob("*/__main__.py")):
+            found[path.parent.name] = f"{BENCH}.{path.parent.name}.__main__"
+        for path in sorted(folder.glob("*.py")):
+            if "\n@command\n" in path.read_text(encoding="utf-8"):
+                found[path.stem] = f"{BENCH}.{path.stem}"
+    return dict(sorted(found.items()))
 
 
 def benchmark(arguments: list[str]) -> tuple[str, str, list[str]]:
@@ -68,8 +65,7 @@ def benchmark(arguments: list[str]) -> tuple[str, str, list[str]]:
     if not arguments or arguments[0] not in known:
         said = quoted(arguments[0]) if arguments else "nothing"
         raise UserError(f"bench {said}: name one of {', '.join(known)}")
-    module = f"{BENCH}.{arguments[0]}"
-    return f"{BENCH} {arguments[0]}", f"{module}.__main__" if find_spec(f"{module}.__main__") else module, arguments[1:]
+    return f"{BENCH} {arguments[0]}", known[arguments[0]], arguments[1:]
 
 
 def chosen(arguments: list[str]) -> tuple[str, str, list[str]]:

@@ -46,17 +46,13 @@ def make_app(service: Service, key: str | None = None, log_prompts: bool = False
     async def chat(request: Request) -> Response:
         order = await service.chat(await request_of(request, ChatRequest), client_of(request))
         form = Form(True, identity.model, identity.fingerprint, request.scope["name"])
-        return Answer(
-            service, order, Form(True, identity.model, identity.fingerprint, request.scope["name"]), request.scope["arrived"]
-        )
+        return Answer(service, order, form, request.scope["arrived"])
 
     @app.post("/v1/completions", openapi_extra=schema(CompletionRequest))
     async def completions(request: Request) -> Response:
         order = await service.completion(await request_of(request, CompletionRequest), client_of(request))
         form = Form(False, identity.model, identity.fingerprint, request.scope["name"])
-        return Answer(
-            service, order, Form(False, identity.model, identity.fingerprint, request.scope["name"]), request.scope["arrived"]
-        )
+        return Answer(service, order, form, request.scope["arrived"])
 
     @app.get("/v1/models")
     async def models() -> Response:

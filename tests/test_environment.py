@@ -58,7 +58,7 @@ def test_tests_add_to_the_environment_of_a_run(directory: Path) -> None:
     assert not second.ran("venv"), "what is whole must not be made anew"
 
 
-@pytest.mark.parametrize(("part", "package"), [("serve", "uvicorn"), ("chat", "prompt_toolkit")])
+@pytest.mark.parametrize(("part", "package"), [("serve", "uvicorn"), ("chat", "prompt-toolkit")])
 def test_a_part_adds_what_its_extra_lists(directory: Path, part: str, package: str) -> None:
     first, second, third = Machine(), Machine(), Machine()
     set_up(directory, first)

@@ -31,9 +31,13 @@ COMMANDS = {
     "bench.decode": [],
     "bench.load": [],
     "bench.schedule": [],
+    "bench.serve": [],
+    "chat": [],
+    "serving": [],
     "scheduler.simulate": ["--model", BUNDLED],
     "bench.trace": [],
     "bench.vm": [],
+    "tests.serving.campaign": [],
 }
 
 
