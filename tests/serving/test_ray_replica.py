@@ -13,14 +13,18 @@ import pytest
 from tests.support import ROOT
 
 PROGRAM = """
-import json, httpx
+import json, socket, httpx
 from ray import serve
 from examples.ray_replica import app
-serve.run(app, blocking=False)
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+serve.start(http_options={"host": "127.0.0.1", "port": port})
+serve.run(app)
+url = f"http://127.0.0.1:{port}/v1/chat/completions"
 ask = {"model": "bundled", "messages": [{"role": "user", "content": "What is a list?"}], "max_tokens": 8}
-whole = httpx.post("http://127.0.0.1:8000/v1/chat/completions", json=ask, timeout=60).json()
-stream = httpx.post("http://127.0.0.1:8000/v1/chat/completions", json=ask | {"stream": True}, timeout=60).text
-print(json.dumps([whole, stream]))
+whole = httpx.post(url, json=ask, timeout=60).json()
+stream = httpx.post(url, json=ask | {"stream": True}, timeout=60).text
+print("ANSWER", json.dumps([whole, stream]), flush=True)
 serve.shutdown()
 """
 
@@ -36,6 +40,7 @@ def test_a_replica_answers() -> None:
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    whole, stream = json.loads(done.stdout.strip().splitlines()[-1])
+    [answer] = [line.removeprefix("ANSWER ") for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
+    whole, stream = json.loads(answer)
     pieces = [json.loads(line[6:])["choices"][0]["delta"] for line in stream.splitlines() if line.startswith("data: {")]
     assert whole["choices"][0]["message"]["content"] == "".join(piece.get("content", "") for piece in pieces)
