@@ -42,10 +42,9 @@ def build() -> FastAPI:
     return make_app(service)
 
 
-@serve.deployment(num_replicas=REPLICAS, ray_actor_options={"num_gpus": GPUS}, max_ongoing_requests=64)
-@serve.ingress(build)
 class Replica:
     """All of its paths are the application's."""
 
 
-app = Replica.bind()
+deployment = serve.deployment(num_replicas=REPLICAS, ray_actor_options={"num_gpus": GPUS}, max_ongoing_requests=64)
+app = deployment(serve.ingress(build)(Replica)).bind()
