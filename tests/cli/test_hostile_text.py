@@ -270,6 +270,20 @@ def test_a_template_that_takes_all_there_is(template: str, tmp_path: Path) -> No
     assert str(caught.value).isprintable() and len(str(caught.value)) < 2500
 
 
+def test_the_process_stays_and_a_spoilt_one_does_not(tmp_path: Path) -> None:
+    template = template_of(tmp_path, "{% if messages|length > 1 %}{{ 'a' * 10 ** 10 }}{% endif %}{{ messages[0]['content'] }}")
+    say = lambda words: [{"role": "user", "content": words}]  # noqa: E731
+    assert [template.render(say(words)) for words in ("a", "日本\n", "b" * 10**6)] == ["a", "日本\n", "b" * 10**6]
+    before = template._process
+    with pytest.raises(UserError, match="failed"):
+        template.render(say("a") * 2)
+    assert template.render(say("c")) == "c" and template._process is not before
+    assert template._process is not None and before is not None and before.poll() is not None
+    template._process.kill()
+    template._process.wait()
+    assert template.render(say("d")) == "d", "one that somebody ended is started again"
+
+
 def test_the_memory_of_a_template_is_bounded(tmp_path: Path) -> None:
     """What fits is rendered, what does not is refused: neither by the mercy of the machine."""
     length = "{{ ('a' * %d) | length }}"

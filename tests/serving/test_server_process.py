@@ -183,12 +183,11 @@ def crowd(server: Served) -> None:
     eventually(lambda: running(server) == 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_answers_end(number: signal.Signals) -> None:
+def test_a_signal_lets_answers_end() -> None:
     with served() as server:
         stream = iter(server.client().chat.completions.create(**body(SLOW, max_tokens=40, stream=True)))
         pieces = [next(stream)]
-        server.process.send_signal(number)
+        server.process.send_signal(signal.SIGTERM)
         pieces += stream
         assert pieces[-1].choices[0].finish_reason == "length"
         assert server.process.wait(timeout=20) == 0
@@ -200,7 +199,7 @@ def test_who_is_not_done_in_time_is_told() -> None:
     with served("--grace-seconds", "0.5") as server:
         stream = iter(server.client().chat.completions.create(**body(SLOW, max_tokens=400, stream=True)))
         next(stream)
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGINT)  # as Ctrl-C does
         with pytest.raises(openai.APIError, match="stopping"):
             list(stream)
         assert server.process.wait(timeout=20) == 0
