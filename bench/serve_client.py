@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 DONE = b"data: [DONE]"
+COUNTED = b'"completion_tokens":'
 PATIENCE = 600.0  # seconds for an answer
 READ = 1 << 16
 
@@ -56,21 +57,22 @@ class Reading:
     """What has come of an answer; `take` says whether that is all."""
 
     def __init__(self, sent: float) -> None:
-        self.answer, self._text = Answer(sent), b""
+        self.answer, self._rest = Answer(sent), b""
 
     def take(self, chunk: bytes, at: float) -> bool:
-        self._text += chunk
-        if not self.answer.status:
-            self.answer.status = int(self._text.split(b" ", 2)[1])
-        if self.answer.status != 200:
+        """More of it, cut anywhere, and when it came."""
+        self._rest += chunk
+        if not self.answer.status and b" " in self._rest[9:]:
+            self.answer.status = int(self._rest.split(b" ", 2)[1])
+        if self.answer.status and self.answer.status != 200:
             return True
-        if b'"text":' in chunk and b'"finish_reason":null' in chunk:
+        *events, self._rest = self._rest.split(b"\n\n")
+        if any(b'"finish_reason":null' in event for event in events):
             self.answer.pieces.append(at)
-        if DONE not in self._text:
-            return False
-        usage = self._text[self._text.rindex(b'"completion_tokens":') :]
-        self.answer.tokens = int(usage.split(b":")[1].split(b",")[0])
-        return True
+        for event in events:
+            if COUNTED in event:
+                self.answer.tokens = int(event.split(COUNTED)[1].split(b",")[0])
+        return any(DONE in event for event in events)
 
 
 class Stream:

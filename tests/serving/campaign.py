@@ -4,10 +4,10 @@ server stay as it was?
     python -m tests.serving.campaign --requests 10000            # plain PyTorch and the bundled model, 10 to 20 minutes
     python -m tests.serving.campaign --requests 10000 --scripted # an engine that computes nothing, some two
 
-Every choice is drawn from the seed.  An answer is right where it is the one that its prompt was given when it was asked alone.  The
-numbers of plain PyTorch depend a little on how many tokens it reads at once, and so on what the cache held: where two tokens are as
-good as equally likely, an answer may go on otherwise.  Such ties are counted apart: they begin like their own and belong to no other.
-The last line is JSON; exit status 1 where anything was wrong.
+Every choice is drawn from the seed.  An answer is right where it is the one that its prompt was given when it was asked alone.
+The numbers of plain PyTorch depend a little on how many tokens it reads at once, and so on what the cache held: where two
+tokens are as good as equally likely, an answer may go on otherwise.  Such ties are counted apart: they begin like their own and
+belong to no other.  The last line is JSON; exit status 1 where anything was wrong.
 """
 
 from __future__ import annotations
