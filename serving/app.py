@@ -8,8 +8,10 @@ import time
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from serving.answer import Answer
@@ -19,6 +21,9 @@ from serving.page import page
 from serving.schema import Body, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, read
 from serving.service import Service
 from serving.wire import Form
+
+SCHEMAS = "#/components/schemas/"
+BODIES: tuple[type[Body], ...] = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
 log = logging.getLogger("serving")
 
@@ -97,6 +102,7 @@ def make_app(service: Service, key: str | None = None, log_prompts: bool = False
     async def broken(request: Request, error: Exception) -> Response:
         return await refused(request, ApiError(500, "the server made a mistake; its log says which"))
 
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]
     paths = frozenset({*(str(route.path) for route in app.routes if hasattr(route, "path")), "/openapi.json"})
     app.add_middleware(Gate, key=key, metrics=service.metrics, paths=lambda: paths)
     return app
@@ -108,5 +114,13 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 def schema(kind: type[Body]) -> dict[str, Any]:
     """What /openapi.json says of a body that is read here and not by FastAPI."""
-    content = {"application/json": {"schema": kind.model_json_schema()}}
+    content = {"application/json": {"schema": {"$ref": SCHEMAS + kind.__name__}}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def described(app: FastAPI) -> dict[str, Any]:
+    """What /openapi.json is, with the bodies that are read here."""
+    told = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    bodies = models_json_schema([(kind, "validation") for kind in BODIES], ref_template=SCHEMAS + "{model}")[1]["$defs"]
+    told.setdefault("components", {}).setdefault("schemas", {}).update(bodies)
+    return told

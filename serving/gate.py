@@ -51,6 +51,9 @@ class Gate:
                 await JSONResponse(refusal.body(), refusal.status, refusal.headers())(scope, receive, noting)
             else:
                 await self._app(scope, receive, noting)
+        except Exception:
+            status = 500  # whoever stands around this answers
+            raise
         finally:
             path = scope["path"] if scope["path"] in self._paths() else UNKNOWN
             self._metrics.requests.labels(path, str(status or 499)).inc()

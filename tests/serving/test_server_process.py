@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -114,6 +115,13 @@ def test_health_tells_while_the_engine_is_away(scripted_server: Served) -> None:
 def test_what_is_not_there_is_said_in_the_same_form(scripted_server: Served, method: str, path: str, status: int) -> None:
     response = scripted_server.http.request(method, path)
     assert response.status_code == status and error_of(response)["type"] == "invalid_request_error"
+
+
+def test_the_description_of_the_api_is_whole(scripted_server: Served) -> None:
+    told = scripted_server.http.get("/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/health"} <= told["paths"].keys()
+    references = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(told)))
+    assert references and all(name.rpartition("/")[2] in told["components"]["schemas"] for name in references)
 
 
 def test_a_body_of_another_kind_is_refused(scripted_server: Served) -> None:
