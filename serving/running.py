@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -59,6 +60,8 @@ def run(app: FastAPI, service: Service, bound: socket.socket, ready: Callable[[]
     A second signal ends them at once.  ready: called when connections are taken.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()  # what is there now stays: to look through all of it again would take milliseconds in the middle of an answer
     grace = service.limits.grace_seconds
     config = uvicorn.Config(
         app,
