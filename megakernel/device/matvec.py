@@ -25,6 +25,7 @@ __all__ = ["FLAT_TILES", "PAGE_LAYOUT", "ROWS", "TILE", "TILES", "block_layout"]
 LINES = gl.constexpr(PAGE_BYTES // TILE_BYTES)  # 128-byte lines of a page: rows of the TMA descriptor
 PAGE_COLUMNS = gl.constexpr(TILES_PER_PAGE * TILE_BYTES // ITEM_BYTES)
 PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)
+FEW = gl.constexpr(2)  # pages of a row block up to which two are multiplied at a time
 EARLY = gl.constexpr(8)  # signals before the last when a norm's input is looked for: all of it must be there, and is long
 
 FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
@@ -91,8 +92,9 @@ def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
 
 
 @gluon.jit
-def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
-    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
+def accumulate(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
+    """Multiply the next row block of a matrix by the staged activation; returns the sums of its tiles, fp32 [tiles, 16 rows, 8
+    equal columns]."""
     F: gl.constexpr = matrix.format
     PAGES: gl.constexpr = matrix.pages
     GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
@@ -102,7 +104,23 @@ def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
             page = group * GROUP + j
             acc = multiply_page(S, F, ring, step, use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
-    return gl.sum(acc, axis=0)
+    return acc
+
+
+@gluon.jit
+def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
+    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
+    return gl.sum(accumulate(S, ring, step, use, matrix), axis=0)
+
+
+@gluon.jit
+def two_row_blocks(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
+    """`row_block` for the next two, whose warps meet once: where a row block has few pages, that is much of its time."""
+    OUT: gl.constexpr = gl.SliceLayout(0, block_layout())
+    first = accumulate(S, ring, step, use, matrix)
+    second = accumulate(S, ring, step, use + matrix.pages, matrix)
+    first, second = gl.split(gl.sum(gl.join(first, second), axis=0))
+    return gl.convert_layout(first, OUT, assert_trivial=True), gl.convert_layout(second, OUT, assert_trivial=True)
 
 
 @gluon.jit
