@@ -98,13 +98,13 @@ def accumulate(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
     F: gl.constexpr = matrix.format
     PAGES: gl.constexpr = matrix.pages
     GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
-    acc = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    acc = F.nothing()
     for group in range(PAGES // GROUP):
         for j in gl.static_range(GROUP):
             page = group * GROUP + j
             acc = multiply_page(S, F, ring, step, use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
-    return acc
+    return F.total(acc)
 
 
 @gluon.jit
@@ -137,7 +137,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
     SIZE: gl.constexpr = GROUP * F.COLUMNS
     column = gl.arange(0, SIZE, vector_layout())
     staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], FLAT)
-    acc = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    acc = F.nothing()
     values = look(source + column, column < COUNT)
     begin = cycles()
     for part in range(PAGES // GROUP):
@@ -156,7 +156,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
             page = part * GROUP + j
             acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
-    return gl.sum(acc, axis=0)
+    return gl.sum(F.total(acc), axis=0)
 
 
 @gluon.jit

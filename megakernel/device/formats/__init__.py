@@ -14,7 +14,7 @@ from triton.experimental.gluon import language as gl
 from megakernel.device.formats import fp8, int4, plain
 from models.formats import WeightFormat
 
-FUNCTIONS = ("activation", "take", "product", "copy_beside")
+FUNCTIONS = ("activation", "nothing", "take", "product", "total", "copy_beside")
 TOGETHER = 2048  # columns whose pages are unrolled together
 MODULES: dict[str, ModuleType] = {"bf16": plain, "fp8": fp8, "int4": int4}
 
@@ -24,8 +24,9 @@ class Twin:
 
     TILES: of a page, each with its own accumulators; COLUMNS: of a page; TOGETHER: most pages whose loads are unrolled
     together; BESIDE: bytes copied with each page; and the functions: `activation` loads page `page` of the staged vector as
-    the B operand, `take` what a slot of the ring holds, `product` adds the product of the two to accumulators, `copy_beside`
-    asks for what lies beside a page.
+    the B operand, `take` what a slot of the ring holds, `product` adds the product of the two to accumulators, which begin as
+    `nothing`, `total` makes of them the sums of the tiles, fp32 [tiles, 16 rows, 8 columns]; `copy_beside` asks for what lies
+    beside a page.
     """
 
     def __init__(self, format: WeightFormat) -> None:

@@ -53,6 +53,13 @@ def activation(ring, page):
 
 
 @gluon.jit
+def nothing():
+    """Accumulators, and the rows' scales, which every page brings."""
+    sums = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    return sums, gl.expand_dims(gl.zeros([1, ROWS], gl.float32, gl.SliceLayout(2, block_layout())), 2)
+
+
+@gluon.jit
 def take(S: gl.constexpr, ring, slot):
     """The words, and the rows' scales, fp32 [1, 16, 1]."""
     LAYOUT: gl.constexpr = gl.SliceLayout(2, block_layout())
@@ -63,10 +70,17 @@ def take(S: gl.constexpr, ring, slot):
 
 @gluon.jit
 def product(taken, x, acc):
-    """`acc` and the page's product, times the scales."""
+    """`acc` and the page's product, too small by FACTOR and the scales."""
     words, scales = taken
-    part = mma_v2(widen(words), x, gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout()))
-    return acc + part * FACTOR * scales
+    sums, _ = acc
+    return mma_v2(widen(words), x, sums), scales
+
+
+@gluon.jit
+def total(acc):
+    """The sums of the tiles."""
+    sums, scales = acc
+    return sums * FACTOR * scales
 
 
 @gluon.jit

@@ -72,6 +72,12 @@ def activation(ring, page):
 
 
 @gluon.jit
+def nothing():
+    """Accumulators."""
+    return gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+
+
+@gluon.jit
 def take(S: gl.constexpr, ring, slot):
     """The words, and those with the scales and zero points of the groups, int32 [tiles, 16, 1]."""
     LAYOUT: gl.constexpr = gl.SliceLayout(2, block_layout())
@@ -91,6 +97,12 @@ def product(taken, x, acc):
     zero = (((beside & ZERO) << ZERO_SHIFT) | SIXTEEN).to(gl.float32, bitcast=True)
     scale = (beside & ~ZERO).to(gl.float32, bitcast=True)
     return acc + (part - zero * total) * scale
+
+
+@gluon.jit
+def total(acc):
+    """The sums of the tiles."""
+    return acc
 
 
 @gluon.jit

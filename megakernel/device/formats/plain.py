@@ -27,6 +27,12 @@ def activation(ring, page):
 
 
 @gluon.jit
+def nothing():
+    """Accumulators."""
+    return gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+
+
+@gluon.jit
 def take(S: gl.constexpr, ring, slot):
     """The weights, bf16 [tiles, 16 rows, columns of a tile]."""
     A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), 2)
@@ -37,6 +43,12 @@ def take(S: gl.constexpr, ring, slot):
 def product(taken, x, acc):
     """`acc` and the page's product."""
     return mma_v2(taken, x, acc)
+
+
+@gluon.jit
+def total(acc):
+    """The sums of the tiles."""
+    return acc
 
 
 @gluon.jit
