@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
-from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout
+from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout, staged
 from megakernel.device.formats.plain import PAGE_LAYOUT, TILE, TILES
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
@@ -28,7 +28,6 @@ PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)
 FEW = gl.constexpr(2)  # pages of a row block up to which two are multiplied at a time
 EARLY = gl.constexpr(8)  # signals before the last when a norm's input is looked for: all of it must be there, and is long
 
-FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
 @gluon.constexpr_function
@@ -59,7 +58,7 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.c
     COUNT: gl.constexpr = matrix.columns
     SIZE: gl.constexpr = power_of_two(matrix.pages) * matrix.format.COLUMNS
     index = gl.arange(0, SIZE, vector_layout())
-    staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], FLAT).index(0)
+    staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], staged(matrix.format.LANE, [SIZE])).index(0)
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
     wait_all(S, memory, step, EARLY)
     x = look(source + index, index < COUNT)
@@ -136,7 +135,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
     COUNT: gl.constexpr = matrix.columns
     SIZE: gl.constexpr = GROUP * F.COLUMNS
     column = gl.arange(0, SIZE, vector_layout())
-    staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], FLAT)
+    staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], staged(F.LANE, [SIZE]))
     acc = F.nothing()
     values = look(source + column, column < COUNT)
     begin = cycles()

@@ -22,7 +22,7 @@ MODULES: dict[str, ModuleType] = {"bf16": plain, "fp8": fp8, "int4": int4}
 class Twin:
     """What device functions are told of a format.
 
-    TILES: of a page, each with its own accumulators; COLUMNS: of a page; TOGETHER: most pages whose loads are unrolled
+    TILES: of a page, each with its own accumulators; COLUMNS: of a page; LANE: columns that a lane holds side by side; TOGETHER: most pages whose loads are unrolled
     together; BESIDE: bytes copied with each page; and the functions: `activation` loads page `page` of the staged vector as
     the B operand, `take` what a slot of the ring holds, `product` adds the product of the two to accumulators, which begin as
     `nothing`, `total` makes of them the sums of the tiles, fp32 [tiles, 16 rows, 8 columns]; `copy_beside` asks for what lies
@@ -31,7 +31,7 @@ class Twin:
 
     def __init__(self, format: WeightFormat) -> None:
         module = MODULES[format.name]
-        self.TILES, self.COLUMNS = module.TILES, gl.constexpr(format.columns)
+        self.TILES, self.COLUMNS, self.LANE = module.TILES, gl.constexpr(format.columns), module.LANE
         self.TOGETHER = gl.constexpr(max(1, TOGETHER // format.columns))
         self.BESIDE = gl.constexpr(4 * format.scale_words)
         self.functions: dict[str, Any] = {name: getattr(module, name) for name in FUNCTIONS}

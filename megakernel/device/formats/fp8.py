@@ -15,6 +15,7 @@ TILES = gl.constexpr(8)
 CODES = gl.constexpr(4)  # of a word
 TILE_WORDS = gl.constexpr(FP8.columns // 8 // 4)
 TILE = gl.constexpr(FP8.columns // 8)  # columns of a tile
+LANE = gl.constexpr(2 * CODES.value)
 SCALES = gl.constexpr(FP8.scale_words)
 FACTOR = gl.constexpr(2.0**120)  # e4m3's bits in bf16's places are so much too small
 
@@ -33,7 +34,7 @@ WIDEN = gl.constexpr("""{
 @gluon.jit
 def widen(words):
     """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], too small by FACTOR."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), WORDS * CODES)
+    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
     k0, k1, k2, k3 = gl.inline_asm_elementwise(
         WIDEN,
         "=h,=h,=h,=h,r",
@@ -49,7 +50,7 @@ def widen(words):
 @gluon.jit
 def activation(ring, page):
     """See `page_activation`."""
-    return page_activation(ring, page, TILES, TILE, WORDS * CODES)
+    return page_activation(ring, page, TILES, TILE, LANE)
 
 
 @gluon.jit

@@ -18,6 +18,7 @@ TILES = gl.constexpr(INT4.columns // INT4.group)
 CODES = gl.constexpr(8)  # of a word
 TILE = gl.constexpr(INT4.group)  # columns of a tile
 TILE_WORDS = gl.constexpr(INT4.group // 8)
+LANE = gl.constexpr(2 * CODES.value)
 SCALES = gl.constexpr(INT4.scale_words)
 ZERO = gl.constexpr(0xF)  # the zero point's bits of a word beside the page
 ZERO_SHIFT = gl.constexpr(19)  # from there to the upper bits of fp32's mantissa
@@ -42,7 +43,7 @@ WIDEN = gl.constexpr("""{
 @gluon.jit
 def widen(words):
     """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], 16 + code."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), WORDS * CODES)
+    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
     k0, k1, k2, k3, k4, k5, k6, k7 = gl.inline_asm_elementwise(
         WIDEN,
         "=h,=h,=h,=h,=h,=h,=h,=h,r",
@@ -68,7 +69,7 @@ def widen(words):
 @gluon.jit
 def activation(ring, page):
     """See `page_activation`."""
-    return page_activation(ring, page, TILES, TILE, WORDS * CODES)
+    return page_activation(ring, page, TILES, TILE, LANE)
 
 
 @gluon.jit
@@ -89,7 +90,7 @@ def take(S: gl.constexpr, ring, slot):
 @gluon.jit
 def product(taken, x, acc):
     """`acc` and the page's product: of each group (16 + codes) x - (16 + zero) sum x, times its scale."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), WORDS * CODES)
+    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
     words, beside = taken
     nothing = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
     part = mma_v2(widen(words), x, nothing)
