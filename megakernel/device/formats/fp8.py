@@ -20,31 +20,36 @@ SCALES = gl.constexpr(FP8.scale_words)
 FACTOR = gl.constexpr(2.0**120)  # e4m3's bits in bf16's places are so much too small
 
 WIDEN = gl.constexpr("""{
-    .reg .b32 first, second, rest;
-    and.b32 first, $4, 0x87f087f0;
-    mov.b32 {$0, $1}, first;
-    shl.b32 second, $4, 4;
+    .reg .b32 rest;
+    and.b32 $0, $4, 0x87f087f0;
+    shl.b32 $1, $4, 4;
     shr.u32 rest, $4, 4;
     and.b32 rest, rest, 0x07000700;
-    lop3.b32 second, second, 0x80f080f0, rest, 0xea;
-    mov.b32 {$2, $3}, second;
+    lop3.b32 $1, $1, 0x80f080f0, rest, 0xea;
+    and.b32 $2, $5, 0x87f087f0;
+    shl.b32 $3, $5, 4;
+    shr.u32 rest, $5, 4;
+    and.b32 rest, rest, 0x07000700;
+    lop3.b32 $3, $3, 0x80f080f0, rest, 0xea;
 }""")
 
 
 @gluon.jit
 def widen(words):
-    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], too small by FACTOR."""
+    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], too small by FACTOR; two words at a time, of which each
+    register has two columns."""
     A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
-    k0, k1, k2, k3 = gl.inline_asm_elementwise(
+    r0, r1, r2, r3 = gl.inline_asm_elementwise(
         WIDEN,
-        "=h,=h,=h,=h,r",
+        "=&r,=&r,=&r,=&r,r,r",
         [words],
         dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
         is_pure=True,
-        pack=1,
+        pack=2,
     )
-    values = gl.reshape(gl.join(gl.join(k0, k2), gl.join(k1, k3)), [TILES, ROWS, TILE])
-    return gl.convert_layout(values, A, assert_trivial=True)
+    registers = gl.join(gl.join(r0, r2), gl.join(r1, r3))
+    pairs = gl.permute(gl.reshape(registers, [TILES, ROWS, TILE_WORDS // 2, 2, 2, 2]), [0, 1, 2, 4, 5, 3])
+    return gl.convert_layout(gl.reshape(pairs, [TILES, ROWS, TILE]), A, assert_trivial=True)
 
 
 @gluon.jit

@@ -25,45 +25,42 @@ ZERO_SHIFT = gl.constexpr(19)  # from there to the upper bits of fp32's mantissa
 SIXTEEN = gl.constexpr(0x41800000)  # of fp32
 
 WIDEN = gl.constexpr("""{
-    .reg .b32 pair, turned;
-    lop3.b32 pair, $8, 0x00780078, 0x41804180, 0xea;
-    mov.b32 {$0, $1}, pair;
+    .reg .b32 turned;
+    lop3.b32 $0, $8, 0x00780078, 0x41804180, 0xea;
     shr.u32 turned, $8, 4;
-    lop3.b32 pair, turned, 0x00780078, 0x41804180, 0xea;
-    mov.b32 {$2, $3}, pair;
+    lop3.b32 $1, turned, 0x00780078, 0x41804180, 0xea;
     shr.u32 turned, $8, 8;
-    lop3.b32 pair, turned, 0x00780078, 0x41804180, 0xea;
-    mov.b32 {$4, $5}, pair;
+    lop3.b32 $2, turned, 0x00780078, 0x41804180, 0xea;
     shf.r.wrap.b32 turned, $8, $8, 12;
-    lop3.b32 pair, turned, 0x00780078, 0x41804180, 0xea;
-    mov.b32 {$6, $7}, pair;
+    lop3.b32 $3, turned, 0x00780078, 0x41804180, 0xea;
+    lop3.b32 $4, $9, 0x00780078, 0x41804180, 0xea;
+    shr.u32 turned, $9, 4;
+    lop3.b32 $5, turned, 0x00780078, 0x41804180, 0xea;
+    shr.u32 turned, $9, 8;
+    lop3.b32 $6, turned, 0x00780078, 0x41804180, 0xea;
+    shf.r.wrap.b32 turned, $9, $9, 12;
+    lop3.b32 $7, turned, 0x00780078, 0x41804180, 0xea;
 }""")
 
 
 @gluon.jit
 def widen(words):
-    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], 16 + code."""
+    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], 16 + code; two words at a time, of which each register has
+    two columns."""
     A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
-    k0, k1, k2, k3, k4, k5, k6, k7 = gl.inline_asm_elementwise(
+    r0, r1, r2, r3, r4, r5, r6, r7 = gl.inline_asm_elementwise(
         WIDEN,
-        "=h,=h,=h,=h,=h,=h,=h,=h,r",
+        "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r",
         [words],
-        dtype=(
-            gl.bfloat16,
-            gl.bfloat16,
-            gl.bfloat16,
-            gl.bfloat16,
-            gl.bfloat16,
-            gl.bfloat16,
-            gl.bfloat16,
-            gl.bfloat16,
-        ),
+        dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
         is_pure=True,
-        pack=1,
+        pack=2,
     )
-    even = gl.join(gl.join(k0, k4), gl.join(k2, k6))
-    odd = gl.join(gl.join(k1, k5), gl.join(k3, k7))
-    return gl.convert_layout(gl.reshape(gl.join(even, odd), [TILES, ROWS, TILE]), A, assert_trivial=True)
+    even = gl.join(gl.join(r0, r4), gl.join(r2, r6))
+    odd = gl.join(gl.join(r1, r5), gl.join(r3, r7))
+    registers = gl.reshape(gl.join(even, odd), [TILES, ROWS, TILE_WORDS // 2, 2, 2, 2, 2])
+    pairs = gl.permute(registers, [0, 1, 2, 4, 5, 6, 3])
+    return gl.convert_layout(gl.reshape(pairs, [TILES, ROWS, TILE]), A, assert_trivial=True)
 
 
 @gluon.jit
