@@ -17,9 +17,9 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ("models/bundled", "scheduler/draw/assets")
-PACKAGES = ("models", "instructions", "scheduler", "megakernel", "run_llama1b")
-LEFT_OUT = ("bench", "tests", "scripts")  # a checkout runs them
+DATA = ("models/bundled", "scheduler/draw/assets", "serving/assets")
+PACKAGES = ("models", "instructions", "scheduler", "megakernel", "serving", "chat", "llama_megakernel", "run_llama1b")
+LEFT_OUT = ("bench", "tests", "scripts", "examples")  # a checkout runs them
 
 
 def build(folder: Path) -> Path:

@@ -76,21 +76,30 @@ class Engine:
 
     def step(self) -> int | None:
         """The next token id, a stop token included; None when the request is finished or was abandoned."""
+        tokens = self._next(1)
+        return tokens[0] if tokens else None
+
+    def steps(self) -> list[int]:
+        """All token ids that can be had by waiting for the backend once, at least one; [] where `step` returns None."""
+        return self._next(self._chunk)
+
+    def _next(self, most: int) -> list[int]:
         backend = self._opened()
         if not self._limit:
-            return None
+            return []
         if not self._ready:
             self._ready.extend(self._decoded(backend))
-        token = self._ready.popleft()
-        self._limit -= 1
-        if token in self._stops:
-            self.finish_reason = "stop"
+        tokens = [self._ready.popleft() for _ in range(min(most, self._limit, len(self._ready)))]
+        end = next((place for place, token in enumerate(tokens, 1) if token in self._stops), None)
+        self._limit -= len(tokens)
+        if end is not None:
+            self.finish_reason, tokens = "stop", tokens[:end]
         elif not self._limit:
             self.finish_reason = "length"
         if self.finish_reason is not None:
             self._limit = 0
             self._ready.clear()
-        return token
+        return tokens
 
     def stream(self) -> Iterator[int]:
         """All token ids still to come, one by one; the same as calling `step` until it returns None."""

@@ -1,16 +1,18 @@
 """A process of its own that renders one chat template: a template is a program, out of a file that may come from
 anybody, and only a process can be kept from taking all time and memory.
 
-Run by `megakernel.text.ChatTemplate` as a file, with an interpreter that looks nowhere for modules: reads one JSON
-object from stdin and writes one to stdout, with `text`, or `refused` or `failed` and the reason. Knows nothing of models,
-and imports nothing of this project.
+Run by `megakernel.chat_template.ChatTemplate` as a file, with an interpreter that looks nowhere for modules: reads JSON objects
+from stdin, one a line, and for each writes one to stdout, with `text`, or `refused` or `failed` and the reason. Knows nothing
+of models, and imports nothing of this project.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 import sys
+import time
 from typing import Any
 
 SECONDS = 5  # of computing; a template takes some milliseconds
@@ -20,14 +22,17 @@ TEXT_CHARACTERS = 2**24  # far more than any context holds
 
 def limit_itself() -> None:
     """Less, where whoever started this has less."""
-    for kind, most in (
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_CPU, SECONDS),
-        (resource.RLIMIT_CORE, 0),
-    ):
+    for kind, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (most, most))
+
+
+def limit_time() -> None:
+    """From now on, so many seconds more; the process ends where they are over."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    most = int(time.process_time()) + SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def render(source: str, variables: dict[str, Any]) -> dict[str, str]:
@@ -35,7 +40,7 @@ def render(source: str, variables: dict[str, Any]) -> dict[str, str]:
     from jinja2 import TemplateError
 
     try:
-        text = str(sandbox().from_string(source).render(**variables))
+        text = str(parsed(source).render(**variables))
     except TemplateError as error:
         return {"refused": str(error.message)}
     except MemoryError:
@@ -45,6 +50,12 @@ def render(source: str, variables: dict[str, Any]) -> dict[str, str]:
     if len(text) > TEXT_CHARACTERS:
         return {"failed": f"it writes {len(text)} characters"}
     return {"text": text}
+
+
+@functools.lru_cache(1)
+def parsed(source: str) -> Any:
+    """The template, which is the same from one conversation to the next."""
+    return sandbox().from_string(source)
 
 
 def sandbox() -> Any:
@@ -70,9 +81,11 @@ def sandbox() -> Any:
 
 def main() -> None:
     limit_itself()
-    request = json.load(sys.stdin)
-    sys.path[:] = request["path"]
-    json.dump(render(request["source"], request["variables"]), sys.stdout)
+    for line in sys.stdin:
+        limit_time()
+        request = json.loads(line)
+        sys.path[:] = request["path"]
+        print(json.dumps(render(request["source"], request["variables"])), flush=True)
 
 
 if __name__ == "__main__":

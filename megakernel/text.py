@@ -10,17 +10,14 @@ import json
 import math
 import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from megakernel import template_process
+from megakernel.chat_template import ChatTemplate, Message, no_template
 from megakernel.panics import explained
 from models.errors import UserError
-from models.files import read_json_object, read_regular
+from models.files import read_regular
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -34,8 +31,6 @@ _LONGEST_CHARACTER = 8  # tokens, generously: byte-level tokenizers need 4 at mo
 _TOKENIZER_BYTES = 10**8  # three times the largest there are
 _MOST_GROWTH = 256  # of a text by replacements, where real tokenizers have 10; some 30 that double fill any memory
 _SUBWORD_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
-_TEMPLATE_BYTES = 2**20
-_TEMPLATE_SECONDS = 10.0  # until it is given up; twice its time of computing, for a machine may be busy
 _CONTROLS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
 
 
@@ -50,6 +45,9 @@ class Detokenizer(Protocol):
     def step(self, token_id: int) -> str:
         """The text that this token completes; often "", as when it ends inside a character."""
 
+    def steps(self, token_ids: Sequence[int]) -> str:
+        """The text that these tokens complete: that of `step` for each, in less time."""
+
     def finish(self) -> str:
         """What is left: bytes that never became a character, as replacement characters."""
 
@@ -58,6 +56,10 @@ class TextCodec(Protocol):
     def encode(self, prompt: str) -> list[int]: ...
 
     def encode_chat(self, prompt: str) -> list[int]: ...
+
+    def encode_messages(self, messages: Sequence[Message]) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
 
     def detokenizer(self, prompt_ids: Sequence[int]) -> Detokenizer: ...
 
@@ -69,7 +71,13 @@ class IdsAsText:
         return list(checked(prompt).encode())
 
     def encode_chat(self, prompt: str) -> list[int]:
+        return self.encode_messages([])
+
+    def encode_messages(self, messages: Sequence[Message]) -> list[int]:
         raise UserError("random weights have no chat template: leave out --chat, or name a model that has one")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
 
     def detokenizer(self, prompt_ids: Sequence[int]) -> Detokenizer:
         return _DecimalIds()
@@ -80,8 +88,13 @@ class _DecimalIds:
         self._separator = ""
 
     def step(self, token_id: int) -> str:
+        return self.steps([token_id])
+
+    def steps(self, token_ids: Sequence[int]) -> str:
+        if not token_ids:
+            return ""
         separator, self._separator = self._separator, " "
-        return f"{separator}{token_id}"
+        return separator + " ".join(map(str, token_ids))
 
     def finish(self) -> str:
         return ""
@@ -133,25 +146,32 @@ class ModelText:
         self._tokenizer.no_truncation()  # a training length saved with the tokenizer must not cut prompts
         self._tokenizer.no_padding()
         self._path, self._template = path, template
+        self._rendering: ChatTemplate | None = None  # made when a conversation comes
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of plain text, with the tokens that the tokenizer's own post-processor adds (BOS)."""
         return self._ids(checked(prompt), add_special_tokens=True)
 
     def encode_chat(self, prompt: str) -> list[int]:
-        """Token ids of one user turn and the opening of the assistant's, as the chat template writes them.
+        """Token ids of one user turn and the opening of the assistant's, as the chat template writes them."""
+        return self.encode_messages([{"role": "user", "content": checked(prompt)}])
+
+    def encode_messages(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation and the opening of the assistant's next turn, as the chat template writes them.
 
         The template writes BOS itself where the model wants one, so the post-processor adds nothing.
         """
-        messages = [{"role": "user", "content": checked(prompt)}]
-        return self._ids(self._template().render(messages), add_special_tokens=False)
+        if self._rendering is None:
+            self._rendering = self._template()
+        return self._ids(self._rendering.render(list(messages)), add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these tokens, special ones left out."""
+        with explained(f"the tokenizer in {self._path} cannot make text of the model's tokens"):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def detokenizer(self, prompt_ids: Sequence[int]) -> Detokenizer:
-        def decode(ids: list[int]) -> str:
-            with explained(f"the tokenizer in {self._path} cannot make text of the model's tokens"):
-                return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-
-        return WindowDetokenizer(decode, prompt_ids)
+        return WindowDetokenizer(self.decode, prompt_ids)
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         with explained(f"the tokenizer in {self._path} cannot take this prompt, use other words or another tokenizer"):
@@ -219,7 +239,10 @@ class WindowDetokenizer:
         return []
 
     def step(self, token_id: int) -> str:
-        self._window.append(token_id)
+        return self.steps([token_id])
+
+    def steps(self, token_ids: Sequence[int]) -> str:
+        self._window.extend(token_ids)
         text = self._decode(self._window)
         unfinished = min(len(text) - len(text.rstrip(REPLACEMENT)), _MOST_UNFINISHED)
         piece = text[self._returned : len(text) - unfinished]
@@ -236,71 +259,6 @@ class WindowDetokenizer:
         return piece
 
 
-class ChatTemplate:
-    """A model's Jinja template, rendered in a sandbox and a process: it came with the weights, from whoever made them."""
-
-    def __init__(self, source: str, variables: dict[str, str], origin: Path) -> None:
-        self._source, self._variables, self._origin = source, variables, origin
-
-    @classmethod
-    def of(cls, directory: Path) -> ChatTemplate:
-        """From `chat_template.jinja`, else from `tokenizer_config.json`; UserError where there is neither."""
-        config_path, template_path = directory / "tokenizer_config.json", directory / "chat_template.jinja"
-        config = _read_json(config_path)
-        if os.path.exists(template_path):
-            source: Any = _read(template_path)
-        else:
-            template_path, source = config_path, config.get("chat_template")
-        if isinstance(source, list):  # several, by name
-            named = (entry for entry in source if isinstance(entry, dict))
-            source = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
-        if not isinstance(source, str):
-            raise no_template(directory)
-        special = _read_json(directory / "special_tokens_map.json") | config
-        spelled = {name: _spelling(value) for name, value in special.items() if name.endswith("_token")}
-        return cls(source, {name: text for name, text in spelled.items() if text is not None}, template_path)
-
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """The conversation as text, with the assistant's turn opened.  UserError where the template refuses or fails,
-        does not end, takes too much memory, or writes what is no text."""
-        variables = {"tools": None, "documents": None, **self._variables}
-        request = {"messages": messages, "add_generation_prompt": True, **variables}
-        answer = self._ask({"path": sys.path, "source": self._source, "variables": request})
-        if "refused" in answer:
-            raise UserError(f"the chat template in {self._origin} refuses this prompt: {answer['refused']}")
-        if "failed" in answer:
-            raise self._failure(answer["failed"])
-        try:
-            answer["text"].encode()
-        except UnicodeEncodeError:
-            raise self._failure("it writes half a surrogate pair") from None
-        return answer["text"]
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, str]:
-        """What the process answers, which is stopped when it takes too long, and when this one is interrupted."""
-        command = [sys.executable, "-I", "-S", template_process.__file__]
-        try:
-            process = subprocess.run(
-                command,
-                input=json.dumps(request).encode(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=_TEMPLATE_SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            raise self._failure(f"it takes more than {_TEMPLATE_SECONDS:g} s") from None
-        except OSError as error:
-            raise self._failure(f"{sys.executable} cannot be started ({error.strerror})") from None
-        if -process.returncode in (signal.SIGXCPU, signal.SIGKILL):  # of the limit on its time, soft or hard
-            raise self._failure(f"it takes more than {template_process.SECONDS} s")
-        if process.returncode:
-            raise self._failure(f"it ended the process that renders it, with status {process.returncode}")
-        return json.loads(process.stdout)
-
-    def _failure(self, reason: str) -> UserError:
-        return UserError(f"the chat template in {self._origin} failed: {reason}")
-
-
 def checked(prompt: str) -> str:
     """The prompt, or UserError where it is empty or holds half a surrogate pair (bytes that were not UTF-8)."""
     if not prompt:
@@ -310,25 +268,3 @@ def checked(prompt: str) -> str:
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is not valid UTF-8 at character {error.start}: type it in UTF-8") from error
     return prompt
-
-
-def no_template(place: Path) -> UserError:
-    return UserError(f"{place} has no chat template: leave out --chat, or name a model tuned for chat")
-
-
-def _spelling(token: Any) -> str | None:
-    """A special token is saved as its text, or as an object that holds it."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return read_regular(path, _TEMPLATE_BYTES).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no file."""
-    return read_json_object(path) if os.path.exists(path) else {}

@@ -29,6 +29,13 @@ CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)))
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 P = ParamSpec("P")
+_called = ""
+
+
+def called(name: str) -> None:
+    """By what name the command that runs next was called, for its help, where that is not its own."""
+    global _called
+    _called = name
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     what one means."""
 
     def __init__(self, prog: str, description: str, **options: Any) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False, **options)
+        super().__init__(prog=_called or prog, description=description, allow_abbrev=False, **options)
 
     def print_help(self, file: Any = None) -> None:
         print(self.format_help(), end="", file=file)  # argparse would not say that it cannot be written

@@ -1,6 +1,7 @@
 """Makes the project's own environment in `.venv` and prints the path of its Python interpreter.
 
-`scripts/run` and `scripts/test` call it on every start: once the environment is there, it answers within a second.
+`scripts/run`, `scripts/serve`, `scripts/chat` and `scripts/test` call it on every start: once the environment is there, it
+answers within a second.
 Standard library only, because it runs before anything is installed.  It does not know what will run in the environment.
 
 Which torch: with an NVIDIA driver, the build of the package index, which brings CUDA.  Without one, the CPU build, some
@@ -44,6 +45,9 @@ PIP_WHEEL = (
 )
 PIP_SHA256 = "f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13"
 
+# What can be asked for, in the order in which it is installed, and the extra of pyproject.toml that lists what it needs.
+PARTS: dict[str, str | None] = {"run": None, "serve": "serve", "chat": "chat", "dev": "dev"}
+
 Runner = Callable[[Sequence[str]], bool]
 
 
@@ -85,12 +89,12 @@ class Environment:
 
     def fingerprint(self) -> str:
         """Changes with everything that decides what is installed."""
-        inputs = [requirements(), requirements("dev"), CONSTRAINTS.read_text(), self.gpu, sys.version]
+        inputs = [*map(requirements, PARTS.values()), CONSTRAINTS.read_text(), self.gpu, sys.version]
         inputs += [CPU_TORCH, INDEX_TORCH, SECOND_TRITON]
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
     def installed(self) -> set[str]:
-        """The parts ("run", "dev") that are completely installed from the present pins; none where nothing can be trusted."""
+        """The parts (see PARTS) that are completely installed from the present pins; none where nothing can be trusted."""
         try:
             stamp = json.loads((self.directory / STAMP).read_text())
         except (OSError, ValueError):
@@ -104,9 +108,9 @@ class Environment:
         draft.write_text(json.dumps({"fingerprint": self.fingerprint(), "parts": sorted(parts)}) + "\n")
         draft.replace(self.directory / STAMP)
 
-    def ensure(self, dev: bool) -> None:
-        """Install what is missing. Raises SetupError."""
-        wanted = {"run", "dev"} if dev else {"run"}
+    def ensure(self, *parts: str) -> None:
+        """Install what is missing of what a run needs and of these parts. Raises SetupError."""
+        wanted = {"run", *parts}
         if wanted <= self.installed():
             return
         with open(__file__) as lock:  # two commands started at once: the second waits, then finds the work done
@@ -118,7 +122,7 @@ class Environment:
                 self.install_torch()
             missing = wanted - installed
             self.write_stamp([])
-            for part in sorted(missing, reverse=True):  # "run" before "dev"
+            for part in sorted(missing, key=list(PARTS).index):
                 self.install_part(part)
             self.write_stamp(installed | missing)
 
@@ -182,9 +186,9 @@ class Environment:
             raise SetupError(f"pip cannot install {INDEX_TORCH}: its reason stands above")
 
     def install_part(self, part: str) -> None:
-        """ "run": what the package needs; "dev": what its tests need, with the second Triton in a folder of its own."""
-        say(f"Installing what is needed to {'test' if part == 'dev' else 'run'}")
-        if not self.pip_constrained(*requirements("dev" if part == "dev" else None)):
+        """What pyproject.toml says that it needs; for "dev" also the second Triton, in a folder of its own."""
+        say(f"Installing what is needed to {'test' if part == 'dev' else part}")
+        if not self.pip_constrained(*requirements(PARTS[part])):
             raise SetupError("pip cannot install the dependencies: its reason stands above")
         if part == "dev":
             folder = self.directory / f"triton-{SECOND_TRITON}"
@@ -194,12 +198,14 @@ class Environment:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make the project's environment and print the path of its Python.")
-    parser.add_argument("--dev", action="store_true", help="with what the tests and checks need")
-    dev = parser.parse_args().dev
+    parser.add_argument("--dev", action="append_const", dest="parts", const="dev", help="with what the tests and checks need")
+    parser.add_argument("--serve", action="append_const", dest="parts", const="serve", help="with what the server needs")
+    parser.add_argument("--chat", action="append_const", dest="parts", const="chat", help="with what the chat needs")
+    parts = parser.parse_args().parts or []
     directory = Path(os.environ.get("MEGAKERNEL_VENV") or ROOT / ".venv").absolute()
     environment = Environment(directory, gpu=has_nvidia_driver())
     try:
-        environment.ensure(dev)
+        environment.ensure(*parts)
     except SetupError as error:
         say(f"error: {error}")
         return 2

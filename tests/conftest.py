@@ -24,6 +24,7 @@ HOPPER = (9, 0)
 TOGETHER = (
     "tests/gpu/",  # a persistent kernel wants all SMs, so two processes must not share them
     "tests/scheduler/draw/",  # one browser, and the large drawing made once
+    "tests/serving/",  # the same servers for all
 )
 COMPILED = "tests/megakernel/test_compile.py::"  # under several versions: a model's program is made once
 

@@ -32,8 +32,8 @@ class Machine:
         return any(all(word in command.split() for word in words) for command in self.commands)
 
 
-def set_up(directory: Path, machine: Machine, dev: bool = False, gpu: bool = False) -> None:
-    Environment(directory, gpu, machine).ensure(dev)
+def set_up(directory: Path, machine: Machine, dev: bool = False, gpu: bool = False, parts: Sequence[str] = ()) -> None:
+    Environment(directory, gpu, machine).ensure(*parts, *(["dev"] if dev else []))
 
 
 @pytest.fixture
@@ -56,6 +56,17 @@ def test_tests_add_to_the_environment_of_a_run(directory: Path) -> None:
     set_up(directory, second, dev=True)
     assert second.ran(f"triton=={SECOND_TRITON}", "--target", "--no-deps")
     assert not second.ran("venv"), "what is whole must not be made anew"
+
+
+@pytest.mark.parametrize(("part", "package"), [("serve", "uvicorn"), ("chat", "prompt-toolkit")])
+def test_a_part_adds_what_its_extra_lists(directory: Path, part: str, package: str) -> None:
+    first, second, third = Machine(), Machine(), Machine()
+    set_up(directory, first)
+    assert package not in " ".join(first.commands)
+    set_up(directory, second, parts=[part])
+    assert package in " ".join(second.commands) and not second.ran("venv")
+    set_up(directory, third, parts=[part])
+    assert third.commands == []
 
 
 def test_without_a_driver_the_cpu_build_is_taken(directory: Path) -> None:

@@ -18,7 +18,10 @@ DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/results/README.md"),
     *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")),
 ]
-FOLDERS = ("models", "instructions", "scheduler", "megakernel", "bench", "tests", "scripts", "docs")
+FOLDERS = (
+    *("models", "instructions", "scheduler", "megakernel", "serving", "chat"),
+    *("bench", "tests", "scripts", "docs", "examples"),
+)
 MARKDOWN = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "bench/**/*.md")  # but the changelog: it tells of what is no more
 PAGES = sorted(str(path.relative_to(ROOT)) for pattern in MARKDOWN for path in ROOT.glob(pattern))
 

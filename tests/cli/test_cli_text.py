@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megakernel.text import REPLACEMENT, ChatTemplate, IdsAsText, ModelText, WindowDetokenizer
+from megakernel.chat_template import ChatTemplate
+from megakernel.text import REPLACEMENT, IdsAsText, ModelText, WindowDetokenizer
 from models.errors import UserError
 from tests.support import BUNDLED
 from tests.support.cli_fakes import bundled_tokenizer, ids_of
@@ -90,6 +91,14 @@ def test_bytes_that_are_no_text_do_not_dam_up_what_follows() -> None:
 def test_a_first_word_keeps_the_blank_that_sets_it_off_from_the_prompt() -> None:
     assert stream(word_decode, [1, 2], [3, 4]) == [" word3", " word4", ""]
     assert stream(word_decode, [], [3, 4]) == ["word3", " word4", ""]
+
+
+@given(st.text(max_size=40), st.integers(1, 9))
+def test_tokens_that_come_together_are_the_same_text(text: str, count: int) -> None:
+    ids, codec = ids_of(text), ModelText(BUNDLED)
+    together, one_by_one = codec.detokenizer([0]), codec.detokenizer([0])
+    shown = [together.steps(ids[start : start + count]) for start in range(0, len(ids), count)]
+    assert "".join([*shown, together.finish()]) == "".join([*map(one_by_one.step, ids), one_by_one.finish()])
 
 
 def test_a_stream_decodes_windows_not_all_that_came_before() -> None:

@@ -32,9 +32,13 @@ COMMANDS = {
     "bench.formats": [],
     "bench.load": [],
     "bench.schedule": [],
+    "bench.serve": [],
+    "chat": [],
+    "serving": [],
     "scheduler.simulate": ["--model", BUNDLED],
     "bench.trace": [],
     "bench.vm": [],
+    "tests.serving.campaign": [],
 }
 
 

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megakernel import template_process
+from megakernel.chat_template import ChatTemplate
 from megakernel.panics import explained
-from megakernel.text import ChatTemplate, ModelText, terminal_safe
+from megakernel.text import ModelText, terminal_safe
 from models.errors import UserError
 from tests.support.cli_fakes import BUNDLED
 
@@ -234,7 +235,7 @@ ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% 
 
 @pytest.mark.parametrize("template", [ENDLESS, "{{ 9 ** (9 ** 9) }}"], ids=["loops", "within one operation"])
 def test_a_template_that_does_not_end(template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megakernel.text._TEMPLATE_SECONDS", 1.0)
+    monkeypatch.setattr("megakernel.chat_template._SECONDS", 1.0)
     with pytest.raises(UserError, match="failed: it takes more than 1 s"):
         template_of(tmp_path, template).render(MESSAGES)
 
@@ -269,6 +270,20 @@ def test_a_template_that_takes_all_there_is(template: str, tmp_path: Path) -> No
     assert str(caught.value).isprintable() and len(str(caught.value)) < 2500
 
 
+def test_the_process_stays_and_a_spoilt_one_does_not(tmp_path: Path) -> None:
+    template = template_of(tmp_path, "{% if messages|length > 1 %}{{ 'a' * 10 ** 10 }}{% endif %}{{ messages[0]['content'] }}")
+    say = lambda words: [{"role": "user", "content": words}]  # noqa: E731
+    assert [template.render(say(words)) for words in ("a", "日本\n", "b" * 10**6)] == ["a", "日本\n", "b" * 10**6]
+    before = template._process
+    with pytest.raises(UserError, match="failed"):
+        template.render(say("a") * 2)
+    assert template.render(say("c")) == "c" and template._process is not before
+    assert template._process is not None and before is not None and before.poll() is not None
+    template._process.kill()
+    template._process.wait()
+    assert template.render(say("d")) == "d", "one that somebody ended is started again"
+
+
 def test_the_memory_of_a_template_is_bounded(tmp_path: Path) -> None:
     """What fits is rendered, what does not is refused: neither by the mercy of the machine."""
     length = "{{ ('a' * %d) | length }}"
@@ -287,7 +302,7 @@ def test_a_template_cannot_reach_the_limits_or_the_terminal(tmp_path: Path) -> N
 def test_an_interrupt_ends_the_template_too(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": ENDLESS}))
     code = (
-        "import sys\nfrom pathlib import Path\nfrom megakernel.text import ChatTemplate\n"
+        "import sys\nfrom pathlib import Path\nfrom megakernel.chat_template import ChatTemplate\n"
         f"template = ChatTemplate.of(Path({str(tmp_path)!r}))\nprint('begun', flush=True)\n"
         "try:\n    template.render([])\nexcept KeyboardInterrupt:\n    sys.exit(130)\n"
     )

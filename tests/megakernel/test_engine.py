@@ -113,6 +113,23 @@ def test_a_stop_token_as_the_very_last_is_a_stop() -> None:
     assert engine.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+def test_steps_are_the_tokens_of_one_wait_and_of_one_request(chunk: int) -> None:
+    for limit, stops in ((7, ()), (7, (13,)), (19, (25,))):
+        backend, taken = CountingBackend(), []
+        engine = Engine(backend, chunk)
+        engine.start([1], limit, SamplingParams(stop_token_ids=stops))
+        expected = list(engine.stream())
+        engine.start([1], limit, SamplingParams(stop_token_ids=stops))
+        assert engine.step() == expected[0]
+        backend.asked.clear()
+        while tokens := engine.steps():
+            taken.append(tokens)
+        assert [token for tokens in taken for token in tokens] == expected[1:]
+        assert len(taken) - len(backend.asked) in (0, 1), "what was there already is not waited for"
+        assert engine.finish_reason == ("stop" if stops and expected[-1] in stops else "length") and engine.steps() == []
+
+
 def test_the_models_own_end_tokens_do_not_stop_by_themselves() -> None:
     backend = CountingBackend()
     backend.config = ModelConfig(**{**CONFIG.__dict__, "eos_token_ids": (11,)})

@@ -97,8 +97,12 @@ class Page:
 
     def open(self, path: Path) -> None:
         """Load a file and wait until it has loaded."""
+        self.visit(path.absolute().as_uri())
+
+    def visit(self, url: str) -> None:
+        """Load an address and wait until it has loaded."""
         self.loaded = False
-        self.send("Page.navigate", url=path.absolute().as_uri())
+        self.send("Page.navigate", url=url)
         while not self.loaded:
             self.note(self.receive())
 
@@ -124,6 +128,16 @@ class Page:
         for number in range(1, count + 1):
             self.mouse("mousePressed", x, y, button="left", clickCount=number)
             self.mouse("mouseReleased", x, y, button="left", clickCount=number)
+
+    def key(self, name: str, code: int, text: str = "", modifiers: int = 0) -> None:
+        """Press and release a key; modifiers: 1 alt, 2 control, 8 shift."""
+        common = {"key": name, "code": name, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        self.send("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
+        self.send("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def type(self, text: str) -> None:
+        """Put text where the focus is."""
+        self.send("Input.insertText", text=text)
 
     def screenshot(self, path: Path) -> None:
         """Write the visible part as a PNG file."""

@@ -1,0 +1,154 @@
+"""The answer to a queued request, whole or as a stream of events; ends the jobs when its client leaves or its time is over.
+
+Nothing is sent before the first token is there: what goes wrong until then has a status of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from serving.choice import Choice
+from serving.errors import ApiError, busy
+from serving.inbox import Late, Left
+from serving.job import Burst, Failure, Job
+from serving.service import Order, Service
+from serving.wire import DONE, Form, Usage, event
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx shall pass on what comes when it comes
+]
+
+
+class ClientLeft(Exception):
+    """Nobody is there to be answered."""
+
+
+class Answer(Response):
+    """An ASGI response.  `arrived` is when the request came, by time.perf_counter."""
+
+    def __init__(self, service: Service, order: Order, form: Form, arrived: float) -> None:
+        super().__init__()
+        self._service, self._order, self._form, self._arrived = service, order, form, arrived
+        self._places: dict[Job, int] = {choice.job: place for place, choice in enumerate(order.choices)}
+        self._open = len(order.choices)
+        self._last = 0.0  # when the newest token came; 0: none yet
+        self._seen: set[int] = set()  # choices of which something has come
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limits, inbox = self._service.limits, self._order.inbox
+        leaving = asyncio.create_task(self._listen(receive))
+        loop = asyncio.get_running_loop()
+        timers = [loop.call_later(seconds, inbox.put, Late()) for seconds in (limits.queue_seconds, limits.answer_seconds)]
+        try:
+            answering = self._stream(send) if self._order.request.stream else self._whole(scope, receive, send)
+            await answering
+        except ApiError as error:
+            response = JSONResponse(error.body(), error.status, error.headers())
+            await response(scope, receive, send)
+        except (ClientLeft, OSError):  # the latter where it left while something was sent
+            self._service.metrics.cancelled.inc()
+        finally:
+            for choice in self._order.choices:
+                if choice.finish is None:
+                    self._service.scheduler.cancel(choice.job)
+            leaving.cancel()
+            for timer in timers:
+                timer.cancel()
+            scope.setdefault("state", {})["tokens"] = sum(choice.tokens for choice in self._order.choices)
+
+    async def _listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._order.inbox.put(Left())
+
+    async def _next(self) -> tuple[Choice, int, str]:
+        """The next text of some choice, and which it is.  Raises ApiError and ClientLeft."""
+        while True:
+            news = await self._order.inbox.get()
+            if isinstance(news, Burst):
+                place = self._places[news.job]
+                choice = self._order.choices[place]
+                if choice.finish is None:
+                    return choice, place, self._take(choice, place, news)
+            elif isinstance(news, Failure):
+                raise news.error if isinstance(news.error, ApiError) else ApiError(500, str(news.error))
+            elif isinstance(news, Left):
+                raise ClientLeft
+            else:
+                self._check_time()
+
+    def _take(self, choice: Choice, place: int, burst: Burst) -> str:
+        metrics, known = self._service.metrics, choice.tokens
+        if not self._last:
+            metrics.first_token.observe(burst.at - self._arrived)
+        elif place in self._seen:
+            each = (burst.at - self._last) / len(burst.tokens)
+            for _ in burst.tokens:
+                metrics.between.observe(each)
+        if place not in self._seen:
+            self._seen.add(place)
+            metrics.prompt_tokens.inc(len(choice.job.prompt))
+            metrics.kept_tokens.inc(burst.kept)
+        self._last = burst.at
+        text = choice.take(burst)
+        metrics.tokens.inc(choice.tokens - known)
+        if choice.finish is not None:
+            self._open -= 1
+            self._service.scheduler.cancel(choice.job)  # a stop string ends it before the engine does
+        return text
+
+    def _check_time(self) -> None:
+        """Raises ApiError where the time for the whole answer is over, or none of it has begun in the time for the queue."""
+        limits, elapsed = self._service.limits, time.perf_counter() - self._arrived
+        if elapsed >= limits.answer_seconds:
+            raise ApiError(504, f"the answer took more than {limits.answer_seconds:g} s", code="timeout")
+        if not any(choice.job.began for choice in self._order.choices):
+            retry = self._service.scheduler.retry_after()
+            raise busy(f"the request waited for more than {limits.queue_seconds:g} s", retry)
+
+    def _usage(self) -> Usage:
+        choices = self._order.choices
+        return Usage(self._order.prompt_tokens, sum(choice.tokens for choice in choices), choices[0].job.kept)
+
+    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        texts = [""] * len(self._order.choices)
+        while self._open:
+            _, place, text = await self._next()
+            texts[place] += text
+        ends = [choice.finish or "" for choice in self._order.choices]
+        body = self._form.whole(list(zip(texts, ends, strict=True)), self._usage())
+        await JSONResponse(body)(scope, receive, send)
+
+    async def _stream(self, send: Send) -> None:
+        started: set[int] = set()
+        while self._open:
+            try:
+                choice, place, text = await self._next()
+            except ApiError as error:
+                if not started:
+                    raise
+                await self._send(send, event(error.body()), more=False)
+                return
+            pieces = b""
+            if text or place not in started:
+                pieces = event(self._form.piece(place, text, first=place not in started))
+            if choice.finish is not None:
+                pieces += event(self._form.piece(place, "", choice.finish))
+            if not started:
+                await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            started.add(place)
+            if pieces and self._open:
+                await self._send(send, pieces)
+        options = self._order.request.stream_options
+        if options is not None and options.include_usage:
+            pieces += event(self._form.usage(self._usage()))
+        await self._send(send, pieces + DONE, more=False)
+
+    async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
+        await send({"type": "http.response.body", "body": body, "more_body": more})

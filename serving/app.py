@@ -1,0 +1,126 @@
+"""The paths of the server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+from serving.answer import Answer
+from serving.errors import ApiError
+from serving.gate import Gate, body_of
+from serving.page import page
+from serving.schema import Body, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, read
+from serving.service import Service
+from serving.wire import Form
+
+SCHEMAS = "#/components/schemas/"
+BODIES: tuple[type[Body], ...] = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+
+log = logging.getLogger("serving")
+
+B = TypeVar("B", bound=Body)
+
+
+def make_app(service: Service, key: str | None = None, log_prompts: bool = False) -> FastAPI:
+    """The ASGI application.  key: what clients must send; log_prompts: write the bodies of requests to the log."""
+    app = FastAPI(title="llama-megakernel", docs_url=None, redoc_url=None)  # those pages load scripts from elsewhere
+    identity, created = service.identity, int(time.time())
+    card = {"id": identity.model, "object": "model", "created": created, "owned_by": "llama-megakernel"}
+    card |= {"max_model_len": service.capacity}
+    html = page()
+
+    async def request_of(request: Request, kind: type[B]) -> B:
+        body = await body_of(request, service.limits.body_bytes)
+        if log_prompts:
+            log.info("%s %s", request.url.path, json.dumps(body.decode(errors="replace"), ensure_ascii=False))
+        return read(body, kind)
+
+    def client_of(request: Request) -> str:
+        return request.client.host if request.client else ""
+
+    @app.post("/v1/chat/completions", openapi_extra=schema(ChatRequest))
+    async def chat(request: Request) -> Response:
+        order = await service.chat(await request_of(request, ChatRequest), client_of(request))
+        form = Form(True, identity.model, identity.fingerprint, request.scope["name"])
+        return Answer(service, order, form, request.scope["arrived"])
+
+    @app.post("/v1/completions", openapi_extra=schema(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        order = await service.completion(await request_of(request, CompletionRequest), client_of(request))
+        form = Form(False, identity.model, identity.fingerprint, request.scope["name"])
+        return Answer(service, order, form, request.scope["arrived"])
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [card]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        service.check_model(name)
+        return JSONResponse(card)
+
+    @app.post("/tokenize", openapi_extra=schema(TokenizeRequest))
+    async def tokenize(request: Request) -> Response:
+        ids = await service.tokenize(await request_of(request, TokenizeRequest))
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.capacity})
+
+    @app.post("/detokenize", openapi_extra=schema(DetokenizeRequest))
+    async def detokenize(request: Request) -> Response:
+        return JSONResponse({"prompt": await service.detokenize(await request_of(request, DetokenizeRequest))})
+
+    @app.get("/health")
+    async def health() -> Response:
+        told = service.scheduler.health()
+        return JSONResponse(vars(told) | {"model": identity.model}, 200 if told.state == "ok" else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"})
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return JSONResponse(error.body(), error.status, error.headers())
+
+    @app.exception_handler(HTTPException)
+    async def nowhere(request: Request, error: HTTPException) -> Response:
+        return await refused(request, ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return await refused(request, ApiError(500, "the server made a mistake; its log says which"))
+
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]
+    paths = frozenset({*(str(route.path) for route in app.routes if hasattr(route, "path")), "/openapi.json"})
+    app.add_middleware(Gate, key=key, metrics=service.metrics, paths=lambda: paths)
+    return app
+
+
+# The page has all that it needs in itself, and speaks with nobody but this server.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+
+
+def schema(kind: type[Body]) -> dict[str, Any]:
+    """What /openapi.json says of a body that is read here and not by FastAPI."""
+    content = {"application/json": {"schema": {"$ref": SCHEMAS + kind.__name__}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def described(app: FastAPI) -> dict[str, Any]:
+    """What /openapi.json is, with the bodies that are read here."""
+    told = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    bodies = models_json_schema([(kind, "validation") for kind in BODIES], ref_template=SCHEMAS + "{model}")[1]["$defs"]
+    told.setdefault("components", {}).setdefault("schemas", {}).update(bodies)
+    return told

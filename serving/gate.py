@@ -1,0 +1,102 @@
+"""What every request passes before anything looks at it: its key, its kind, its size; and what is noted of it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.errors import ApiError
+from serving.metrics import Metrics
+
+OPEN = ("/", "/health")  # no key is asked for: the page asks its user, and whoever watches over the server has none
+BODY_SECONDS = 30.0  # for a body to arrive
+UNKNOWN = "other"  # in the metrics, for paths that are none
+
+log = logging.getLogger("serving")
+
+
+class Gate:
+    """Middleware.  `paths` are those that the metrics know."""
+
+    def __init__(self, app: ASGIApp, key: str | None, metrics: Metrics, paths: Callable[[], frozenset[str]]) -> None:
+        self._app, self._metrics, self._paths = app, metrics, paths
+        self._key = None if key is None else key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status, name = time.perf_counter(), 0, uuid.uuid4().hex
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = name
+            await send(message)
+
+        scope["arrived"], scope["name"] = began, name
+        refusal = self._refusal(scope)
+        try:
+            if refusal is not None:
+                await JSONResponse(refusal.body(), refusal.status, refusal.headers())(scope, receive, noting)
+            else:
+                await self._app(scope, receive, noting)
+        except Exception:
+            status = 500  # whoever stands around this answers
+            raise
+        finally:
+            path = scope["path"] if scope["path"] in self._paths() else UNKNOWN
+            self._metrics.requests.labels(path, str(status or 499)).inc()
+            tokens = scope.get("state", {}).get("tokens")
+            log.info(
+                "%s %s %s %s %.1f ms%s",
+                name[:8],
+                scope["method"],
+                path,
+                status or "left",
+                1000 * (time.perf_counter() - began),
+                "" if tokens is None else f", {tokens} tokens",
+            )
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        """Why the request is not let in, by its headers alone."""
+        headers = Headers(scope=scope)
+        if self._key is not None and scope["path"] not in OPEN and not self._knows_key(headers):
+            return ApiError(401, "a valid API key is needed: send the header Authorization: Bearer KEY", code="invalid_api_key")
+        if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+            return ApiError(415, "the body must be JSON: send the header Content-Type: application/json")
+        return None
+
+    def _knows_key(self, headers: Headers) -> bool:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        return hmac.compare_digest(key.strip().encode(), self._key or b"") and scheme.lower() == "bearer"
+
+
+async def body_of(request: Request, limit: int) -> bytes:
+    """The whole body.  Raises ApiError for one that is too long, or does not come."""
+    too_long = ApiError(413, f"the body is longer than {limit} bytes")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared[:20]) > limit:
+        raise too_long
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_long
+    except TimeoutError:
+        raise ApiError(408, f"the body has not come within {BODY_SECONDS:g} s") from None
+    except ClientDisconnect:
+        raise ApiError(400, "the client left before its request was whole") from None
+    return bytes(body)
