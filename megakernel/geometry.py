@@ -17,7 +17,7 @@ from instructions.shape import ANNOUNCED, Shape, ceil_div, next_power_of_two
 from models.formats import WeightFormat
 from models.tape import PAGE_BYTES
 from scheduler.limits import COUNTER_STRIDE as COUNTER_STRIDE
-from scheduler.pages import beside_bytes, staging_bytes
+from scheduler.pages import beside_bytes, staging_bytes, sums_bytes
 from scheduler.program import Program
 
 ITEM_BYTES = 2  # of what the matrices multiply, of the KV cache and of plain weights: the kernel runs bf16
@@ -52,6 +52,7 @@ class Geometry:
     ring: int
     copies_now: int  # most TMA copies in flight per SM: for the record that the consumer runs,
     copies_ahead: int  # and for those after it
+    sums_pages: int  # KiB of the sums of a staged activation, at the end of
     staging_pages: int  # KiB of one staged activation vector, the widest,
     beside_pages: int  # and behind it of the scales beside the pages of the ring, of quantised weights
     beside_bytes: int  # of one of them
@@ -145,6 +146,7 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         ring=program.ring,
         copies_now=min(COPIES[0], program.ring),
         copies_ahead=min(COPIES[1], program.ring),
+        sums_pages=sums_bytes(shape) // STAGING_BYTES,
         staging_pages=staging_bytes(shape) // STAGING_BYTES,
         beside_pages=ceil_div(program.ring * beside_bytes(shape), STAGING_BYTES),
         beside_bytes=beside_bytes(shape),

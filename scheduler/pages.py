@@ -40,7 +40,15 @@ def staging_bytes(shape: Shape) -> int:
     normed = (matrices["qkv"], matrices["head"])  # the hidden state for the body and for the head
     hidden = max(next_power_of_two(matrix.pages_per_block) * matrix.format.columns for matrix in normed)
     queries = ceil_div(shape.staged_queries, shape.page_columns) * shape.page_columns
-    return max(widest, hidden, queries) * shape.itemsize
+    return max(widest, hidden, queries) * shape.itemsize + sums_bytes(shape)
+
+
+def sums_bytes(shape: Shape) -> int:
+    """Shared memory for the sums of a staged activation that formats need, whole KiB."""
+    matrices = (shape.matrix(kind.MATRIX) for kind in INSTRUCTIONS if issubclass(kind, RowBlocks))
+    summed = (m for m in matrices if m.format.summed)
+    most = max((next_power_of_two(m.pages_per_block) * m.format.columns // m.format.summed for m in summed), default=0)
+    return ceil_div(4 * most, 1024) * 1024
 
 
 def beside_bytes(shape: Shape) -> int:

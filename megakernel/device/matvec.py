@@ -29,7 +29,6 @@ FEW = gl.constexpr(2)  # pages of a row block up to which two are multiplied at 
 EARLY = gl.constexpr(8)  # signals before the last when a norm's input is looked for: all of it must be there, and is long
 
 
-
 @gluon.constexpr_function
 def vector_layout():
     """Activation vectors: 16 bytes a thread, a warp's loads side by side."""
@@ -71,7 +70,9 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.c
                 x = look(source + index, index < COUNT)
         squares = gl.sum(x * x, axis=0)
     scale = gl.rsqrt(squares / COUNT + S.epsilon)
-    staging.store((x * scale * w).to(gl.bfloat16))
+    values = (x * scale * w).to(gl.bfloat16)
+    staging.store(values)
+    matrix.format.stage_sums(S, ring, 0, values)
     barrier()
     stamp(S, step.trace, STAGED)
 
@@ -80,7 +81,7 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.c
 def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
     """Wait for page use `use`, of format F, release it, and add its product with page `page` of the staged activation."""
     slot = use % S.ring
-    x = F.activation(ring, page)
+    x = F.activation(S, ring, page)
     mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
     if S.trace:
         if use == step.use:
@@ -144,7 +145,9 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
         while waiting != 0:
             values = look(source + column, column < COUNT)
             waiting = look_again(memory, step, begin, vacant(values))
-        staging.index(part).store(values.to(gl.bfloat16))
+        rounded = values.to(gl.bfloat16)
+        staging.index(part).store(rounded)
+        F.stage_sums(S, ring, part, rounded)
         barrier()
         if S.trace:
             if part == 0:

@@ -7,7 +7,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
-from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, WORDS, block_layout
+from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout
 from megakernel.device.formats.packed import beside_of, copy_words, page_activation, page_words
 from models.formats.fp8 import FP8
 
@@ -53,7 +53,12 @@ def widen(words):
 
 
 @gluon.jit
-def activation(ring, page):
+def stage_sums(S: gl.constexpr, ring, part, values):
+    """No sums are needed."""
+
+
+@gluon.jit
+def activation(S: gl.constexpr, ring, page):
     """See `page_activation`."""
     return page_activation(ring, page, TILES, TILE, LANE)
 

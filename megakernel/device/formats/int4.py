@@ -1,7 +1,7 @@
 """Device side of `models.formats.int4`: a word becomes eight bf16, 16 + code each, with seven operations.
 
-A group's sum of those times the activation is 16 + zero times the activation's own sum too large; that sum is a product with
-ones, on the tensor cores, where it comes out beside the other.
+A group's sum of those times the activation is 16 + zero times the activation's own sum too large; that sum is staged with the
+activation.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
-from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, WORDS, block_layout
-from megakernel.device.formats.packed import beside_of, copy_words, page_activation, page_words
+from megakernel.device.compat import reinterpret
+from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout
+from megakernel.device.formats.packed import UNIT, beside_of, copy_words, page_activation, page_words
 from models.formats.int4 import INT4
 
 TILES = gl.constexpr(INT4.columns // INT4.group)
@@ -45,8 +46,8 @@ WIDEN = gl.constexpr("""{
 
 @gluon.jit
 def widen(words):
-    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], 16 + code; two words at a time, of which each register has
-    two columns."""
+    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], 16 + code; two words at a time, into
+    registers of two columns."""
     A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
     r0, r1, r2, r3, r4, r5, r6, r7 = gl.inline_asm_elementwise(
         WIDEN,
@@ -64,9 +65,31 @@ def widen(words):
 
 
 @gluon.jit
-def activation(ring, page):
-    """See `page_activation`."""
-    return page_activation(ring, page, TILES, TILE, LANE)
+def sums_of(S: gl.constexpr, ring, COUNT: gl.constexpr):
+    """Where the sums of the groups lie, behind the staged vector: fp32 [1024 / COUNT / 4, COUNT]."""
+    EACH: gl.constexpr = UNIT // 4 // COUNT
+    LAYOUT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    return reinterpret(ring.staging, gl.float32, [S.staging_pages * EACH, COUNT], LAYOUT), (
+        S.staging_pages - S.sums_pages
+    ) * EACH
+
+
+@gluon.jit
+def stage_sums(S: gl.constexpr, ring, part, values):
+    """The sums of the groups of part `part` of the vector, bf16 [columns]."""
+    COUNT: gl.constexpr = values.shape[0] // TILE
+    sums, first = sums_of(S, ring, COUNT)
+    groups = gl.reshape(values.to(gl.float32), [COUNT, TILE])
+    sums.index(first + part).store(gl.sum(groups, axis=1))
+
+
+@gluon.jit
+def activation(S: gl.constexpr, ring, page):
+    """See `page_activation`; and the sums of the tiles, fp32 [tiles, 1, 1]."""
+    sums, first = sums_of(S, ring, TILES)
+    LAYOUT: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, block_layout()))
+    tiles = gl.expand_dims(gl.expand_dims(sums.index(first + page).load(LAYOUT), 1), 2)
+    return page_activation(ring, page, TILES, TILE, LANE), tiles
 
 
 @gluon.jit
@@ -87,14 +110,12 @@ def take(S: gl.constexpr, ring, slot):
 @gluon.jit
 def product(taken, x, acc):
     """`acc` and the page's product: of each group (16 + codes) x - (16 + zero) sum x, times its scale."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
     words, beside = taken
-    nothing = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
-    part = mma_v2(widen(words), x, nothing)
-    total = mma_v2(gl.full([TILES, ROWS, TILE], 1.0, gl.bfloat16, A), x, nothing)
+    values, sums = x
+    part = mma_v2(widen(words), values, gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout()))
     zero = (((beside & ZERO) << ZERO_SHIFT) | SIXTEEN).to(gl.float32, bitcast=True)
     scale = (beside & ~ZERO).to(gl.float32, bitcast=True)
-    return acc + (part - zero * total) * scale
+    return acc + (part - zero * sums) * scale
 
 
 @gluon.jit
