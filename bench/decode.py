@@ -11,9 +11,7 @@ ends with the record as one line of JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,6 +23,7 @@ import triton
 
 from bench.decode_runs import PROMPT, ContextRecord, data_sheet_bandwidth, measure_context, measure_endurance, measure_engine
 from bench.record import describe, gpu_state
+from bench.record_file import make_folder, save_record
 from bench.rig import Rig, device_sms
 from megakernel.geometry import COPIES
 from megakernel.gpu.backend import CHUNK
@@ -32,9 +31,9 @@ from megakernel.loading import gpu_problem
 from models.checkpoint import open_checkpoint
 from models.command import Parser, add_formats, add_model, command, start, whole
 from models.config import SIZE_LIMIT
-from models.errors import UserError, writing
+from models.errors import UserError
 from models.formats import PLAIN_NAME, chosen_formats
-from models.output import output_path, write_file
+from models.output import output_path
 from models.packed import PackedModel, pack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,19 +54,6 @@ def fitting_contexts(asked: Sequence[int] | None, tokens: int, longest: int) -> 
         if not 0 <= context <= most:
             raise UserError(f"a context of {context} and {tokens} tokens do not fit this model: use 0 to {most}")
     return contexts
-
-
-def record_name(record: dict[str, Any]) -> str:
-    """The record's file name: what was measured, on what, of what, when, at which commit."""
-    parts = [
-        record["benchmark"],
-        (record["machine"]["gpu"] or "unknown").removeprefix("NVIDIA "),
-        Path(record["model"].removeprefix("random:")).name,
-        *record.get("formats", ()),
-        record["machine"]["time"][:10],
-        record["machine"]["commit"] or "unknown",
-    ]
-    return "_".join(re.sub(r"[^a-z0-9.+]+", "-", part.lower()).strip("-") for part in parts) + ".json"
 
 
 def table_line(record: ContextRecord) -> str:
@@ -163,14 +149,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where the request cannot be met."""
     options = parser().parse_args(arguments)
-    with writing(options.output):
-        options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     record = measure(options)
-    path = options.output / record_name(record)
-    with writing(path):
-        write_file(path, json.dumps(record, indent=1) + "\n")
-    print(f"record: {path}")
-    print(json.dumps(record))
+    save_record(record, options.output)
     return 0
 
 

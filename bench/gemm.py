@@ -10,7 +10,6 @@ JSON.  `--sweep` times every plan instead, and keeps nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -20,18 +19,19 @@ from typing import Any
 import torch
 import triton
 
-from bench.decode import MOST_RUNS, ROOT, positions, record_name
+from bench.decode import MOST_RUNS, ROOT, positions
 from bench.decode_runs import data_sheet_bandwidth
 from bench.gemm_chart import draw
 from bench.gemm_runs import Operands, check, compile_all, measure_library, measure_plain, microseconds, our_way, read_floor
 from bench.gemm_sweep import sweep
 from bench.record import describe, gpu_state
+from bench.record_file import make_folder, save_record
 from bench.rig import device_sms
 from megakernel.gemm.plan import MOST_TOKENS, Plan, Problem, choose_plan
 from megakernel.loading import gpu_problem
 from models.command import Parser, command, start, whole
-from models.errors import UserError, writing
-from models.output import output_path, write_file
+from models.errors import UserError
+from models.output import output_path
 
 SHAPES = ((8192, 8192), (10240, 8192), (57344, 8192), (8192, 28672))  # rows and columns: output, QKV, gate and up, down
 TOKENS = (1, 2, 4, 8, 16, 32, 64)
@@ -142,15 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
         for rows, columns in options.shapes:
             sweep(rows, columns, options.tokens, options.runs)
         return 0
-    with writing(options.output):
-        options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     record = measure(options)
-    path = options.output / record_name(record)
-    with writing(path):
-        write_file(path, json.dumps(record, indent=1) + "\n")
-    print(f"record: {path}", flush=True)
-    print(f"picture: {draw(record, path.with_suffix('.svg'))}")
-    print(json.dumps(record))
+    save_record(record, options.output, draw)
     return 0
 
 

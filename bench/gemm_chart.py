@@ -5,16 +5,12 @@ python -m bench.gemm_chart RECORD.json PICTURE.svg
 
 from __future__ import annotations
 
-import json
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from models.command import Parser, command, start
-from models.errors import UserError, printable
-from models.output import output_path, write_file
+from bench.chart import draw_record, plotting, save
+from models.command import command, start
 
-STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "gemm"}
 LINES = {  # name in the record: label, marker and line, colour
     "fp8": ("ours, FP8", "o-", "#2f6f9f"),
     "bf16": ("ours, bf16 tokens", "o--", "#5b9a68"),
@@ -26,15 +22,8 @@ LINES = {  # name in the record: label, marker and line, colour
 
 def draw(record: dict[str, Any], path: Path) -> Path:
     """Write the picture as SVG; raises UserError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("the picture needs matplotlib: pip install matplotlib, then python -m bench.gemm_chart") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     shapes = record["shapes"]
-    with plt.rc_context(STYLE):
+    with plotting("gemm", ", then python -m bench.gemm_chart") as plt:
         figure, axes = plt.subplots(1, len(shapes), figsize=(3.6 * len(shapes), 3.8), layout="constrained", squeeze=False)
         for shape, plot in zip(shapes, axes[0], strict=True):
             tokens = [int(number) for number in shape["tokens"]]
@@ -49,27 +38,13 @@ def draw(record: dict[str, Any], path: Path) -> Path:
             plot.minorticks_off()
         axes[0][0].set_ylabel("µs")
         axes[0][0].legend(frameon=False, fontsize=8)
-        content = BytesIO()
-        figure.savefig(content, format="svg", metadata={"Date": None}, facecolor="white")
-        plt.close(figure)
-    write_file(path, content.getvalue())
-    return path
+        return save(plt, figure, path)
 
 
 @command
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where the record cannot be drawn."""
-    parser = Parser(prog="python -m bench.gemm_chart", description="Draw a record of bench.gemm.")
-    parser.add_argument("record", type=Path)
-    parser.add_argument("picture", type=output_path)
-    options = parser.parse_args(arguments)
-    try:
-        record = json.loads(options.record.read_text())
-        picture = draw(record, options.picture)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{options.record} is no record of bench.gemm: {printable(str(error))}") from None
-    print(picture)
-    return 0
+    return draw_record("gemm", draw, arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ record as one line of JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 import time
@@ -20,14 +19,15 @@ from typing import Any
 import torch
 import triton
 
-from bench.decode import ROOT, record_name
+from bench.decode import ROOT
 from bench.grouped_chart import draw
 from bench.grouped_runs import FORMATS, LOADS, MODELS, Case, Result, as_json, measure, weights
 from bench.record import describe, gpu_state
+from bench.record_file import make_folder, save_record
 from megakernel.loading import gpu_problem
 from models.command import Parser, command, start
-from models.errors import UserError, writing
-from models.output import output_path, write_file
+from models.errors import UserError
+from models.output import output_path
 
 TOKENS = (64, 256, 1024, 4096, 16384)
 QUICK_TOKENS = (64, 1024, 4096)
@@ -110,15 +110,9 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where the request cannot be met."""
     options = parser().parse_args(arguments)
-    with writing(options.output):
-        options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     record = measure_all(options)
-    path = options.output / record_name(record)
-    with writing(path):
-        write_file(path, json.dumps(record, indent=1) + "\n")
-    picture = draw(record, path.with_suffix(".svg"))
-    print(f"record: {path}, picture: {picture}")
-    print(json.dumps(record))
+    save_record(record, options.output, draw)
     return 0
 
 

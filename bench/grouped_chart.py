@@ -5,16 +5,12 @@ python -m bench.grouped_chart RECORD.json PICTURE.svg
 
 from __future__ import annotations
 
-import json
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from models.command import Parser, command, start
-from models.errors import UserError, printable
-from models.output import output_path, write_file
+from bench.chart import draw_record, plotting, save
+from models.command import command, start
 
-STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "grouped"}
 WAYS = {
     "ours": ("this kernel", "o-", "#2f6f9f"),
     "torch": ("torch._grouped_mm", "x-", "#5b9a68"),
@@ -25,16 +21,9 @@ WAYS = {
 
 def draw(record: dict[str, Any], path: Path) -> Path:
     """Write the picture as SVG; raises UserError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("the picture needs matplotlib: pip install matplotlib, then python -m bench.grouped_chart") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     drawn = [each for each in record["results"] if (each["case"]["matrix"], each["case"]["load"]) == ("gate_up", "balanced")]
     names = list(dict.fromkeys(each["case"]["experts"]["name"] for each in drawn))
-    with plt.rc_context(STYLE):
+    with plotting("grouped", ", then python -m bench.grouped_chart") as plt:
         figure, panels = plt.subplots(
             1, max(1, len(names)), figsize=(3.6 * max(1, len(names)), 3.8), layout="constrained", squeeze=False, sharey=True
         )
@@ -50,27 +39,13 @@ def draw(record: dict[str, Any], path: Path) -> Path:
             axes.minorticks_off()
         panels[0][0].set_ylabel("TFLOP/s")
         panels[0][0].legend(frameon=False, fontsize=8)
-        content = BytesIO()
-        figure.savefig(content, format="svg", metadata={"Date": None}, facecolor="white")
-        plt.close(figure)
-    write_file(path, content.getvalue())
-    return path
+        return save(plt, figure, path)
 
 
 @command
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where the record cannot be drawn."""
-    parser = Parser(prog="python -m bench.grouped_chart", description="Draw a record of bench.grouped.")
-    parser.add_argument("record", type=Path)
-    parser.add_argument("picture", type=output_path)
-    options = parser.parse_args(arguments)
-    try:
-        record = json.loads(options.record.read_text())
-        picture = draw(record, options.picture)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{options.record} is no record of bench.grouped: {printable(str(error))}") from None
-    print(picture)
-    return 0
+    return draw_record("grouped", draw, arguments)
 
 
 if __name__ == "__main__":

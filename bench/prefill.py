@@ -10,7 +10,6 @@ Prints a table, writes a record and a picture, and ends with the record as one l
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from dataclasses import asdict
@@ -19,17 +18,18 @@ from typing import Any
 import torch
 import triton
 
-from bench.decode import MOST_RUNS, ROOT, positions, record_name
+from bench.decode import MOST_RUNS, ROOT, positions
 from bench.prefill_chart import draw
 from bench.prefill_runs import Kernels, as_json, first_tokens, measure_kernels
 from bench.record import Spread, describe, gpu_state
+from bench.record_file import make_folder, save_record
 from bench.rig import Rig, device_sms, engine_of
 from megakernel.loading import gpu_problem
 from megakernel.prefill.plan import CHUNK, Plan
 from models.checkpoint import open_checkpoint
 from models.command import Parser, add_model, command, start, whole
-from models.errors import UserError, writing
-from models.output import output_path, write_file
+from models.errors import UserError
+from models.output import output_path
 from models.packed import PackedModel, pack
 
 LENGTHS = (32, 128, 512, 1024, 2048, 4096, 16384)
@@ -124,15 +124,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, or 2 with one line where the request cannot be met."""
     options = parser().parse_args(arguments)
-    with writing(options.output):
-        options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     record = measure(options)
-    path = options.output / record_name(record)
-    with writing(path):
-        write_file(path, json.dumps(record, indent=1) + "\n")
-    picture = draw(record, path.with_suffix(".svg"))
-    print(f"record: {path}, picture: {picture}")
-    print(json.dumps(record))
+    save_record(record, options.output, draw)
     return 0
 
 

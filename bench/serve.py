@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import platform
 import random
@@ -24,19 +23,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from bench.decode import ROOT, record_name
+from bench.decode import ROOT
 from bench.record import Spread, describe, gpu_state
+from bench.record_file import make_folder, save_record
 from bench.serve_chart import draw
 from bench.serve_client import Answer, Load, Stream, open_loop
 from megakernel.loading import BACKENDS, load_engine
 from megakernel.request import SamplingParams
 from models.checkpoint import open_checkpoint
 from models.command import Parser, add_model, command, start, whole
-from models.errors import MachineError, writing
-from models.output import output_path, write_file
+from models.errors import MachineError
+from models.output import output_path
 
 SHARES = (0.2, 0.5, 0.8, 0.95)  # of what the server can do, one request after the other
 PERCENTILES = (50, 95, 99)
@@ -207,15 +206,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, 1 where serving one stream costs more than it may, 2 with one line where the request cannot be met."""
     options = parser().parse_args(arguments)
-    with writing(options.output):
-        options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     record = measure(options)
-    path: Path = options.output / record_name(record)
-    with writing(path):
-        write_file(path, json.dumps(record, indent=1) + "\n")
-    picture = draw(record, path.with_suffix(".svg"))
-    print(f"record: {path}, picture: {picture}")
-    print(json.dumps(record))
+    save_record(record, options.output, draw)
     return 0 if record["one_stream"]["within_limits"] else 1
 
 

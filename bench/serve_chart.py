@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from models.errors import UserError
-from models.output import write_file
+from bench.chart import plotting, save
 
-STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "serve"}
 COLOURS = {"p50": "#2f6f9f", "p95": "#5b9a68", "p99": "#b03a2e"}
 
 
 def draw(record: dict[str, Any], path: Path) -> Path:
     """Write the picture as SVG; raises UserError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("the picture needs matplotlib: pip install matplotlib; the record is written") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     loads = record["loads"]
     shares = [100 * load["share"] for load in loads]
-    with plt.rc_context(STYLE):
+    with plotting("serve", "; the record is written") as plt:
         figure, (first, each) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
         for axes, field, title in (
             (first, "first_token_ms", "Time to the first token"),
@@ -35,8 +25,4 @@ def draw(record: dict[str, Any], path: Path) -> Path:
             axes.set(xlabel="load, % of one request after the other", ylabel="ms", title=title)
             axes.set_xticks(shares, [f"{share:.0f}" for share in shares])
             axes.legend(frameon=False)
-        content = BytesIO()
-        figure.savefig(content, format="svg", metadata={"Date": None}, facecolor="white")
-        plt.close(figure)
-    write_file(path, content.getvalue())
-    return path
+        return save(plt, figure, path)

@@ -13,7 +13,8 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 from megakernel.device.cache import cache_address, finite
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
-from megakernel.device.matvec import FLAT_TILES, PAGE_LAYOUT, TILE
+from megakernel.device.formats.layouts import FLAT_TILES
+from megakernel.device.formats.plain import PAGE_LAYOUT, TILE
 from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant

@@ -5,7 +5,8 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.matvec import PAGE_ELEMENTS, TILE
+from megakernel.device.formats.plain import TILE
+from megakernel.device.matvec import PAGE_ELEMENTS
 
 LARGEST = gl.constexpr(3.3895313892515355e38)  # of bf16
 

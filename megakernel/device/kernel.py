@@ -8,8 +8,9 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.consumer import consumer
 from megakernel.device.context import FAULT, STOP, Bucket, Memory, Ring, make_shared_word, set_shared_word
+from megakernel.device.formats.plain import TILE
 from megakernel.device.loader import loader
-from megakernel.device.matvec import LINES, PAGE_COLUMNS, TILE
+from megakernel.device.matvec import LINES, PAGE_COLUMNS
 from megakernel.device.prefetcher import prefetcher
 from megakernel.geometry import Bucket as BucketNumbers
 

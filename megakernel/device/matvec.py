@@ -13,15 +13,13 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
-from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout, staged
-from megakernel.device.formats.plain import PAGE_LAYOUT, TILE, TILES
+from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout, staged
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import look, look_again, vacant
 from megakernel.geometry import ITEM_BYTES
 from models.tape import PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 
-__all__ = ["FLAT_TILES", "PAGE_LAYOUT", "ROWS", "TILE", "TILES", "block_layout"]
 LINES = gl.constexpr(PAGE_BYTES // TILE_BYTES)  # 128-byte lines of a page: rows of the TMA descriptor
 PAGE_COLUMNS = gl.constexpr(TILES_PER_PAGE * TILE_BYTES // ITEM_BYTES)
 PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)

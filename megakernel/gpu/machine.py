@@ -174,8 +174,8 @@ class GpuProgram:
         self.used = True
         megakernel[grid](*self.arguments(position, tokens), **LAUNCH_OPTIONS)
         self.enqueued += tokens
-        control = torch.empty(CONTROL_WORDS, dtype=torch.int32, pin_memory=True)
-        chosen = torch.empty(tokens, dtype=torch.int32, pin_memory=True)
+        control = torch.empty(CONTROL_WORDS, dtype=torch.int32, device="cpu", pin_memory=True)
+        chosen = torch.empty(tokens, dtype=torch.int32, device="cpu", pin_memory=True)
         control.copy_(self.state.control, non_blocking=True)
         chosen.copy_(self.state.tokens[position + 1 : position + 1 + tokens], non_blocking=True)
         landed = torch.cuda.Event()

@@ -8,10 +8,11 @@ import sys
 import pytest
 import torch
 
-from bench.decode import CONTEXTS, TOKENS, fitting_contexts, parser, record_name
+from bench.decode import CONTEXTS, TOKENS, fitting_contexts, parser
 from bench.decode_runs import data_sheet_bandwidth, kv_bytes
 from bench.read_floor import Floor
 from bench.record import Spread
+from bench.record_file import record_name
 from models.errors import UserError
 from models.families import PRESETS
 from models.weights import parameter_count

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from bench.decode import record_name
 from bench.gemm import SHAPES, TOKENS, WAYS, line, parser
 from bench.gemm_chart import draw, main
 from bench.gemm_sweep import plans
+from bench.record_file import record_name
 from megakernel.gemm.plan import Problem
 from models.errors import UserError
 from tests.support import ROOT

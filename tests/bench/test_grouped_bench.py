@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench.decode import record_name
 from bench.grouped import HEADER, cases, line
 from bench.grouped_chart import draw, main
 from bench.grouped_runs import LOADS, MODELS, TOLERANCE, Case, Result, as_json, compare, loop
 from bench.record import Spread
+from bench.record_file import record_name
 from megakernel.grouped.product import grouped_product
 from models.errors import MachineError
 from tests.support import ROOT

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.decode import record_name
 from bench.prefill import LENGTHS, first_line, fitting_lengths, kernel_line
 from bench.prefill_chart import draw, main
 from bench.prefill_runs import Kernels, as_json
 from bench.record import Spread
+from bench.record_file import record_name
 from models.errors import UserError
 from tests.support import ROOT
 

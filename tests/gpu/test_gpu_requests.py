@@ -142,6 +142,11 @@ def test_a_hundred_thousand_tokens(engine: Engine) -> None:
     assert host[-1] - host[2] < 16 * 2**20
 
 
+def test_a_caller_s_default_device_is_nothing_to_the_engine(engine: Engine, expected: list[int]) -> None:
+    with torch.device("cuda"):
+        assert generate(engine) == expected
+
+
 @pytest.fixture
 def interrupted() -> Iterator[Callable[[float, Callable[[], object]], bool]]:
     """Runs some work and raises KeyboardInterrupt in it after some seconds, if it still runs then; says whether it did."""

@@ -20,6 +20,7 @@ from instructions.codec import MAX_SIGNALS, MAX_WAITS, WORDS, Word
 from instructions.projection import Projection
 from instructions.registry import INSTRUCTIONS
 from megakernel.device import consumer, context, matvec, prefetcher, sampling, trace
+from megakernel.device.formats import layouts, plain
 from megakernel.geometry import ITEM_BYTES
 from megakernel.stamps import Clock, Point
 from models import tape
@@ -147,7 +148,7 @@ def test_the_loader_fetches_each_word_into_its_field() -> None:
 
 
 def test_pages_and_tiles_are_those_of_the_tape() -> None:
-    found = constants(matvec)
+    found = constants(layouts) | constants(plain) | constants(matvec)
     assert found["TILES"] == tape.TILES_PER_PAGE
     assert found["ROWS"] == tape.BLOCK_ROWS
     assert found["TILE"] * ITEM_BYTES == tape.TILE_BYTES

@@ -24,7 +24,7 @@ print(json.dumps([describe(choose_plan(Problem(*problem), sms)) for *problem, sm
 PROBLEMS = [Problem(tokens, 8192, 8192, wide) for tokens in (8, 16, 32, 64) for wide in (False, True)]
 
 
-@pytest.mark.parametrize(("version", "problems"), [(OLDEST, PROBLEMS), (NEWEST, PROBLEMS[::5])], ids=[OLDEST, NEWEST])
+@pytest.mark.parametrize(("version", "problems"), [(OLDEST, PROBLEMS), (NEWEST, PROBLEMS[:1])], ids=[OLDEST, NEWEST])
 def test_it_compiles(version: str, problems: list[Problem], triton_site: Site) -> None:
     found = asked(triton_site(version), CHILD, [(*astuple(problem), SMS) for problem in problems])
     assert len(found) == len(problems)
