@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
-from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout, staged
+from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, staged
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import look, look_again, vacant
@@ -23,7 +23,6 @@ from models.tape import PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 LINES = gl.constexpr(PAGE_BYTES // TILE_BYTES)  # 128-byte lines of a page: rows of the TMA descriptor
 PAGE_COLUMNS = gl.constexpr(TILES_PER_PAGE * TILE_BYTES // ITEM_BYTES)
 PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)
-FEW = gl.constexpr(2)  # pages of a row block up to which two are multiplied at a time
 EARLY = gl.constexpr(8)  # signals before the last when a norm's input is looked for: all of it must be there, and is long
 
 
@@ -112,16 +111,6 @@ def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
 
 
 @gluon.jit
-def two_row_blocks(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
-    """`row_block` for the next two, whose warps meet once: where a row block has few pages, that is much of its time."""
-    OUT: gl.constexpr = gl.SliceLayout(0, block_layout())
-    first = accumulate(S, ring, step, use, matrix)
-    second = accumulate(S, ring, step, use + matrix.pages, matrix)
-    first, second = gl.split(gl.sum(gl.join(first, second), axis=0))
-    return gl.convert_layout(first, OUT, assert_trivial=True), gl.convert_layout(second, OUT, assert_trivial=True)
-
-
-@gluon.jit
 def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.constexpr):
     """Round an fp32 vector as long as the matrix's rows to bf16 and stage it, padded with zeros to whole pages, as soon as it
     is there, and multiply the step's first row block by it; returns what `row_block` does.
@@ -166,9 +155,8 @@ def layer_constants(memory, places: gl.constexpr, layer):
 
 
 @gluon.jit
-def block_index():
-    """16 * row + column of every element of a row block's result, int32 [16, 8], in the result's layout."""
-    OUT: gl.constexpr = gl.SliceLayout(0, block_layout())
+def block_index(OUT: gl.constexpr):
+    """16 * row + column of every element of a row block's result, int32 [16, 8], in its layout."""
     rows = gl.arange(0, ROWS, gl.SliceLayout(1, OUT))
     columns = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, OUT))
     return rows[:, None] * 16 + columns[None, :]

@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.cache import cache_address, finite
+from megakernel.device.formats.layouts import block_layout
 from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
 from megakernel.device.sync import proxy_fence
 from megakernel.device.values import put_once, rows_of, values_of
@@ -41,7 +42,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
         layer_constants(memory, S.qkv.norm, layer),
         S.qkv,
     )
-    index, index_high = halves(block_index())
+    index, index_high = halves(block_index(gl.SliceLayout(0, block_layout())))
     row, column = index // 16, index % 16  # rows 0 to 7 of the block; index_high has the same rows, 8 further
     block, blocks = step.record.a, step.record.b
     for i in range(blocks):
