@@ -120,14 +120,16 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
     F: gl.constexpr = matrix.format
     PAGES: gl.constexpr = matrix.pages
     GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
+    STAGED_PAGES: gl.constexpr = largest_divisor(PAGES, F.STAGED)
+    PARTS: gl.constexpr = PAGES // STAGED_PAGES
     COUNT: gl.constexpr = matrix.columns
-    SIZE: gl.constexpr = GROUP * F.COLUMNS
+    SIZE: gl.constexpr = STAGED_PAGES * F.COLUMNS
     column = gl.arange(0, SIZE, vector_layout())
-    staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], staged(F.LANE, [SIZE]))
+    staging = reinterpret(ring.staging, gl.bfloat16, [PARTS, SIZE], staged(F.LANE, [SIZE]))
     acc = F.nothing()
     values = look(source + column, column < COUNT)
     begin = cycles()
-    for part in range(PAGES // GROUP):
+    for part in range(PARTS):
         waiting = look_again(memory, step, begin, vacant(values))
         while waiting != 0:
             values = look(source + column, column < COUNT)
@@ -139,11 +141,18 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
         if S.trace:
             if part == 0:
                 stamp(S, step.trace, STAGED)
-        column += SIZE
-        values = look(source + column, column < COUNT)
-        for j in gl.static_range(GROUP):
-            page = part * GROUP + j
-            acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
+        if PARTS > 1:
+            column += SIZE
+            values = look(source + column, column < COUNT)
+        if STAGED_PAGES == GROUP:
+            for j in gl.static_range(GROUP):
+                page = part * GROUP + j
+                acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
+        else:
+            for group in range(STAGED_PAGES // GROUP):
+                for j in gl.static_range(GROUP):
+                    page = part * STAGED_PAGES + group * GROUP + j
+                    acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
     return gl.sum(F.total(acc), axis=0)
 

@@ -81,22 +81,18 @@ def handed_in(place):
 
 
 @gluon.jit
-def each_row_block(S: gl.constexpr, memory, ring, step, block, blocks, matrix: gl.constexpr, finish: gl.constexpr, state):
+def each_row_block(
+    S: gl.constexpr, memory, ring, step, block, blocks, matrix: gl.constexpr, finish: gl.constexpr, state
+):
     """Multiply row blocks `block` to `block + blocks` by the staged activation, and let `finish` have what comes of each."""
     PAGES: gl.constexpr = matrix.pages
     WARPS: gl.constexpr = gl.num_warps()
-    even = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, MMA_COLUMNS], FLAT_SUMS)
-    odd = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, MMA_COLUMNS], FLAT_SUMS)
+    places = gl.allocate_shared_memory(gl.float32, [2, WARPS, ROWS, MMA_COLUMNS], FLAT_SUMS)
     held = held_activation(S, ring, matrix)
-    for i in range(0, blocks, 2):
+    for i in range(blocks):
         use = step.use + i * PAGES
         sums = warp_sums(S, ring, step, use, matrix, held)
-        state = finish(S, memory, step, block + i - 1, handed_in(odd), i > 0, state)
-        hand_in(S, ring, use, PAGES, even, sums)
-        if i + 1 < blocks:
-            sums = warp_sums(S, ring, step, use + PAGES, matrix, held)
-            state = finish(S, memory, step, block + i, handed_in(even), True, state)
-            hand_in(S, ring, use + PAGES, PAGES, odd, sums)
+        state = finish(S, memory, step, block + i - 1, handed_in(places.index((i + 1) % 2)), i > 0, state)
+        hand_in(S, ring, use, PAGES, places.index(i % 2), sums)
     stamp(S, step.trace, COMPUTED)
-    last = gl.where(blocks % 2 != 0, handed_in(even), handed_in(odd))
-    return finish(S, memory, step, block + blocks - 1, last, True, state)
+    return finish(S, memory, step, block + blocks - 1, handed_in(places.index((blocks + 1) % 2)), True, state)
