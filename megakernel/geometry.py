@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from instructions.codec import NONE
+from instructions.matvec import staged_pages
 from instructions.shape import ANNOUNCED, Shape, ceil_div, next_power_of_two
 from models.formats import WeightFormat
 from models.tape import PAGE_BYTES
@@ -39,7 +40,8 @@ class Matrix(NamedTuple):
     """A matrix of the tape, and what goes with it in every layer."""
 
     columns: int
-    pages: int  # of one row block
+    pages: int  # of one row block,
+    staged: int  # of those, the ones whose part of the activation is staged together
     norm: Places  # weights of its input's norm in the constants, by layer
     bias: Places  # in the constants, by layer
     format: WeightFormat
@@ -129,7 +131,8 @@ def _by_layer(shape: Shape, offset: Callable[[int], int]) -> Places:
 def _matrix(shape: Shape, kind: str, norm: Places = NOWHERE, biased: bool = True) -> Matrix:
     found = shape.matrix(kind)
     bias = _by_layer(shape, lambda layer: shape.matrix(kind, layer).bias_offset) if biased else NOWHERE
-    return Matrix(found.columns, found.pages_per_block, norm, bias, found.format)
+    pages = found.pages_per_block
+    return Matrix(found.columns, pages, staged_pages(pages, found.format), norm, bias, found.format)
 
 
 def make_geometry(program: Program, trace: bool = False) -> Geometry:

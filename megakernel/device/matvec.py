@@ -120,8 +120,8 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
     F: gl.constexpr = matrix.format
     PAGES: gl.constexpr = matrix.pages
     GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
-    STAGED_PAGES: gl.constexpr = largest_divisor(PAGES, F.STAGED)
-    PARTS: gl.constexpr = PAGES // STAGED_PAGES
+    STAGED_PAGES: gl.constexpr = matrix.staged
+    PARTS: gl.constexpr = (PAGES + STAGED_PAGES - 1) // STAGED_PAGES
     COUNT: gl.constexpr = matrix.columns
     SIZE: gl.constexpr = STAGED_PAGES * F.COLUMNS
     column = gl.arange(0, SIZE, vector_layout())
@@ -144,14 +144,15 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
         if PARTS > 1:
             column += SIZE
             values = look(source + column, column < COUNT)
-        if STAGED_PAGES == GROUP:
+        if (STAGED_PAGES == GROUP) & (PAGES % GROUP == 0):
             for j in gl.static_range(GROUP):
                 page = part * GROUP + j
                 acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
         else:
-            for group in range(STAGED_PAGES // GROUP):
+            first = part * (STAGED_PAGES // GROUP)
+            for group in range(first, gl.minimum(first + STAGED_PAGES // GROUP, PAGES // GROUP)):
                 for j in gl.static_range(GROUP):
-                    page = part * STAGED_PAGES + group * GROUP + j
+                    page = group * GROUP + j
                     acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
     return gl.sum(F.total(acc), axis=0)

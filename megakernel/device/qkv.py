@@ -52,17 +52,23 @@ def qkv(S: gl.constexpr, memory, ring, step):
         pair = inner * HALF + row
         angle = memory.rope + (step.position * (S.head_rows // 2) + pair) * 2
         cosine, sine = gl.load(angle), gl.load(angle + 1)
+        if S.qkv.bias.first >= 0:  # on their way while the row block is multiplied, as the weights
+            bias = layer_constants(memory, S.qkv.bias, layer) + here * ROWS + row
+            low_bias, high_bias = gl.load(bias), gl.load(bias + HALF)
+        if S.head_norm.first >= 0:
+            weight = layer_constants(memory, S.head_norm, layer) + (part // S.group) * S.head_rows + inner * ROWS + row
+            normed = part <= S.group  # a query or key; the factor of the whole head is the reader's business
+            low_weight = gl.load(weight, mask=normed, other=1.0)
+            high_weight = gl.load(weight + HALF, mask=normed, other=1.0)
         low, high = halves(row_block(S, ring, step, step.use + i * S.qkv.pages, S.qkv))
         if S.qkv.bias.first >= 0:
-            bias = layer_constants(memory, S.qkv.bias, layer) + here * ROWS + row
-            low += gl.load(bias)
-            high += gl.load(bias + HALF)
+            low += low_bias
+            high += high_bias
         if S.head_norm.first >= 0:
-            if part <= S.group:  # a query or key: its weights; the factor of the whole head is the reader's business
+            if part <= S.group:
                 put_squares(S, memory, step, (head * (S.group + 1) + part) * S.head_blocks + inner, low, high)
-                weight = layer_constants(memory, S.head_norm, layer) + (part // S.group) * S.head_rows
-                low *= gl.load(weight + inner * ROWS + row)
-                high *= gl.load(weight + inner * ROWS + row + HALF)
+            low *= low_weight
+            high *= high_weight
         if part <= S.group:  # a query or key: rotate its pairs
             low, high = rotate(low, high, cosine, sine)
         inside = column == 0

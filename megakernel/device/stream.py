@@ -81,9 +81,7 @@ def handed_in(place):
 
 
 @gluon.jit
-def each_row_block(
-    S: gl.constexpr, memory, ring, step, block, blocks, matrix: gl.constexpr, finish: gl.constexpr, state
-):
+def each_row_block(S: gl.constexpr, memory, ring, step, block, blocks, matrix: gl.constexpr, finish: gl.constexpr, state):
     """Multiply row blocks `block` to `block + blocks` by the staged activation, and let `finish` have what comes of each."""
     PAGES: gl.constexpr = matrix.pages
     WARPS: gl.constexpr = gl.num_warps()

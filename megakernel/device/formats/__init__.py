@@ -16,7 +16,6 @@ from models.formats import WeightFormat
 
 FUNCTIONS = ("stage_sums", "activation", "nothing", "take", "product", "total", "copy_beside")
 TOGETHER = 2048  # columns whose pages are unrolled together
-STAGED = 8192  # columns that are staged together, of quantised matrices: staging is long beside their pages
 MODULES: dict[str, ModuleType] = {"bf16": plain, "fp8": fp8, "int4": int4}
 
 
@@ -24,7 +23,7 @@ class Twin:
     """What device functions are told of a format.
 
     TILES: of a page, each with its own accumulators; COLUMNS: of a page; LANE: columns that a lane holds side by side;
-    TOGETHER: most pages whose loads are unrolled together; STAGED: most pages whose part of a vector is staged together; BESIDE: bytes copied with each page; and the functions:
+    TOGETHER: most pages whose loads are unrolled together; BESIDE: bytes copied with each page; and the functions:
     `stage_sums` keeps the sums of the staged vector that a product needs, `activation` loads page `page` of the vector as the
     B operand, `take` what a slot of the ring holds, `product` adds the product of the two to accumulators, which begin as
     `nothing`, `total` makes of them the sums of the tiles, fp32 [tiles, 16 rows, 8 columns]; `copy_beside` asks for what lies
@@ -35,7 +34,6 @@ class Twin:
         module = MODULES[format.name]
         self.TILES, self.COLUMNS, self.LANE = module.TILES, gl.constexpr(format.columns), module.LANE
         self.TOGETHER = gl.constexpr(max(1, TOGETHER // format.columns))
-        self.STAGED = self.TOGETHER if format.plain else gl.constexpr(max(1, STAGED // format.columns))
         self.BESIDE = gl.constexpr(4 * format.scale_words)
         self.functions: dict[str, Any] = {name: getattr(module, name) for name in FUNCTIONS}
         vars(self).update(self.functions)
