@@ -27,8 +27,9 @@ from bench.rig import Rig, device_sms, engine_of
 from megakernel.loading import gpu_problem
 from megakernel.prefill.plan import CHUNK, Plan
 from models.checkpoint import open_checkpoint
-from models.command import Parser, add_model, command, start, whole
+from models.command import Parser, add_formats, add_model, command, start, whole
 from models.errors import UserError
+from models.formats import PLAIN_NAME, chosen_formats
 from models.output import output_path
 from models.packed import PackedModel, pack
 
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="python -m bench.prefill", description="Milliseconds to the first token.")
     add_model(parser, default="random:llama-3.2-1b")
+    add_formats(parser)
     default = ",".join(map(str, LENGTHS))
     parser.add_argument("--lengths", type=positions, help=f"of prompts, separated by commas (default {default})")
     parser.add_argument("--runs", type=whole(1, MOST_RUNS), default=RUNS, help="runs of each kind (default %(default)s)")
@@ -67,9 +69,10 @@ def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
     checkpoint = open_checkpoint(options.model)
     lengths = fitting_lengths(options.lengths, checkpoint.config.max_position)
     capacity = min(checkpoint.config.max_position, max(*lengths, FIRST_TURN + SECOND_TURN) + 1)
-    if not Plan(checkpoint.config, device_sms(), capacity).possible:
+    formats = chosen_formats(options.weights, options.head, checkpoint.formats)
+    if not Plan(checkpoint.config, device_sms(), capacity, formats).possible:
         raise UserError(f"{options.model} is not read by prefill: its prompts are decoded token by token")
-    return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity), lengths
+    return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity, formats), lengths
 
 
 def first_line(length: int, spread: Spread) -> str:
@@ -79,9 +82,11 @@ def first_line(length: int, spread: Spread) -> str:
 
 def kernel_line(kernels: Kernels) -> str:
     """One chunk for people to read."""
+    widening = kernels.microseconds.get("widening")
     return (
         f"{kernels.tokens:>7} tokens from {kernels.start}: projections {kernels.projections:.0f} TFLOP/s "
         f"(cuBLAS {kernels.cublas:.0f}), attention {kernels.attention:.0f} (SDPA {kernels.sdpa:.0f})"
+        + ("" if widening is None else f", widening {widening:.1f} us a layer")
     )
 
 
@@ -91,6 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     record: dict[str, Any] = {
         "benchmark": "prefill",
         "model": options.model,
+        "formats": [name for name in dict.fromkeys(model.tape.formats) if name != PLAIN_NAME],
         "command": ["python", "-m", "bench.prefill", *sys.argv[1:]],
         "machine": describe(ROOT, options.commit),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},

@@ -25,7 +25,8 @@ WARM = 3  # first tokens before those that count
 
 @dataclass(frozen=True)
 class Kernels:
-    """A chunk of `tokens` tokens from position `start` on: microseconds a layer and TFLOP/s, by kernel.
+    """A chunk of `tokens` tokens from position `start` on: microseconds a layer and TFLOP/s, by kernel; "widening" of all of a
+    layer's matrices, where weights are quantised, is in no rate.
 
     `projections` and `attention` are the rates of ours, `cublas` and `sdpa` those of the same multiplications by PyTorch's
     libraries in the same run.  A multiplication and an addition are two operations; attention counts the pairs of tokens that
@@ -77,6 +78,9 @@ def measure_kernels(rig: Rig, start: int, tokens: int) -> Kernels:
     ways: dict[str, Iterable[Launch]] = {kind: [chain.product(size, kind, layer, norm) for layer in layers] for kind in KINDS}
     ways["attention"] = [chain.attention(layer) for layer in layers]
     ours = {name: per_layer([launch.enqueue for launch in launches]) for name, launches in ways.items()}
+    if plan.widened:
+        widening = [[chain.widening(kind, layer).enqueue for layer in layers] for kind in KINDS]
+        ours["widening"] = sum(map(per_layer, widening))
     theirs = {kind: library_product(plan, kind, tokens) for kind in KINDS}
     theirs["attention"] = library_attention(plan, start, tokens)
     work = {kind: 2.0 * tokens * plan.tape.matrix(kind).rows * plan.tape.matrix(kind).columns for kind in KINDS}

@@ -15,15 +15,17 @@ from instructions.dimensions import ceil_div
 from megakernel.device.prefill.attention import read_attention
 from megakernel.device.prefill.embedding import read_embedding
 from megakernel.device.prefill.projections import read_product
+from megakernel.device.prefill.widening import widen_matrix
 from megakernel.gpu.machine import GpuState
 from megakernel.options import OPTIONS, TMA_LAYOUT, Sizes
-from megakernel.prefill.plan import KINDS, Plan, padded
+from megakernel.prefill.plan import BUFFERS, KINDS, Plan, padded
 from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILES_PER_PAGE, TapeLayout
 
 LINES = TILES_PER_PAGE * BLOCK_ROWS  # 128-byte lines of a page
 PAGE_ELEMENTS = PAGE_BYTES // 2
 BOX_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)  # of weights, keys and values
+WIDENERS = 4  # blocks of the widening kernel that fit an SM
 LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": 4, **OPTIONS}
 
 
@@ -79,6 +81,7 @@ class Chain:
         self.inputs = {"qkv": self.normed, "o": self.mixed, "gate_up": self.normed, "down": self.units}
         self.parts = torch.zeros(plan.parts, device=device)
         self.arrivals = torch.zeros(plan.arrivals, dtype=torch.int32, device=device)
+        self.widened = [torch.zeros(elements, dtype=torch.bfloat16, device=device) for elements in plan.buffers]
         self.words = torch.zeros(2, dtype=torch.int32, device=device)
         self.table, self.box = cache(self._table), cache(self._box)
 
@@ -89,12 +92,29 @@ class Chain:
         arguments = (state.weights, state.tokens, state.constants, *buffers, self.sizes, Sizes(plan.embedding))
         yield Launch(read_embedding, min(size, 4 * plan.sms), arguments, early=False)
         for layer in range(last):
-            yield self.product(size, "qkv", layer)
+            yield from self.projection(size, "qkv", layer)
             yield self.attention(layer)
-            yield self.product(size, "o", layer, plan.tape.norm_offset(plan.tape.norm_before("gate_up"), layer))
-            yield self.product(size, "gate_up", layer)
-            yield self.product(size, "down", layer, plan.tape.norm_offset(plan.tape.norm_before("qkv"), layer + 1))
-        yield self.product(size, "qkv", last, keys_alone=True)
+            yield from self.projection(size, "o", layer, plan.tape.norm_offset(plan.tape.norm_before("gate_up"), layer))
+            yield from self.projection(size, "gate_up", layer)
+            yield from self.projection(size, "down", layer, plan.tape.norm_offset(plan.tape.norm_before("qkv"), layer + 1))
+        yield from self.projection(size, "qkv", last, keys_alone=True)
+
+    def projection(self, size: int, kind: str, layer: int, norm: int = -1, keys_alone: bool = False) -> Iterator[Launch]:
+        """One matrix of a layer, widened first where it is quantised; see `product`."""
+        if self.plan.widened:
+            yield self.widening(kind, layer)
+        yield self.product(size, kind, layer, norm, keys_alone)
+
+    def widening(self, kind: str, layer: int) -> Launch:
+        """One matrix of a layer as bf16, in the buffer from which its product reads it."""
+        plan, state, matrix = self.plan, self.state, self.plan.tape.matrix(kind, layer)
+        operands = (state.weights.view(torch.int32), state.constants, self.buffer(kind))
+        arguments = (*operands, matrix.first_page, matrix.scale_offset, Sizes(plan.widening(kind)))
+        return Launch(widen_matrix, min(matrix.pages, WIDENERS * plan.sms), arguments)
+
+    def buffer(self, kind: str) -> torch.Tensor:
+        """To which matrices of a kind are widened, where they are."""
+        return self.widened[KINDS.index(kind) % BUFFERS]
 
     def product(self, size: int, kind: str, layer: int, norm: int = -1, keys_alone: bool = False) -> Launch:
         """One matrix of a layer; `norm` is where the weights of the norm begin that reads what it adds to the residual."""
@@ -102,7 +122,8 @@ class Chain:
         cut, matrix = plan.cut(size, kind), plan.tape.matrix(kind, layer)
         tiles = self.table(kind, cut.tile, keys_alone)
         pointers = (self.parts, self.arrivals, self.residual, self.normed, self.squares, self.queries, self.units)
-        numbers = (layer, len(tiles), ceil_div(matrix.columns, STEP), cut.split, self.head_pages)
+        place = 0 if plan.widened else layer
+        numbers = (layer, place, len(tiles), ceil_div(matrix.columns, STEP), cut.split, self.head_pages)
         rest = (matrix.bias_offset, norm)
         operands = (self.box(kind, cut.tokens), self.weight_box(kind, cut.tile), self.words, tiles)
         model = (state.constants, state.rope, state.cache)
@@ -121,7 +142,7 @@ class Chain:
         return self.plan.dimensions.head_pages
 
     def weight_box(self, kind: str, tile: int) -> TensorDescriptor:
-        """The matrices of a kind by boxes of `tile` rows."""
+        """The matrices of a kind by boxes of `tile` rows; of quantised ones that which was widened last."""
         return self.box(f"{kind} weights", tile)
 
     def _table(self, kind: str, tile: int, keys_alone: bool) -> torch.Tensor:
@@ -132,7 +153,7 @@ class Chain:
 
     def _box(self, what: str, height: int) -> TensorDescriptor:
         """A tensor map: a product's input, by boxes of `height` tokens and a step along K; the queries; the cache; or the
-        matrices of a kind on the tape, [layer, block, line, column], by boxes of `height` of one layer's rows."""
+        matrices of a kind, [layer, block, line, column], by boxes of `height` of one layer's rows, on the tape or widened."""
         kind = what.removesuffix(" weights")
         if what in KINDS:
             return TensorDescriptor.from_tensor(self.inputs[kind], [height, STEP], TMA_LAYOUT)
@@ -140,12 +161,18 @@ class Chain:
             return TensorDescriptor.from_tensor(self.queries, [height, self.plan.head_width], TMA_LAYOUT)
         if what == "cache":
             return self.cache_box()
+        box = [1, height // BLOCK_ROWS, BLOCK_ROWS, STEP]
         matrix, tape = self.plan.tape.matrix(kind), self.plan.tape
+        if self.plan.widened:
+            lines = ceil_div(matrix.columns, STEP) * BLOCK_ROWS
+            shape = [1, matrix.blocks, lines, STEP]
+            strides = [matrix.blocks * lines * STEP, lines * STEP, STEP, 1]
+            return TensorDescriptor(self.buffer(kind), shape, strides, box, BOX_LAYOUT)
         lines = matrix.pages_per_block * LINES
         shape = [tape.config.num_layers, matrix.blocks, lines, STEP]
         strides = [layer_pages(tape, kind) * PAGE_ELEMENTS, lines * STEP, STEP, 1]
         first = self.state.weights[matrix.first_page :].view(-1)
-        return TensorDescriptor(first, shape, strides, [1, height // BLOCK_ROWS, BLOCK_ROWS, STEP], BOX_LAYOUT)
+        return TensorDescriptor(first, shape, strides, box, BOX_LAYOUT)
 
     def cache_box(self) -> TensorDescriptor:
         """The cache as [tile of a head, page, position, column], by boxes of one block of keys or values."""

@@ -13,11 +13,12 @@ from megakernel.compile import resources
 from megakernel.device.prefill.attention import read_attention
 from megakernel.device.prefill.embedding import read_embedding
 from megakernel.device.prefill.projections import read_product
+from megakernel.device.prefill.widening import widen_matrix
 from megakernel.geometry import Geometry
 from megakernel.options import TMA_LAYOUT, Sizes
 from megakernel.prefill.chain import BOX_LAYOUT, LAUNCH_OPTIONS
 from megakernel.prefill.plan import KINDS, Plan
-from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling, Tiling
+from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling, Tiling, Widening
 from models.tape import BLOCK_ROWS
 
 POINTERS = {
@@ -35,8 +36,13 @@ POINTERS = {
     "cache": "*bf16",
     "out": "*bf16",
     "weights": "*bf16",
+    "tape": "*i32",
+    "widened": "*bf16",
     "tokens": "*i32",
 }
+
+
+AnyTiling = Tiling | AttentionTiling | Widening
 
 
 def box(shape: tuple[int, ...], layout: Any) -> str:
@@ -44,18 +50,18 @@ def box(shape: tuple[int, ...], layout: Any) -> str:
     return f"tensordesc<bf16[{', '.join(str(size) for size in shape)}],{layout!r}>"
 
 
-def compile_for_hopper(kernel: Any, sizes: Sizes, tiling: Tiling | AttentionTiling, **options: Any) -> Any:
+def compile_for_hopper(kernel: Any, sizes: Sizes, tiling: AnyTiling, **options: Any) -> Any:
     """One of prefill's kernels for compute capability 9.0."""
-    types: dict[str, str] = {**POINTERS, "S": "constexpr", "T": "constexpr", "A": "constexpr"}
+    types: dict[str, str] = {**POINTERS, "S": "constexpr", "T": "constexpr", "A": "constexpr", "W": "constexpr"}
     if isinstance(tiling, Tiling):
         types["x"] = box((tiling.tokens, STEP), TMA_LAYOUT)
         types["w"] = box((1, tiling.tile // BLOCK_ROWS, BLOCK_ROWS, STEP), BOX_LAYOUT)
-    else:
+    elif isinstance(tiling, AttentionTiling):
         types["queries"] = box((CONSUMER_TOKENS, tiling.width), TMA_LAYOUT)
         types["cache"] = box((tiling.tiles, tiling.pages, tiling.page_positions, STEP), BOX_LAYOUT)
     names = kernel.arg_names
     signature = {name: types.get(name, "i32") for name in names}
-    values = {"S": sizes, "T": Sizes(tiling), "A": Sizes(tiling)}
+    values = {"S": sizes, "T": Sizes(tiling), "A": Sizes(tiling), "W": Sizes(tiling)}
     constants = {(names.index(name),): value for name, value in values.items() if name in names}
     pointers = [i for i, name in enumerate(names) if signature[name].startswith("*")]
     attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
@@ -63,15 +69,17 @@ def compile_for_hopper(kernel: Any, sizes: Sizes, tiling: Tiling | AttentionTili
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={**LAUNCH_OPTIONS, **options})
 
 
-def kernels(plan: Plan) -> list[tuple[Any, Tiling | AttentionTiling]]:
+def kernels(plan: Plan) -> list[tuple[Any, AnyTiling]]:
     """Every kernel that a model's prefill compiles, and its tiling."""
-    found: dict[tuple[Any, Tiling | AttentionTiling], None] = {
+    found: dict[tuple[Any, AnyTiling], None] = {
         (read_embedding, plan.embedding): None,
         (read_attention, plan.attention): None,
     }
     for size in plan.classes:
         for kind in KINDS:
             found[read_product, plan.tiling(kind, plan.cut(size, kind))] = None
+    if plan.widened:
+        found |= {(widen_matrix, plan.widening(kind)): None for kind in KINDS}
     return list(found)
 
 

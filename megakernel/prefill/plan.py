@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from instructions.dimensions import Dimensions, ceil_div, next_power_of_two
-from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling, Cut, Tiling, choose_cut, slots
+from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling, Cut, Tiling, Widening, choose_cut, slots
 from models.config import ModelConfig
 from models.formats import PLAIN, Formats
 from models.tape import BLOCK_ROWS, TapeLayout
@@ -17,6 +17,7 @@ from models.tape import BLOCK_ROWS, TapeLayout
 CHUNK = 4096  # most tokens of a chunk
 CLASSES = (64, 128, 256, 512, 1024, 2048, CHUNK)  # most tokens of a chunk of each class
 KINDS = ("qkv", "o", "gate_up", "down")
+BUFFERS = 2  # to which quantised weights are widened in turn; of the four matrices each has always the same
 PIECE = 64  # columns of the residual stream whose squares are summed together
 NORMED_TILE = 128  # least rows of a tile of the QKV matrix where heads are normed: it holds whole heads
 WIDEST_HEAD = 256  # elements of a head as it is stored that the matrix instruction takes
@@ -40,11 +41,11 @@ class Plan:
     def possible(self) -> bool:
         """Whether prefill's kernels take the model; else a prompt is decoded token by token.
 
-        Weights are plain, heads are not too wide and, where they are normed, whole tiles of the QKV matrix hold whole heads.
+        Heads are not too wide and, where they are normed, whole tiles of the QKV matrix hold whole heads.
         """
         rows = self.dimensions.head_rows
         whole = rows <= NORMED_TILE and NORMED_TILE % rows == 0
-        return self.formats == PLAIN and self.head_width <= WIDEST_HEAD and (whole or not self.dimensions.head_norms)
+        return self.head_width <= WIDEST_HEAD and (whole or not self.dimensions.head_norms)
 
     @cached_property
     def tape(self) -> TapeLayout:
@@ -54,7 +55,7 @@ class Plan:
     @cached_property
     def dimensions(self) -> Dimensions:
         """Heads and pages of the cache."""
-        return Dimensions(self.config, 2, self.capacity, self.capacity, 1)
+        return Dimensions(self.config, 2, self.capacity, self.capacity, 1, formats=self.formats)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -96,7 +97,27 @@ class Plan:
             head=self.head_width,
             normed=padded(self.config.hidden_size),
             units=padded(self.config.intermediate_size),
+            widened=self.widened,
         )
+
+    @property
+    def widened(self) -> bool:
+        """Whether weights are quantised: each matrix is widened to bf16 before its product."""
+        return not self.tape.matrix("qkv").format.plain
+
+    def widening(self, kind: str) -> Widening:
+        """What the kernel that widens a matrix is told."""
+        matrix = self.tape.matrix(kind)
+        return Widening(matrix.format, matrix.blocks, matrix.pages_per_block, ceil_div(matrix.columns, STEP))
+
+    @cached_property
+    def buffers(self) -> tuple[int, ...]:
+        """Elements of the buffers to which weights are widened.  Each matrix takes the other than the one before it: one is
+        written while the other is read."""
+        if not self.widened:
+            return ()
+        sizes = [matrix.rows * padded(matrix.columns) for matrix in map(self.tape.matrix, KINDS)]
+        return tuple(max(sizes[first::BUFFERS]) for first in range(BUFFERS))
 
     @property
     def embedding(self) -> Tiling:
@@ -158,4 +179,5 @@ class Plan:
         config = self.config
         half = padded(config.hidden_size) + padded(config.intermediate_size)
         half += config.num_heads * (self.head_width + config.padded_head_dim)
-        return self.chunk * (4 * (config.hidden_size + self.squares) + 2 * half) + 4 * (self.parts + self.arrivals)
+        activations = self.chunk * (4 * (config.hidden_size + self.squares) + 2 * half)
+        return activations + 4 * (self.parts + self.arrivals) + 2 * sum(self.buffers)

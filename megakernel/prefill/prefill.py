@@ -33,7 +33,7 @@ class Prefill:
     """
 
     def __init__(self, state: GpuState, sizes: Sizes, sms: int) -> None:
-        self.state, self.plan = state, Plan(state.config, sms, state.capacity)
+        self.state, self.plan = state, Plan(state.config, sms, state.capacity, state.formats)
         self.chain = Chain(state, sizes, self.plan)
         self.compile()
         self.graphs = {size: self.capture(size) for size in self.plan.classes}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from instructions.dimensions import ceil_div
+from models.formats import WeightFormat
 
 STEP = 64  # columns of one step along K
 CONSUMER_TOKENS = 64
@@ -18,7 +19,8 @@ class Tiling:
     `kind` is what becomes of the product: "qkv", "gate_up", or "residual" where it is added to that.
 
     The rest are a model's sizes: row blocks of the matrix, places of a token's sums of squares, query heads and elements
-    of one as the queries are stored, elements from one token to the next in `normed` and `units`.
+    of one as the queries are stored, elements from one token to the next in `normed` and `units`; and whether weights come from
+    a buffer to which they are widened.
     """
 
     kind: str
@@ -32,6 +34,17 @@ class Tiling:
     head: int
     normed: int
     units: int
+    widened: bool
+
+
+@dataclass(frozen=True)
+class Widening:
+    """How a matrix is widened: its format, its blocks of 16 rows, pages of a block, and tiles of 64 columns that are wanted."""
+
+    format: WeightFormat
+    blocks: int
+    pages: int
+    tiles: int
 
 
 @dataclass(frozen=True)

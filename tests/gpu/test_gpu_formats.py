@@ -1,6 +1,7 @@
 """Quantised weights on the GPU: the CPU machine's numbers from the same bits, the same bits every time, true shapes.
 
-The kernel widens codes in registers, the CPU machine before it multiplies: both then multiply the very same numbers.
+The kernel widens codes in registers, the CPU machine before it multiplies: both then multiply the very same numbers.  Prefill
+rounds these to bf16, in a buffer, and multiplies that.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from bench.rig import Rig, device_sms
-from models.formats import Formats
-from models.packed import numbers, pack
+from megakernel.prefill.plan import KINDS
+from megakernel.prefill.prefill import Prefill
+from megakernel.prefill.tiling import STEP
+from models.formats import Formats, Packed
+from models.packed import PackedModel, numbers, pack
 from models.reference import Reference
 from tests.gpu.test_gpu_against_vm import allowed_error, clear_choices, rms
 from tests.support.gpu_models import config_of, random_tokens, weights_of
@@ -29,6 +33,15 @@ CASES = [
     for formats in (FP8, INT4)
 ]
 PRESETS = [(name, formats) for name in ("llama-3.2-1b", "llama-3.2-3b", "llama-3-8b") for formats in (FP8, INT4)]
+
+# Of prompts: padded pages along K, heads that are padded or normed, biases, one layer, true shapes.  The head is not prefill's.
+READ = [
+    (name, Formats(body))
+    for name in ("gqa4_llama3_tied", "head64_llama3", "wide_mlp_long_k", "ragged_sizes", "qwen3_head24_bias", "granite_biases")
+    for body in ("fp8", "int4")
+] + [(name, Formats(body)) for name in ("llama-3.2-1b", "llama-3.2-3b") for body in ("fp8", "int4")]
+LENGTHS = (1, 2, 17, 64, 65, 129, 257, 500)  # of prompts
+DECODES_ERRORS = 2.0  # the rms error that prefill may have, in decode's own: it rounds the weights too
 
 
 def named(case: Case) -> str:
@@ -82,3 +95,71 @@ def test_true_shapes(name: str, formats: Formats) -> None:
     print(f"rms {error.square().mean().sqrt():.2e} of {bound.square().mean().sqrt():.2e}, spread {true.std():.2f}")
     assert error.square().mean() <= bound.square().mean()
     assert error.max() <= bound.max()
+
+
+def model_of(name: str, formats: Formats) -> PackedModel:
+    """With room for the longest prompt and its first token."""
+    return pack(weights_of(name), config_of(name), torch.bfloat16, max(LENGTHS) + 1, formats)
+
+
+@pytest.mark.parametrize(("name", "formats"), READ, ids=lambda value: getattr(value, "body", value))
+def test_widened_weights_are_the_host_s_rounded_to_bf16(name: str, formats: Formats) -> None:
+    model = model_of(name, formats)
+    chain = Rig(model).prefill.chain
+    for layer in range(model.config.num_layers):
+        for kind in KINDS:
+            matrix, buffer = model.tape.matrix(kind, layer), chain.buffer(kind)
+            assert isinstance(matrix.format, Packed)
+            places = slice(matrix.first_page, matrix.first_page + matrix.pages)
+            pages = model.weights[places].view(matrix.blocks, matrix.pages_per_block, -1)
+            words = model.constants[matrix.scale_offset :][: matrix.pages * matrix.format.scale_words]
+            rows = matrix.format.rows(pages, words.view(matrix.blocks, matrix.pages_per_block, -1)).to(torch.bfloat16)
+            tiles = -(-matrix.columns // STEP)
+            wanted = rows[..., : tiles * STEP].unflatten(2, (tiles, STEP)).transpose(1, 2).reshape(-1)
+            buffer.fill_(float("nan"))
+            chain.widening(kind, layer).enqueue()
+            found = buffer.cpu()
+            assert torch.equal(found[: len(wanted)], wanted)
+            assert found[len(wanted) :].isnan().all(), "nothing is written behind the matrix"
+
+
+@pytest.mark.parametrize(("name", "formats"), READ, ids=lambda value: getattr(value, "body", value))
+def test_a_prompt_read_by_prefill(name: str, formats: Formats) -> None:
+    """The logits after it, and its first token, beside those of decoding it token by token."""
+    model, tokens = model_of(name, formats), random_tokens(name, max(LENGTHS))
+    rig, places = Rig(model), torch.tensor(LENGTHS) - 1
+    config, tensors = numbers(model)
+    with torch.device("cuda"):
+        widened = {name: tensor.cuda() for name, tensor in tensors.items()}
+        true = Reference(config, widened, torch.float32).logits(tokens)[places.cuda()].cpu()
+        plain = Reference(config, widened, torch.bfloat16).logits(tokens)[places.cuda()].float().cpu()
+    del widened
+    decoded = rig.logits_of(tokens)[places]
+    rig.state.cache.fill_(3.0e38)  # what earlier requests left must not matter
+    read = []
+    for length, logits in zip(LENGTHS, decoded, strict=True):
+        read.append(rig.first_logits(tokens[:length]))
+        for _ in range(4):
+            assert torch.equal(rig.first_logits(tokens[:length]), read[-1]), "the same bits again"
+        allowed = 4 * (decoded - true).abs().max()
+        assert logits.max() - logits[rig.read(tokens[:length])] <= allowed
+    ours = torch.stack(read)
+    errors = [rms(logits - true) for logits in (ours, decoded, plain)]
+    print(f"{name}: rms error {errors[0]:.2e}, decode's {errors[1]:.2e}, in bf16 {errors[2]:.2e}, spread {true.std():.2f}")
+    assert torch.isfinite(ours).all()
+    assert errors[0] <= DECODES_ERRORS * errors[1]
+    assert (ours - decoded).abs().max() <= 6 * (decoded - true).abs().max()
+
+
+@pytest.mark.parametrize("sms", [1, 7, 100])
+def test_a_prompt_read_on_fewer_sms(sms: int) -> None:
+    """A kernel may then begin beside the one before it: no buffer is overwritten that is still read."""
+    name, formats = "llama-3.2-1b", INT4
+    model, tokens = model_of(name, formats), random_tokens(name, 129)
+    rig = Rig(model)
+    whole = rig.first_logits(tokens)
+    rig.prefill = Prefill(rig.state, rig.program(0).sizes, sms)
+    few = rig.first_logits(tokens)
+    assert rms(few - whole) <= 0.01 * rms(whole)
+    for _ in range(9):
+        assert torch.equal(rig.first_logits(tokens), few)

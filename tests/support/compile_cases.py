@@ -52,10 +52,10 @@ def compiled(site: Path, geometry: Geometry, **options: Any) -> dict[str, Any]:
     return found
 
 
-def compiled_prefill(site: Path, config: ModelConfig) -> list[dict[str, Any]]:
+def compiled_prefill(site: Path, config: ModelConfig, formats: Formats = PLAIN) -> list[dict[str, Any]]:
     """What `megakernel.prefill.compile.describe` says of a model's kernels under the Triton in the folder `site`."""
-    plan = Plan(config, SMS, min(CAPACITY, config.max_position))
-    found: list[dict[str, Any]] = asked(site, PREFILL_CHILD, pickle.dumps((geometry_of(config), plan)).hex())
+    plan = Plan(config, SMS, min(CAPACITY, config.max_position), formats)
+    found: list[dict[str, Any]] = asked(site, PREFILL_CHILD, pickle.dumps((geometry_of(config, formats=formats), plan)).hex())
     return found
 
 

@@ -15,6 +15,7 @@ from megakernel.device.formats import fp8, int4, plain
 from models.formats import WeightFormat
 
 FUNCTIONS = ("stage_sums", "activation", "nothing", "take", "product", "total", "copy_beside")
+PACKED_FUNCTIONS = ("numbers",)  # of formats that are not plain
 TOGETHER = 2048  # columns whose pages are unrolled together
 MODULES: dict[str, ModuleType] = {"bf16": plain, "fp8": fp8, "int4": int4}
 
@@ -35,7 +36,8 @@ class Twin:
         self.TILES, self.COLUMNS, self.LANE = module.TILES, gl.constexpr(format.columns), module.LANE
         self.TOGETHER = gl.constexpr(max(1, TOGETHER // format.columns))
         self.BESIDE = gl.constexpr(4 * format.scale_words)
-        self.functions: dict[str, Any] = {name: getattr(module, name) for name in FUNCTIONS}
+        names = FUNCTIONS if format.plain else (*FUNCTIONS, *PACKED_FUNCTIONS)
+        self.functions: dict[str, Any] = {name: getattr(module, name) for name in names}
         vars(self).update(self.functions)
 
     def __repr__(self) -> str:

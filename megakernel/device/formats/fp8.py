@@ -35,10 +35,8 @@ WIDEN = gl.constexpr("""{
 
 
 @gluon.jit
-def widen(words):
-    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], too small by FACTOR; two words at a time, of which each
-    register has two columns."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
+def values_of(words):
+    """Words as bf16, columns in order, too small by FACTOR; two words at a time, into registers of two columns."""
     r0, r1, r2, r3 = gl.inline_asm_elementwise(
         WIDEN,
         "=&r,=&r,=&r,=&r,r,r",
@@ -47,9 +45,15 @@ def widen(words):
         is_pure=True,
         pack=2,
     )
-    registers = gl.join(gl.join(r0, r2), gl.join(r1, r3))
-    pairs = gl.permute(gl.reshape(registers, [TILES, ROWS, TILE_WORDS // 2, 2, 2, 2]), [0, 1, 2, 4, 5, 3])
-    return gl.convert_layout(gl.reshape(pairs, [TILES, ROWS, TILE]), A, assert_trivial=True)
+    registers = gl.reshape(gl.join(gl.join(r0, r2), gl.join(r1, r3)), [words.numel // 2, 2, 2, 2])
+    return gl.permute(registers, [0, 2, 3, 1])
+
+
+@gluon.jit
+def widen(words):
+    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], too small by FACTOR."""
+    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
+    return gl.convert_layout(gl.reshape(values_of(words), [TILES, ROWS, TILE]), A, assert_trivial=True)
 
 
 @gluon.jit
@@ -98,3 +102,13 @@ def total(acc):
 def copy_beside(S: gl.constexpr, beside, ring, number, slot):
     """The scales of the page's rows."""
     copy_words(S, beside, ring, number, slot, SCALES)
+
+
+@gluon.jit
+def numbers(words, beside):
+    """A page's words [16 rows, words] as bf16 [16 rows, columns], rounded from what they stand for; `beside` points to the
+    scales."""
+    scales = gl.load(beside + gl.arange(0, ROWS, gl.SliceLayout(1, words.type.layout)))
+    values = gl.reshape(values_of(words), [ROWS, words.shape[1] * CODES]).to(gl.float32) * FACTOR
+    scales = gl.convert_layout(scales, gl.SliceLayout(1, values.type.layout), assert_trivial=True)
+    return (values * scales[:, None]).to(gl.bfloat16)

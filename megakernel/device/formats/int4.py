@@ -45,10 +45,8 @@ WIDEN = gl.constexpr("""{
 
 
 @gluon.jit
-def widen(words):
-    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], 16 + code; two words at a time, into
-    registers of two columns."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
+def values_of(words):
+    """Words as bf16, their columns in order, 16 + code; two words at a time, into registers of two columns."""
     r0, r1, r2, r3, r4, r5, r6, r7 = gl.inline_asm_elementwise(
         WIDEN,
         "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r",
@@ -59,9 +57,22 @@ def widen(words):
     )
     even = gl.join(gl.join(r0, r4), gl.join(r2, r6))
     odd = gl.join(gl.join(r1, r5), gl.join(r3, r7))
-    registers = gl.reshape(gl.join(even, odd), [TILES, ROWS, TILE_WORDS // 2, 2, 2, 2, 2])
-    pairs = gl.permute(registers, [0, 1, 2, 4, 5, 6, 3])
-    return gl.convert_layout(gl.reshape(pairs, [TILES, ROWS, TILE]), A, assert_trivial=True)
+    registers = gl.reshape(gl.join(even, odd), [words.numel // 2, 2, 2, 2, 2])
+    return gl.permute(registers, [0, 2, 3, 4, 1])
+
+
+@gluon.jit
+def widen(words):
+    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], 16 + code."""
+    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
+    return gl.convert_layout(gl.reshape(values_of(words), [TILES, ROWS, TILE]), A, assert_trivial=True)
+
+
+@gluon.jit
+def scale_and_zero(beside):
+    """What lies beside a page, int32, as scales and as 16 + zero point, fp32."""
+    zero = (((beside & ZERO) << ZERO_SHIFT) | SIXTEEN).to(gl.float32, bitcast=True)
+    return (beside & ~ZERO).to(gl.float32, bitcast=True), zero
 
 
 @gluon.jit
@@ -113,8 +124,7 @@ def product(taken, x, acc):
     words, beside = taken
     values, sums = x
     part = mma_v2(widen(words), values, gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout()))
-    zero = (((beside & ZERO) << ZERO_SHIFT) | SIXTEEN).to(gl.float32, bitcast=True)
-    scale = (beside & ~ZERO).to(gl.float32, bitcast=True)
+    scale, zero = scale_and_zero(beside)
     return acc + (part - zero * sums) * scale
 
 
@@ -128,3 +138,17 @@ def total(acc):
 def copy_beside(S: gl.constexpr, beside, ring, number, slot):
     """The scales and zero points of the page's groups."""
     copy_words(S, beside, ring, number, slot, SCALES)
+
+
+@gluon.jit
+def numbers(words, beside):
+    """A page's words [16 rows, words] as bf16 [16 rows, columns], rounded from what they stand for; `beside` points to the
+    scales and zero points."""
+    words = gl.reshape(words, [ROWS, TILES, TILE_WORDS])
+    values = gl.reshape(values_of(words), [ROWS, TILES, TILE]).to(gl.float32)
+    OF_GROUPS: gl.constexpr = gl.SliceLayout(2, values.type.layout)
+    group = gl.arange(0, TILES, gl.SliceLayout(0, OF_GROUPS))[None, :]
+    row = gl.arange(0, ROWS, gl.SliceLayout(1, OF_GROUPS))[:, None]
+    scale, zero = scale_and_zero(gl.load(beside + group * ROWS + row).to(gl.int32, bitcast=True))
+    values = (values - zero[:, :, None]) * scale[:, :, None]
+    return gl.reshape(values.to(gl.bfloat16), [ROWS, TILES * TILE])

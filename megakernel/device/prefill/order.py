@@ -2,6 +2,7 @@
 
 A kernel of the chain says at once that the next may start, which then waits, all set up, for SMs to become free and for this
 one to end with all that it has written.  Every block of every kernel waits, so the end of one means the end of all before it.
+Products of widened weights say so only once they have waited (`megakernel.device.prefill.widening`).
 """
 
 from triton.experimental import gluon

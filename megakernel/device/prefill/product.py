@@ -45,6 +45,7 @@ class Work:
     """One kernel's share of a model: which matrix, in how many tiles of rows and steps along K, and where parts are added."""
 
     layer: gl.tensor
+    place: gl.tensor  # of the layer's matrix among those of the weights' descriptor
     tiles: gl.tensor  # int32: the tiles of the matrix's rows that are wanted,
     columns: gl.tensor  # and how many
     steps: gl.tensor  # along K, which
@@ -118,7 +119,7 @@ def load_operands(T: gl.constexpr, x, w, work, chunk, operands):
         for step in range(item.first, item.last):
             slot = wait_free(T.slots, ring, use, (T.tokens + T.tile) * K * 2)
             copy_page(x, [item.row * T.tokens, step * K], ring.full.index(slot), operands.x.index(slot))
-            at = [work.layer, item.column * (T.tile // BLOCK), step * BLOCK, 0]
+            at = [work.place, item.column * (T.tile // BLOCK), step * BLOCK, 0]
             copy_page(w, at, ring.full.index(slot), operands.w.index(slot))
             use += 1
 

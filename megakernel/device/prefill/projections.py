@@ -293,7 +293,7 @@ def consume(S: gl.constexpr, T: gl.constexpr, model, at, work, chunk, operands, 
 
 
 # Numbers on which nothing is specialised.
-ARGUMENTS = ["layer", "columns", "steps", "split", "head_pages", "bias", "norm"]
+ARGUMENTS = ["layer", "place", "columns", "steps", "split", "head_pages", "bias", "norm"]
 
 
 @gluon.jit(do_not_specialize=ARGUMENTS)
@@ -313,6 +313,7 @@ def read_product(
     rope,
     cache,
     layer,
+    place,
     columns,
     steps,
     split,
@@ -324,16 +325,22 @@ def read_product(
 ):
     """One matrix of a layer, for all tokens of a chunk: x and w are TMA descriptors of its input and of its kind on the tape.
 
+    `place` is the layer's in w; where that is a buffer to which weights are widened, what comes next may begin to overwrite
+    another such buffer, and starts when the kernel before this one has ended.
+
     `bias` and `norm` are for what is added to the residual: where its bias and the weights of the next norm start in the
     constants.
     """
-    let_next_start()
+    if not T.widened:
+        let_next_start()
     chunk = read_chunk(chunk)
-    work = Work(layer, tiles, columns, steps, split, parts, arrivals)
+    work = Work(layer, place, tiles, columns, steps, split, parts, arrivals)
     at = Activations(residual, normed, squares, queries, units)
     model = Model(constants, rope, cache, head_pages)
     operands = make_operands(T, x, w)
     wait_for_previous()
+    if T.widened:
+        let_next_start()
     if T.consumers == 2:
         gl.warp_specialize(
             [

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from megakernel.prefill.chain import LAUNCH_OPTIONS, WIDENERS
 from models.config import ModelConfig
+from models.formats import Formats
 from tests.support.compile_cases import MODELS, NEWEST, OLDEST, compiled_prefill
 
 Site = Callable[[str], Path]
@@ -19,14 +22,30 @@ WIDE = ModelConfig(
     qkv_bias=True, o_bias=True, mlp_bias=True, max_position=512,
 )  # fmt: skip
 CASES = {"llama-3.2-1b": MODELS["llama-3.2-1b"], "qwen3-8b": MODELS["qwen3-8b"], "wide heads, biases": WIDE}
+REGISTERS, THREADS = 65536, 32 * LAUNCH_OPTIONS["num_warps"]  # of an SM; of a block
+PRODUCTS = {"read_embedding", "read_attention", "read_product"}
 
 
 @pytest.mark.parametrize(("name", "version"), [("llama-3.2-1b", OLDEST), *((name, NEWEST) for name in CASES)])
 def test_every_kernel(name: str, version: str, triton_site: Site) -> None:
     found = compiled_prefill(triton_site(version), CASES[name])
-    assert {each["kernel"] for each in found} == {"read_embedding", "read_attention", "read_product"}
+    assert {each["kernel"] for each in found} == PRODUCTS
     assert {each["tiling"].get("kind") for each in found} == {None, "qkv", "gate_up", "residual"}
     for each in found:
         assert each["triton"] == version
         assert each["stack"] <= STACK.get(name, FINISHING), each
         assert each["shared"] <= SHARED, each
+
+
+@pytest.mark.parametrize(("body", "version"), [("fp8", NEWEST), ("int4", OLDEST)])
+def test_quantised_weights_are_widened_without_spills(body: str, version: str, triton_site: Site) -> None:
+    """The smallest model: one class and few tilings, whose products are those of plain weights but for when the next starts."""
+    found = compiled_prefill(triton_site(version), replace(WIDE, max_position=64), Formats(body))
+    assert {each["kernel"] for each in found} == {*PRODUCTS, "widen_matrix"}
+    for each in found:
+        assert each["stack"] <= FINISHING and each["shared"] <= SHARED, each
+        if each["kernel"] == "widen_matrix":
+            assert (each["stack"], each["shared"], each["tiling"]["format"]["name"]) == (0, 0, body), each
+            assert each["registers"] <= REGISTERS // (THREADS * WIDENERS), "fewer blocks fit an SM than are launched"
+        elif each["kernel"] == "read_product":
+            assert each["tiling"]["widened"]

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from megakernel.prefill.plan import CHUNK, CLASSES, KINDS, Plan
+from megakernel.prefill.plan import BUFFERS, CHUNK, CLASSES, KINDS, Plan
 from megakernel.prefill.tiling import CONSUMER_TOKENS, RING_BYTES, SHAPES, STEP, Cut, choose_cut
 from models.config import ModelConfig
 from models.families import PRESETS
+from models.formats import Formats
 from models.tape import BLOCK_ROWS
 
 BASE = PRESETS["llama-3.2-1b"]
@@ -81,6 +82,22 @@ def test_memory_counts_every_buffer() -> None:
     halves = rows * (256 + 320 + 5 * 64 + 5 * 48)
     singles = rows * (200 + 4) + plan.parts + plan.arrivals
     assert plan.bytes == 2 * halves + 4 * singles
+
+
+@pytest.mark.parametrize("body", ["fp8", "int4"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_quantised_weights_take_two_buffers_by_turns(name: str, body: str) -> None:
+    plan, plain = (Plan(PRESETS[name], 132, 4096, formats) for formats in (Formats(body, body), Formats("plain", body)))
+    assert plan.possible and plan.widened and not plain.widened
+    assert len(plan.buffers) == BUFFERS and len(KINDS) % BUFFERS == 0, "a layer's first matrix takes another than the last's"
+    for number, kind in enumerate(KINDS):
+        matrix, widening = plan.tape.matrix(kind), plan.widening(kind)
+        assert widening.format.name == body and widening.blocks * BLOCK_ROWS == matrix.rows
+        assert 0 <= widening.tiles * STEP - matrix.columns < STEP
+        assert 0 <= widening.pages * widening.format.columns - matrix.columns < widening.format.columns
+        assert matrix.rows * widening.tiles * STEP <= plan.buffers[number % BUFFERS]
+        assert plan.tiling(kind, plan.cut(64, kind)).widened and not plain.tiling(kind, plain.cut(64, kind)).widened
+    assert plan.bytes == plain.bytes + 2 * sum(plan.buffers)
 
 
 def test_more_tokens_take_larger_tiles_and_few_are_split() -> None:
