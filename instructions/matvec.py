@@ -13,12 +13,25 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from instructions.base import Cost, Instruction, Machine, PageRequest
-from instructions.dimensions import HELD_PAGES, Dimensions
-from models.formats import Packed
+from instructions.dimensions import HELD_PAGES, Dimensions, next_power_of_two
+from models.formats import Packed, WeightFormat
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILES_PER_PAGE, Matrix
 
+STAGED = 2048  # columns of an activation vector that are staged together
+STAGED_QUANTISED = 8192  # the same where pages take less time than staging
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 Product = Generator[PageRequest, torch.Tensor, torch.Tensor]
+
+
+def staged_pages(pages: int, format: WeightFormat) -> int:
+    """Pages of a row block of so many whose part of an activation vector is staged together, a power of two.
+
+    The last part may have fewer pages, of a vector padded to whole parts: page by page, staging takes longer than streaming.
+    """
+    together = (STAGED if format.plain else STAGED_QUANTISED) // format.columns
+    most = max(1, min(together, next_power_of_two(pages)))
+    divisor = min(most, pages & -pages)
+    return divisor if 2 * divisor >= most else most
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from functools import partial
 from typing import NamedTuple
 
 from instructions.codec import NONE
+from instructions.matvec import staged_pages
 from instructions.shape import ANNOUNCED, Shape, ceil_div, next_power_of_two
 from models.formats import WeightFormat
 from models.tape import PAGE_BYTES
 from scheduler.limits import COUNTER_STRIDE as COUNTER_STRIDE
-from scheduler.pages import beside_bytes, staging_bytes
+from scheduler.pages import beside_bytes, staging_bytes, sums_bytes
 from scheduler.program import Program
 
 ITEM_BYTES = 2  # of what the matrices multiply, of the KV cache and of plain weights: the kernel runs bf16
@@ -39,7 +40,8 @@ class Matrix(NamedTuple):
     """A matrix of the tape, and what goes with it in every layer."""
 
     columns: int
-    pages: int  # of one row block
+    pages: int  # of one row block,
+    staged: int  # of those, the ones whose part of the activation is staged together
     norm: Places  # weights of its input's norm in the constants, by layer
     bias: Places  # in the constants, by layer
     format: WeightFormat
@@ -52,6 +54,7 @@ class Geometry:
     ring: int
     copies_now: int  # most TMA copies in flight per SM: for the record that the consumer runs,
     copies_ahead: int  # and for those after it
+    sums_pages: int  # KiB of the sums of a staged activation, at the end of
     staging_pages: int  # KiB of one staged activation vector, the widest,
     beside_pages: int  # and behind it of the scales beside the pages of the ring, of quantised weights
     beside_bytes: int  # of one of them
@@ -128,7 +131,8 @@ def _by_layer(shape: Shape, offset: Callable[[int], int]) -> Places:
 def _matrix(shape: Shape, kind: str, norm: Places = NOWHERE, biased: bool = True) -> Matrix:
     found = shape.matrix(kind)
     bias = _by_layer(shape, lambda layer: shape.matrix(kind, layer).bias_offset) if biased else NOWHERE
-    return Matrix(found.columns, found.pages_per_block, norm, bias, found.format)
+    pages = found.pages_per_block
+    return Matrix(found.columns, pages, staged_pages(pages, found.format), norm, bias, found.format)
 
 
 def make_geometry(program: Program, trace: bool = False) -> Geometry:
@@ -145,6 +149,7 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         ring=program.ring,
         copies_now=min(COPIES[0], program.ring),
         copies_ahead=min(COPIES[1], program.ring),
+        sums_pages=sums_bytes(shape) // STAGING_BYTES,
         staging_pages=staging_bytes(shape) // STAGING_BYTES,
         beside_pages=ceil_div(program.ring * beside_bytes(shape), STAGING_BYTES),
         beside_bytes=beside_bytes(shape),

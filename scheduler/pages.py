@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from instructions.base import Instruction
 from instructions.codec import Wait
-from instructions.matvec import RowBlocks
+from instructions.matvec import RowBlocks, staged_pages
 from instructions.registry import INSTRUCTIONS
 from instructions.shape import HELD_PAGES, Shape, ceil_div, next_power_of_two
-from models.tape import PAGE_BYTES, TILE_BYTES
+from models.tape import PAGE_BYTES, TILE_BYTES, Matrix
 from scheduler.dependencies import Dependencies
 from scheduler.errors import ScheduleError
 from scheduler.limits import RESERVED, SHARED_MEMORY
@@ -33,14 +33,28 @@ class PagePlan:
 
 
 def staging_bytes(shape: Shape) -> int:
-    """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest vector that a
-    matrix multiplies, the normalised hidden state at a power of two of pages, or the queries of one attention group."""
+    """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest input of a
+    projection in whole parts, the normalised hidden state at a power of two of pages, or the queries of an attention group."""
     matrices = {kind.MATRIX: shape.matrix(kind.MATRIX) for kind in INSTRUCTIONS if issubclass(kind, RowBlocks)}
-    widest = max(matrix.pages_per_block * matrix.format.columns for matrix in matrices.values())
+    widest = max(padded_columns(matrices[kind]) for kind in ("o", "down"))
     normed = (matrices["qkv"], matrices["head"])  # the hidden state for the body and for the head
     hidden = max(next_power_of_two(matrix.pages_per_block) * matrix.format.columns for matrix in normed)
     queries = ceil_div(shape.staged_queries, shape.page_columns) * shape.page_columns
-    return max(widest, hidden, queries) * shape.itemsize
+    return max(widest, hidden, queries) * shape.itemsize + sums_bytes(shape)
+
+
+def padded_columns(matrix: Matrix) -> int:
+    """Columns of a projection's input as it is staged, in whole parts."""
+    staged = staged_pages(matrix.pages_per_block, matrix.format)
+    return ceil_div(matrix.pages_per_block, staged) * staged * matrix.format.columns
+
+
+def sums_bytes(shape: Shape) -> int:
+    """Shared memory for the sums of a staged activation that formats need, whole KiB."""
+    matrices = (shape.matrix(kind.MATRIX) for kind in INSTRUCTIONS if issubclass(kind, RowBlocks))
+    summed = (m for m in matrices if m.format.summed)
+    most = max((next_power_of_two(m.pages_per_block) * m.format.columns // m.format.summed for m in summed), default=0)
+    return ceil_div(4 * most, 1024) * 1024
 
 
 def beside_bytes(shape: Shape) -> int:

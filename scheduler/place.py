@@ -7,6 +7,7 @@ never deadlock.  A policy is a function of the program and its dependencies; the
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
@@ -47,18 +48,24 @@ def zigzag(program: Sequence[Instruction], shape: Shape, deps: Dependencies, sms
 
 
 def balanced(program: Sequence[Instruction], shape: Shape, deps: Dependencies, sms: int) -> Queues:
-    """Within each operation the largest runs go to the SMs with the fewest bytes so far, spread evenly over the SMs."""
+    """Within each operation the largest runs go to the SMs with the fewest bytes so far, spread evenly over the SMs.
+
+    An operation of few instructions goes to the SMs that have run its kind before: their instruction caches have its code.
+    """
     sm_of = [0] * len(program)
     total = [0] * sms
+    ran: dict[int, set[int]] = defaultdict(set)  # by opcode, the SMs
     for stage in stages(program):
         weight = {i: program[i].cost(shape, shape.bucket).bytes for i in stage}
-        heap = [(0, total[sm], sm) for sm in range(sms)]
+        known = ran[program[stage[0]].OPCODE] if 2 * len(stage) <= sms else set()
+        heap = [(0, sm not in known, total[sm], sm) for sm in range(sms)]
         heapq.heapify(heap)
         for i in sorted(stage, key=lambda i: (-weight[i], i)):
-            here, _, sm = heap[0]
+            here, new, _, sm = heap[0]
             sm_of[i] = sm
             total[sm] += weight[i]
-            heapq.heapreplace(heap, (here + max(weight[i], 1), total[sm], sm))
+            known.add(sm)
+            heapq.heapreplace(heap, (here + max(weight[i], 1), new, total[sm], sm))
     return queues_of(sm_of, sms)
 
 

@@ -149,6 +149,10 @@ def attention(S: gl.constexpr, memory, ring, step):
     rows = output_dims(S)
     new_v = look(new_kv + S.head_rows + rows, current & (rows < S.head_rows))  # is there, as has just been seen
     q, new_k = rounded(q), rounded(new_k)
+    if S.head_norm.first >= 0:
+        head = step.record.a
+        cached = cache_address(S, memory.cache, memory.bucket.head_pages, step.record.layer, head, 0, step.position, dims)
+        gl.store(cached, finite(new_k).to(gl.bfloat16), mask=here)
     reinterpret(ring.staging, gl.bfloat16, [1, COLUMNS, DIMS], FLAT_TILES).index(0).store(q.to(gl.bfloat16))
     barrier()
     queries = reinterpret(ring.staging, gl.bfloat16, [COLUMNS, S.head_tiles, TILE], FLAT_HEADS)
@@ -182,9 +186,6 @@ def attention(S: gl.constexpr, memory, ring, step):
         m, total, acc = add_current(S, q, new_k, rounded(new_v), m, total, acc)
     store_output(S, memory, step, m, total, acc)
     if S.head_norm.first >= 0:
-        head = step.record.a
-        cached = cache_address(S, memory.cache, memory.bucket.head_pages, step.record.layer, head, 0, step.position, dims)
-        gl.store(cached, finite(new_k).to(gl.bfloat16), mask=here)
         proxy_fence()  # later tokens read these rows by TMA
 
 

@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
+from megakernel.device.stream import each_row_block, streams
 from megakernel.device.values import put_once, rows_of
 
 
@@ -16,10 +17,27 @@ def swiglu(gate, up):
 
 
 @gluon.jit
+def put_units(S: gl.constexpr, memory, step, here, y, known, state):
+    """Store the activations of a row block, where it is `known`, of whose products rows 0 to 7 are gates, 8 to 15 their ups."""
+    UNITS: gl.constexpr = ROWS // 2
+    gate, up = halves(y)
+    OUT: gl.constexpr = y.type.layout
+    index, index_high = halves(block_index(OUT))
+    row, column = index // 16, index % 16
+    if S.gate_up.bias.first >= 0:
+        bias = layer_constants(memory, S.gate_up.bias, step.record.layer) + here * ROWS + row
+        gate += gl.load(bias)
+        up += gl.load(bias + UNITS)
+    unit = here * UNITS + row
+    target = rows_of(S, memory, step, S.mlp, step.record.layer)
+    put_once(S, step, target + unit, swiglu(gate, up), known & (unit < S.down.columns) & (column == 0))
+    return state
+
+
+@gluon.jit
 def gate_up(S: gl.constexpr, memory, ring, step):
     """Row blocks `block` to `block + blocks` of the layer's gate/up matrix; of a block's rows 0 to 7 are gates, 8 to 15 their
     ups."""
-    UNITS: gl.constexpr = ROWS // 2
     layer = step.record.layer
     stage_norm(
         S,
@@ -30,16 +48,10 @@ def gate_up(S: gl.constexpr, memory, ring, step):
         layer_constants(memory, S.gate_up.norm, layer),
         S.gate_up,
     )
-    index, index_high = halves(block_index())
-    row, column = index // 16, index % 16
-    target = rows_of(S, memory, step, S.mlp, layer)
     block, blocks = step.record.a, step.record.b
-    for i in range(blocks):
-        gate, up = halves(row_block(S, ring, step, step.use + i * S.gate_up.pages, S.gate_up))
-        if S.gate_up.bias.first >= 0:
-            bias = layer_constants(memory, S.gate_up.bias, layer) + (block + i) * ROWS + row
-            gate += gl.load(bias)
-            up += gl.load(bias + UNITS)
-        unit = (block + i) * UNITS + row
-        out = swiglu(gate, up)
-        put_once(S, step, target + unit, out, (unit < S.down.columns) & (column == 0))
+    if streams(S.gate_up):
+        each_row_block(S, memory, ring, step, block, blocks, S.gate_up, put_units, ())
+    else:
+        for i in range(blocks):
+            y = row_block(S, ring, step, step.use + i * S.gate_up.pages, S.gate_up)
+            put_units(S, memory, step, block + i, y, True, ())

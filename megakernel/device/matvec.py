@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
-from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout
+from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, staged
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import look, look_again, vacant
@@ -24,8 +24,6 @@ LINES = gl.constexpr(PAGE_BYTES // TILE_BYTES)  # 128-byte lines of a page: rows
 PAGE_COLUMNS = gl.constexpr(TILES_PER_PAGE * TILE_BYTES // ITEM_BYTES)
 PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)
 EARLY = gl.constexpr(8)  # signals before the last when a norm's input is looked for: all of it must be there, and is long
-
-FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
 @gluon.constexpr_function
@@ -56,7 +54,7 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.c
     COUNT: gl.constexpr = matrix.columns
     SIZE: gl.constexpr = power_of_two(matrix.pages) * matrix.format.COLUMNS
     index = gl.arange(0, SIZE, vector_layout())
-    staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], FLAT).index(0)
+    staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], staged(matrix.format.LANE, [SIZE])).index(0)
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
     wait_all(S, memory, step, EARLY)
     x = look(source + index, index < COUNT)
@@ -69,7 +67,9 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.c
                 x = look(source + index, index < COUNT)
         squares = gl.sum(x * x, axis=0)
     scale = gl.rsqrt(squares / COUNT + S.epsilon)
-    staging.store((x * scale * w).to(gl.bfloat16))
+    values = (x * scale * w).to(gl.bfloat16)
+    staging.store(values)
+    matrix.format.stage_sums(S, ring, 0, values)
     barrier()
     stamp(S, step.trace, STAGED)
 
@@ -78,7 +78,7 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.c
 def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
     """Wait for page use `use`, of format F, release it, and add its product with page `page` of the staged activation."""
     slot = use % S.ring
-    x = F.activation(ring, page)
+    x = F.activation(S, ring, page)
     mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
     if S.trace:
         if use == step.use:
@@ -89,18 +89,25 @@ def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
 
 
 @gluon.jit
-def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
-    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
+def accumulate(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
+    """Multiply the next row block of a matrix by the staged activation; returns the sums of its tiles, fp32 [tiles, 16 rows, 8
+    equal columns]."""
     F: gl.constexpr = matrix.format
     PAGES: gl.constexpr = matrix.pages
     GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
-    acc = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    acc = F.nothing()
     for group in range(PAGES // GROUP):
         for j in gl.static_range(GROUP):
             page = group * GROUP + j
             acc = multiply_page(S, F, ring, step, use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
-    return gl.sum(acc, axis=0)
+    return F.total(acc)
+
+
+@gluon.jit
+def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
+    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
+    return gl.sum(accumulate(S, ring, step, use, matrix), axis=0)
 
 
 @gluon.jit
@@ -113,30 +120,42 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
     F: gl.constexpr = matrix.format
     PAGES: gl.constexpr = matrix.pages
     GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
+    STAGED_PAGES: gl.constexpr = matrix.staged
+    PARTS: gl.constexpr = (PAGES + STAGED_PAGES - 1) // STAGED_PAGES
     COUNT: gl.constexpr = matrix.columns
-    SIZE: gl.constexpr = GROUP * F.COLUMNS
+    SIZE: gl.constexpr = STAGED_PAGES * F.COLUMNS
     column = gl.arange(0, SIZE, vector_layout())
-    staging = reinterpret(ring.staging, gl.bfloat16, [PAGES // GROUP, SIZE], FLAT)
-    acc = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    staging = reinterpret(ring.staging, gl.bfloat16, [PARTS, SIZE], staged(F.LANE, [SIZE]))
+    acc = F.nothing()
     values = look(source + column, column < COUNT)
     begin = cycles()
-    for part in range(PAGES // GROUP):
+    for part in range(PARTS):
         waiting = look_again(memory, step, begin, vacant(values))
         while waiting != 0:
             values = look(source + column, column < COUNT)
             waiting = look_again(memory, step, begin, vacant(values))
-        staging.index(part).store(values.to(gl.bfloat16))
+        rounded = values.to(gl.bfloat16)
+        staging.index(part).store(rounded)
+        F.stage_sums(S, ring, part, rounded)
         barrier()
         if S.trace:
             if part == 0:
                 stamp(S, step.trace, STAGED)
-        column += SIZE
-        values = look(source + column, column < COUNT)
-        for j in gl.static_range(GROUP):
-            page = part * GROUP + j
-            acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
+        if PARTS > 1:
+            column += SIZE
+            values = look(source + column, column < COUNT)
+        if (STAGED_PAGES == GROUP) & (PAGES % GROUP == 0):
+            for j in gl.static_range(GROUP):
+                page = part * GROUP + j
+                acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
+        else:
+            first = part * (STAGED_PAGES // GROUP)
+            for group in range(first, gl.minimum(first + STAGED_PAGES // GROUP, PAGES // GROUP)):
+                for j in gl.static_range(GROUP):
+                    page = group * GROUP + j
+                    acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
-    return gl.sum(acc, axis=0)
+    return gl.sum(F.total(acc), axis=0)
 
 
 @gluon.jit
@@ -146,9 +165,8 @@ def layer_constants(memory, places: gl.constexpr, layer):
 
 
 @gluon.jit
-def block_index():
-    """16 * row + column of every element of a row block's result, int32 [16, 8], in the result's layout."""
-    OUT: gl.constexpr = gl.SliceLayout(0, block_layout())
+def block_index(OUT: gl.constexpr):
+    """16 * row + column of every element of a row block's result, int32 [16, 8], in its layout."""
     rows = gl.arange(0, ROWS, gl.SliceLayout(1, OUT))
     columns = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, OUT))
     return rows[:, None] * 16 + columns[None, :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from megakernel.device.formats.layouts import block_layout
 from megakernel.device.matvec import ROWS, block_index, layer_constants, row_block, stage_and_multiply
 from megakernel.device.sync import wait_all
 from megakernel.device.values import complete, look, put_once
@@ -26,7 +27,7 @@ def projection(
     `block + blocks`."""
     bias = layer_constants(memory, matrix.bias, step.record.layer)
     wait_all(S, memory, step, EARLY)
-    index = block_index()
+    index = block_index(gl.SliceLayout(0, block_layout()))
     row, column = index // 16, index % 16
     block, blocks = step.record.a, step.record.b
     for i in range(blocks):

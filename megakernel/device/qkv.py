@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.cache import cache_address, finite
+from megakernel.device.formats.layouts import block_layout
 from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
 from megakernel.device.sync import proxy_fence
 from megakernel.device.values import put_once, rows_of, values_of
@@ -41,7 +42,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
         layer_constants(memory, S.qkv.norm, layer),
         S.qkv,
     )
-    index, index_high = halves(block_index())
+    index, index_high = halves(block_index(gl.SliceLayout(0, block_layout())))
     row, column = index // 16, index % 16  # rows 0 to 7 of the block; index_high has the same rows, 8 further
     block, blocks = step.record.a, step.record.b
     for i in range(blocks):
@@ -51,17 +52,23 @@ def qkv(S: gl.constexpr, memory, ring, step):
         pair = inner * HALF + row
         angle = memory.rope + (step.position * (S.head_rows // 2) + pair) * 2
         cosine, sine = gl.load(angle), gl.load(angle + 1)
+        if S.qkv.bias.first >= 0:  # on their way while the row block is multiplied, as the weights
+            bias = layer_constants(memory, S.qkv.bias, layer) + here * ROWS + row
+            low_bias, high_bias = gl.load(bias), gl.load(bias + HALF)
+        if S.head_norm.first >= 0:
+            weight = layer_constants(memory, S.head_norm, layer) + (part // S.group) * S.head_rows + inner * ROWS + row
+            normed = part <= S.group  # a query or key; the factor of the whole head is the reader's business
+            low_weight = gl.load(weight, mask=normed, other=1.0)
+            high_weight = gl.load(weight + HALF, mask=normed, other=1.0)
         low, high = halves(row_block(S, ring, step, step.use + i * S.qkv.pages, S.qkv))
         if S.qkv.bias.first >= 0:
-            bias = layer_constants(memory, S.qkv.bias, layer) + here * ROWS + row
-            low += gl.load(bias)
-            high += gl.load(bias + HALF)
+            low += low_bias
+            high += high_bias
         if S.head_norm.first >= 0:
-            if part <= S.group:  # a query or key: its weights; the factor of the whole head is the reader's business
+            if part <= S.group:
                 put_squares(S, memory, step, (head * (S.group + 1) + part) * S.head_blocks + inner, low, high)
-                weight = layer_constants(memory, S.head_norm, layer) + (part // S.group) * S.head_rows
-                low *= gl.load(weight + inner * ROWS + row)
-                high *= gl.load(weight + inner * ROWS + row + HALF)
+            low *= low_weight
+            high *= high_weight
         if part <= S.group:  # a query or key: rotate its pairs
             low, high = rotate(low, high, cosine, sine)
         inside = column == 0

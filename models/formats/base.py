@@ -38,6 +38,7 @@ class WeightFormat:
     name: str
     columns: int
     scale_words: int = 0
+    summed: int = 0  # columns of which the kernel needs the activations' sums
 
     @property
     def plain(self) -> bool:

@@ -81,4 +81,4 @@ def better(where: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.T
     return torch.where(where if new.ndim == where.ndim else where[..., None], new, old)
 
 
-INT4 = Int4("int4", columns=2048, scale_words=16 * PAGE_ROWS, group=128)
+INT4 = Int4("int4", columns=2048, scale_words=16 * PAGE_ROWS, summed=128, group=128)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from instructions.codec import WORDS
+from instructions.matvec import staged_pages
 from instructions.shape import ANNOUNCED, HELD_PAGES, Shape
 from models.tape import PAGE_BYTES, TILE_BYTES
 from scheduler.check.findings import Finding
@@ -34,15 +35,16 @@ def launch_tokens(program: Program | Listing) -> int:
 def shared_bytes(shape: Shape, ring: int) -> int:
     """Shared memory of one block: the ring, one staged vector, and the kernel's reserve.
 
-    Staged are, one at a time, the input of any matrix, padded to whole pages of columns; the hidden state, padded to a power
-    of two of pages; the queries of an attention group.
+    Staged are, one at a time, the input of a projection, padded to whole parts; the hidden state, padded to a power of two of
+    pages; the queries of an attention group.
     """
     staged, beside = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0
     for matrix in shape.tape.matrices:
         columns = matrix.format.columns
         pages = -(-matrix.columns // columns)
         normed = matrix.columns == shape.config.hidden_size
-        staged = max(staged, (1 << (pages - 1).bit_length() if normed else pages) * columns)
+        whole = 1 << (pages - 1).bit_length() if normed else -(-pages // (part := staged_pages(pages, matrix.format))) * part
+        staged = max(staged, whole * columns)
         beside = max(beside, -(-4 * matrix.format.scale_words // TILE_BYTES) * TILE_BYTES)
     return ring * (PAGE_BYTES + beside) + staged * shape.itemsize + RESERVED
 

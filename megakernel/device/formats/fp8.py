@@ -7,7 +7,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
-from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, WORDS, block_layout
+from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout
 from megakernel.device.formats.packed import beside_of, copy_words, page_activation, page_words
 from models.formats.fp8 import FP8
 
@@ -15,46 +15,63 @@ TILES = gl.constexpr(8)
 CODES = gl.constexpr(4)  # of a word
 TILE_WORDS = gl.constexpr(FP8.columns // 8 // 4)
 TILE = gl.constexpr(FP8.columns // 8)  # columns of a tile
+LANE = gl.constexpr(2 * CODES.value)
 SCALES = gl.constexpr(FP8.scale_words)
 FACTOR = gl.constexpr(2.0**120)  # e4m3's bits in bf16's places are so much too small
 
 WIDEN = gl.constexpr("""{
-    .reg .b32 first, second, rest;
-    and.b32 first, $4, 0x87f087f0;
-    mov.b32 {$0, $1}, first;
-    shl.b32 second, $4, 4;
+    .reg .b32 rest;
+    and.b32 $0, $4, 0x87f087f0;
+    shl.b32 $1, $4, 4;
     shr.u32 rest, $4, 4;
     and.b32 rest, rest, 0x07000700;
-    lop3.b32 second, second, 0x80f080f0, rest, 0xea;
-    mov.b32 {$2, $3}, second;
+    lop3.b32 $1, $1, 0x80f080f0, rest, 0xea;
+    and.b32 $2, $5, 0x87f087f0;
+    shl.b32 $3, $5, 4;
+    shr.u32 rest, $5, 4;
+    and.b32 rest, rest, 0x07000700;
+    lop3.b32 $3, $3, 0x80f080f0, rest, 0xea;
 }""")
 
 
 @gluon.jit
 def values_of(words):
-    """Words [..., words] as bf16 [..., words, 2, 2], their columns in order, too small by FACTOR."""
-    k0, k1, k2, k3 = gl.inline_asm_elementwise(
+    """Words as bf16, columns in order, too small by FACTOR; two words at a time, into registers of two columns."""
+    r0, r1, r2, r3 = gl.inline_asm_elementwise(
         WIDEN,
-        "=h,=h,=h,=h,r",
+        "=&r,=&r,=&r,=&r,r,r",
         [words],
         dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
         is_pure=True,
-        pack=1,
+        pack=2,
     )
-    return gl.join(gl.join(k0, k2), gl.join(k1, k3))
+    registers = gl.reshape(gl.join(gl.join(r0, r2), gl.join(r1, r3)), [words.numel // 2, 2, 2, 2])
+    return gl.permute(registers, [0, 2, 3, 1])
 
 
 @gluon.jit
 def widen(words):
     """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], too small by FACTOR."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), WORDS * CODES)
+    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
     return gl.convert_layout(gl.reshape(values_of(words), [TILES, ROWS, TILE]), A, assert_trivial=True)
 
 
 @gluon.jit
-def activation(ring, page):
+def stage_sums(S: gl.constexpr, ring, part, values):
+    """No sums are needed."""
+
+
+@gluon.jit
+def activation(S: gl.constexpr, ring, page):
     """See `page_activation`."""
-    return page_activation(ring, page, TILES, TILE, WORDS * CODES)
+    return page_activation(ring, page, TILES, TILE, LANE)
+
+
+@gluon.jit
+def nothing():
+    """Accumulators, and the rows' scales, which every page brings."""
+    sums = gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    return sums, gl.expand_dims(gl.zeros([1, ROWS], gl.float32, gl.SliceLayout(2, block_layout())), 2)
 
 
 @gluon.jit
@@ -68,10 +85,17 @@ def take(S: gl.constexpr, ring, slot):
 
 @gluon.jit
 def product(taken, x, acc):
-    """`acc` and the page's product, times the scales."""
+    """`acc` and the page's product, too small by FACTOR and the scales."""
     words, scales = taken
-    part = mma_v2(widen(words), x, gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout()))
-    return acc + part * FACTOR * scales
+    sums, _ = acc
+    return mma_v2(widen(words), x, sums), scales
+
+
+@gluon.jit
+def total(acc):
+    """The sums of the tiles."""
+    sums, scales = acc
+    return sums * FACTOR * scales
 
 
 @gluon.jit

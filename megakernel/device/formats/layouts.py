@@ -21,6 +21,32 @@ def block_layout():
 
 
 @gluon.constexpr_function
+def handed_layout(warps):
+    """[warps, 16 rows, 8 columns] where a thread holds all warps' parts of two rows, half a block apart; the first warp's
+    threads have the first column."""
+    registers = [[0, ROWS.value // 2, 0]] + [[1 << bit, 0, 0] for bit in range(warps.bit_length() - 1)]
+    across = [[0, 0, 4]] + [[0, 0, 0] for _ in range(warps.bit_length() - 2)]
+    lanes = [[0, 1, 0], [0, 2, 0], [0, 4, 0], [0, 0, 1], [0, 0, 2]]
+    return gl.DistributedLinearLayout(registers, lanes, across, [], [warps, ROWS.value, MMA_COLUMNS.value])
+
+
+@gluon.constexpr_function
+def staged(together, shape):
+    """Staged bf16 values [columns] or [tiles, columns] where a lane holds `together` columns side by side of either half of an
+    operand: what one instruction takes of both halves lies together, so that 16 bytes are the operands of two."""
+    if together == 2:
+        return gl.SwizzledSharedLayout(1, 1, 1, list(range(len(shape)))[::-1])
+    columns = shape[-1]
+    order = [1, 4 * together, 2, together, 2 * together]
+    order += [1 << bit for bit in range(2, columns.bit_length() - 1) if 1 << bit not in order]
+    if len(shape) == 1:
+        bases = [[column] for column in order]
+    else:
+        bases = [[0, column] for column in order] + [[1 << bit, 0] for bit in range(shape[0].bit_length() - 1)]
+    return gl.SharedLinearLayout(offset_bases=bases, block_bases=[], alignment=16)
+
+
+@gluon.constexpr_function
 def fragments(tiles, words):
     """A page of words [tiles, 16 rows, words] as `models.formats.base` orders them and TMA swizzles them: lanes take 16 bytes
     side by side."""

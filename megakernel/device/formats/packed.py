@@ -6,7 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.compat import copy_page, reinterpret
-from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, WORDS, block_layout, fragments
+from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, WORDS, block_layout, fragments, staged
 from megakernel.geometry import ITEM_BYTES, STAGING_BYTES
 
 UNIT = gl.constexpr(STAGING_BYTES)
@@ -20,8 +20,8 @@ def page_activation(ring, page, TILES: gl.constexpr, COLUMNS: gl.constexpr, TOGE
     TOGETHER columns side by side."""
     B: gl.constexpr = gl.DotOperandLayout(1, block_layout(), TOGETHER)
     PAGES: gl.constexpr = ring.staging.shape[0] * (UNIT // ITEM) // (TILES * COLUMNS)
-    staged = reinterpret(ring.staging, gl.bfloat16, [PAGES, TILES, COLUMNS], FLAT_TILES).index(page)
-    x = gl.expand_dims(staged.load(gl.SliceLayout(2, B)), 2)
+    tiles = reinterpret(ring.staging, gl.bfloat16, [PAGES, TILES, COLUMNS], staged(TOGETHER, [TILES, COLUMNS])).index(page)
+    x = gl.expand_dims(tiles.load(gl.SliceLayout(2, B)), 2)
     x, _ = gl.broadcast(x, gl.zeros([TILES, COLUMNS, MMA_COLUMNS], gl.bfloat16, B))
     return x
 

@@ -13,17 +13,29 @@ from models.tape import TILE_BYTES, TILES_PER_PAGE
 
 TILES = gl.constexpr(TILES_PER_PAGE)
 TILE = gl.constexpr(TILE_BYTES // ITEM_BYTES)  # columns of a tile
+LANE = gl.constexpr(2)
 PAGE_LAYOUT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0]))  # as TMA writes it with 128-byte swizzle
 
 
 @gluon.jit
-def activation(ring, page):
+def stage_sums(S: gl.constexpr, ring, part, values):
+    """No sums are needed."""
+
+
+@gluon.jit
+def activation(S: gl.constexpr, ring, page):
     """The same bf16 values in all columns, [tiles, columns of a tile, 8]."""
     B: gl.constexpr = gl.DotOperandLayout(1, block_layout(), 2)
     tiles = reinterpret(ring.staging.index(page), gl.bfloat16, [TILES, TILE], FLAT_TILES)
     x = gl.expand_dims(tiles.load(gl.SliceLayout(2, B)), 2)
     x, _ = gl.broadcast(x, gl.zeros([TILES, TILE, MMA_COLUMNS], gl.bfloat16, B))
     return x
+
+
+@gluon.jit
+def nothing():
+    """Accumulators."""
+    return gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
 
 
 @gluon.jit
@@ -37,6 +49,12 @@ def take(S: gl.constexpr, ring, slot):
 def product(taken, x, acc):
     """`acc` and the page's product."""
     return mma_v2(taken, x, acc)
+
+
+@gluon.jit
+def total(acc):
+    """The sums of the tiles."""
+    return acc
 
 
 @gluon.jit
