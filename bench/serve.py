@@ -59,9 +59,9 @@ def engine_alone(model: str, backend: str, capacity: int | None, asked: Sequence
         sampling = SamplingParams(stop_token_ids=tuple(engine.config.eos_token_ids))
         for prompt in asked:
             began = time.perf_counter()
-            engine.start(prompt, tokens, sampling)
-            count, first = len(engine.steps()), time.perf_counter()
-            while more := engine.steps():
+            generation = engine.generate(prompt, tokens, sampling)
+            count, first = len(generation.steps()), time.perf_counter()
+            while more := generation.steps():
                 count += len(more)
             ended = time.perf_counter()
             times["first_ms"].append(1000 * (first - began))
