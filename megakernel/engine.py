@@ -79,15 +79,13 @@ class Engine:
 
         An interrupt abandons all that were being decoded.
         """
-        backend = self._opened()
         self.settle()
-        joined = self._joined
-        if not joined:
+        if not self._joined:
             return
-        known = sum(len(sequence.tokens) + sequence.position for sequence in joined)
+        known = self._known()
         try:
-            backend.decode(self._chunk)
-            if known == sum(len(sequence.tokens) + sequence.position for sequence in joined if not sequence.abandoned):
+            self._opened().decode(self._chunk)
+            if known == self._known():
                 raise RuntimeError(f"the {self.backend_name} backend has decoded nothing, and no sequence has ended")
         except Exception as error:
             self._lose(error)
@@ -95,13 +93,21 @@ class Engine:
             self._lose(None)
             raise
 
+    def _known(self) -> int:
+        """A number that changes when any sequence is moved on."""
+        known = 0
+        for sequence in self._joined:
+            known += len(sequence.tokens) + sequence.position + sequence.abandoned
+        return known
+
     def settle(self) -> None:
         """Let those leave the backend that have ended, and those join it that wait, as far as there is room."""
         backend = self._opened()
         try:
-            for sequence in [sequence for sequence in self._joined if sequence.ended]:
-                backend.leave(sequence)
-                self._joined.remove(sequence)
+            for sequence in tuple(self._joined):
+                if sequence.finish is not None or sequence.abandoned:
+                    backend.leave(sequence)
+                    self._joined.remove(sequence)
             while self._waiting:
                 if not self._waiting[0].ended and not self._join(backend, self._waiting[0]):
                     break

@@ -66,15 +66,15 @@ class Sequence:
             return
         self.last = time.perf_counter()
         self.first = self.first or self.last
-        if len(tokens) > self.left:
-            tokens = tokens[: self.left]
+        left, finish = self._end - len(self.tokens), None
+        if len(tokens) >= left:
+            tokens, finish = tokens[:left], "length"
         if not self._stops.isdisjoint(tokens):
             place = next(place for place, token in enumerate(tokens, 1) if token in self._stops)
-            tokens, self.finish = tokens[:place], "stop"
+            tokens, finish = tokens[:place], "stop"
         self.tokens += tokens
         self.ready += tokens
-        if self.finish is None and len(self.tokens) == self._end:
-            self.finish = "length"
+        self.finish = finish
 
     def fail(self, error: Exception | None) -> None:
         """End it with an error, or without a word, unless it has ended."""

@@ -33,7 +33,7 @@ class TorchBackend:
         self.parts = Parts(model.capacity, model.cache.copy)
         self.joined: dict[Sequence, CachePart] = {}
         self.chosen_from: dict[Sequence, torch.Tensor] = {}  # the logits of each one's last token
-        self.threads: int | None = None  # to be measured
+        self.threads: int | None = None  # to be measured once: bits depend on it, where attention is long
 
     def join(self, sequence: Sequence) -> bool:
         if len(self.joined) == self.columns:
@@ -42,7 +42,6 @@ class TorchBackend:
             if not self.parts.join(sequence):
                 return False
             self.joined[sequence] = self.model.cache.part(sequence.part)
-        self.threads = None
         return True
 
     def leave(self, sequence: Sequence) -> None:
@@ -73,7 +72,7 @@ class TorchBackend:
 
     @torch.inference_mode()
     def quickest(self) -> int:
-        """How many threads a token had best be given: those with which one layer takes least for one."""
+        """How many threads tokens had best be given: those with which one layer takes least for one."""
         if self.model.device.type != "cpu":
             return torch.get_num_threads()
         model, residual = self.model, torch.ones(1, self.config.hidden_size)
