@@ -159,9 +159,8 @@ class Service:
             for prompt in prompts
             for number in range(request.n or 1)
         ]
-        choices = [Choice(job, self.text, request.stops) for job in jobs]
-        self.scheduler.submit(jobs)
-        return Order(request, choices, inbox, sum(map(len, prompts)))
+        self.scheduler.submit(jobs)  # the rest is done while the engine reads the prompt
+        return Order(request, [Choice(job, self.text, request.stops) for job in jobs], inbox, sum(map(len, prompts)))
 
     def _check_length(self, prompt: int, max_tokens: int, fields: tuple[str, str]) -> None:
         try:
