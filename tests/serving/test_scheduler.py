@@ -16,7 +16,8 @@ from serving.errors import ApiError
 from serving.job import Burst, Event, Failure, Job
 from serving.queue import FairQueue
 from serving.scheduler import Scheduler
-from tests.support.scripted import CHUNK, ScriptedBackend, scripted_answer, scripted_engine
+from tests.support.cli_fakes import ids_of
+from tests.support.scripted import CHUNK, NUMBERLESS, ScriptedBackend, scripted_answer, scripted_engine
 
 SECONDS = 20
 
@@ -274,6 +275,40 @@ def test_what_the_engine_refuses_is_no_fault() -> None:
         [event] = ask.of(wrong)
         assert isinstance(event, Failure) and isinstance(event.error, ApiError) and event.error.status == 400
         assert scheduler.health().faults == 0 and len(ask.tokens(right)) == CHUNK
+
+
+def test_what_the_cache_has_no_room_for_waits_and_is_said_with_the_numbers() -> None:
+    ask = Asker()
+    with scheduling(EngineDecoder(scripted_engine(100, pause=0.01, columns=4)), limit=2) as scheduler:
+        first, second, third = (ask.job(name, tokens) for name, tokens in (("a", 60), ("b", 40), ("c", 4)))
+        scheduler.submit([first])
+        eventually(lambda: scheduler.health().running == 1)
+        scheduler.submit([second, third])
+        eventually(lambda: second.began == 0 and scheduler.health().waiting == 2)
+        with pytest.raises(ApiError, match="1 of 4 sequences are being decoded, for which 62 of 100 tokens of the cache"):
+            scheduler.submit([ask.job("d")])
+        ask.wait(first, second, third)
+        assert first.began < second.began < third.began, "in their order, though the third would have had room"
+        for job, tokens in ((first, 60), (second, 40), (third, 4)):
+            assert ask.tokens(job) == scripted_answer([1, 2, 3], 2048, tokens)
+
+
+def test_many_together_of_whom_one_leaves_and_one_has_no_numbers() -> None:
+    """The others get their answers, and the engine has not failed."""
+    ask, prompt = Asker(), ids_of(NUMBERLESS)
+    with scheduling(EngineDecoder(scripted_engine(pause=0.005, columns=8))) as scheduler:
+        good = [ask.job(str(number), tokens=30 + number, prompt=[number + 9]) for number in range(6)]
+        leaving, numberless = ask.job("g", tokens=100), ask.job("h", prompt=prompt, tokens=40)
+        scheduler.submit([*good, leaving, numberless])
+        eventually(lambda: bool(ask.of(leaving)))
+        assert scheduler.health().running == 8
+        scheduler.cancel(leaving)
+        ask.wait(*good, numberless)
+        for number, job in enumerate(good):
+            assert ask.tokens(job) == scripted_answer([number + 9], 2048, 30 + number)
+        *taken, failure = ask.of(numberless)
+        assert taken and isinstance(failure, Failure) and "no finite numbers" in str(failure.error)
+        assert not ask.ended(leaving) and (scheduler.health().state, scheduler.health().faults) == ("ok", 0)
 
 
 def test_a_step_that_does_not_come_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from megakernel.backend import shared_length
 from megakernel.engine import Engine
+from megakernel.errors import NotNumbers
 from megakernel.sequence import Sequence
 from models.checkpoint import open_checkpoint
 from models.config import ModelConfig
@@ -27,6 +28,7 @@ from tests.support.cli_fakes import bundled_tokenizer
 CHUNK = 4  # tokens a launch
 PAUSE = 0.001  # seconds a launch
 FAULT, BROKEN, SLOW = "halfway fault", "broken engine", "slowly now"  # what a prompt says to get it
+NUMBERLESS = "no numbers"  # likewise, after its first tokens
 SLOW_PAUSE = 0.05
 FAILING_PROBES = 1  # after BROKEN
 
@@ -75,6 +77,9 @@ class ScriptedBackend:
                 raise MachineError("wait 17 of SM 3 expired")
         for sequence in said:
             place = len(sequence.tokens) - len(sequence.prompt)
+            if NUMBERLESS in said[sequence] and place:
+                sequence.fail(NotNumbers(len(sequence.tokens) - 1))
+                continue
             sequence.take(self.answers[sequence][place : place + count])
             sequence.position = len(sequence.tokens) - 1
 
