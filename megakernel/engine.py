@@ -93,12 +93,9 @@ class Engine:
             self._lose(None)
             raise
 
-    def _known(self) -> int:
-        """A number that changes when any sequence is moved on."""
-        known = 0
-        for sequence in self._joined:
-            known += len(sequence.tokens) + sequence.position + sequence.abandoned
-        return known
+    def _known(self) -> list[tuple[int, int, bool]]:
+        """What changes when any sequence is moved on."""
+        return [(len(sequence.tokens), sequence.position, sequence.abandoned) for sequence in self._joined]
 
     def settle(self) -> None:
         """Let those leave the backend that have ended, and those join it that wait, as far as there is room."""

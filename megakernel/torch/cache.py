@@ -5,7 +5,7 @@ What is read is always dense in memory, wherever the rows lie, so that a sequenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -36,21 +36,31 @@ class CachePart:
 
     def __init__(self, rows: Tensor, blocks: Sequence[int]) -> None:
         self.rows = rows
-        self.first = blocks[0] * BLOCK
-        self.places: Tensor | None = None  # int64 [positions], where they are not in one piece
-        if list(blocks) != list(range(blocks[0], blocks[0] + len(blocks))):
-            starts = torch.tensor(blocks, device=rows.device) * BLOCK
-            self.places = (starts[:, None] + torch.arange(BLOCK, device=rows.device)).flatten()
+        self.runs: list[tuple[int, int, int]] = []  # first position, the one behind the last, first row
+        for place, block in enumerate(blocks):
+            start, stop, row = self.runs[-1] if self.runs else (0, 0, -1)
+            if row + stop - start == block * BLOCK:
+                self.runs[-1] = (start, stop + BLOCK, row)
+            else:
+                self.runs.append((place * BLOCK, (place + 1) * BLOCK, block * BLOCK))
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
+        """The positions from `start` to `stop`, counted from `start`, and the rows where they lie, piece by piece."""
+        for first, behind, row in self.runs:
+            low, high = max(first, start), min(behind, stop)
+            if low < high:
+                yield slice(low - start, high - start), slice(row + low - first, row + high - first)
 
     def write(self, layer: int, past: int, key: Tensor, value: Tensor) -> None:
         """Store keys and values [tokens, kv_heads, head_dim] of the positions from `past` on."""
-        end = past + len(key)
-        where = slice(self.first + past, self.first + end) if self.places is None else self.places[past:end]
-        for kind, new in enumerate((key, value)):
-            self.rows[layer, kind, :, where] = new.transpose(0, 1).to(self.rows.dtype)
+        for places, rows in self.pieces(past, past + len(key)):
+            for kind, new in enumerate((key, value)):
+                self.rows[layer, kind, :, rows] = new[places].transpose(0, 1)
 
     def read(self, layer: int, end: int, dtype: torch.dtype) -> Tensor:
         """Keys and values of the positions before `end`: dense, [2, kv_heads, end, head_dim]."""
-        if self.places is None:
-            return self.rows[layer, :, :, self.first : self.first + end].to(dtype).contiguous()
-        return self.rows[layer].index_select(2, self.places[:end]).to(dtype)
+        _, kinds, heads, _, dim = self.rows.shape
+        dense = self.rows.new_empty((kinds, heads, end, dim), dtype=dtype)
+        for places, rows in self.pieces(0, end):
+            dense[:, :, places] = self.rows[layer, :, :, rows]
+        return dense
