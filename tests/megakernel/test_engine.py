@@ -24,7 +24,7 @@ BAD = 49
 
 class CountingBackend:
     """Each sequence is given 10, 11, 12, ...; remembers what it was asked.  With `pieces`, prompts are read so many tokens at a
-    time; a sequence whose prompt begins with `BAD` ends at its third token."""
+    time; a sequence whose prompt begins with `BAD` ends at its third token, and nothing of it is to be reused."""
 
     name = "counting"
     config = CONFIG
@@ -60,6 +60,7 @@ class CountingBackend:
                 continue
             done = len(sequence.tokens) - len(sequence.prompt)
             if sequence.prompt[0] == BAD and done == 2:
+                sequence.position = 0
                 sequence.fail(NotNumbers(done))
                 continue
             sequence.take(list(range(10 + done, 10 + done + count)))
@@ -220,6 +221,14 @@ def test_those_beyond_the_columns_and_the_cache_wait_their_turn() -> None:
     assert first.finish_reason is None and list(first) == list(range(10, 16))
     assert third.count and list(third) == list(range(10, 18))
     assert fourth.steps() == [] and [one.prompt[0] for one in backend.requests] == [1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("pieces", range(1, CAPACITY))
+def test_one_that_loses_its_rows_is_no_standstill(pieces: int) -> None:
+    """However many positions the others gain in the same step."""
+    engine = Engine(CountingBackend(columns=2, pieces=pieces))
+    good, bad = engine.generate([1], 5), engine.generate([BAD], 5)
+    assert list(good) == [10, 11, 12, 13, 14] and bad.taken() == [10, 11]
 
 
 def test_what_ends_one_ends_no_other() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from megakernel.parts import BLOCK
 from megakernel.request import SamplingParams
 from megakernel.torch import backend as module
 from tests.megakernel.torch.company import company
+from tests.support import ROOT
 from tests.support.torch_models import torch_backend
 
 MODEL = "gqa4_llama3_tied"
@@ -84,3 +87,11 @@ def test_a_cache_that_is_full_lets_wait() -> None:
     assert [one.waiting for one in (first, second, third)] == [False, True, True], "in their order"
     for generation in (first, second, third):
         assert len(list(generation)) == generation.count and generation.finish_reason == "length"
+
+
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sequences.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(example, {})
+    *tokens, last = capsys.readouterr().out.splitlines()
+    assert len(tokens) == 40 and last.endswith("] length 0")
