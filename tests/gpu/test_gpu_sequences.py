@@ -1,4 +1,4 @@
-"""Several requests of one engine on the GPU, which has one column: they take turns, and each has the tokens that it has alone."""
+"""Several requests of one engine on the GPU, which has one column: they take turns, and each has its tokens as alone."""
 
 from __future__ import annotations
 

@@ -94,4 +94,4 @@ def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str], monkey
     [example] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sequences.md").read_text(encoding="utf-8"), re.DOTALL)
     exec(example, {})
     *tokens, last = capsys.readouterr().out.splitlines()
-    assert len(tokens) == 40 and last.endswith("] length 0")
+    assert len(tokens) == 40 and last.endswith("] length 2"), "of the second prompt the first two tokens were there"
