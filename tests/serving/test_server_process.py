@@ -211,7 +211,8 @@ def crowd(server: Served) -> None:
 
 
 def test_a_signal_lets_answers_end() -> None:
-    with served() as server:
+    with served("--answer-tokens", "7") as server:
+        assert ask(server, "how long?").json()["usage"]["completion_tokens"] == 7
         stream = iter(server.client().chat.completions.create(**body(SLOW, max_tokens=40, stream=True)))
         pieces = [next(stream)]
         server.process.send_signal(signal.SIGTERM)
