@@ -157,6 +157,7 @@ class Scheduler:
         faults = [error for error in failed.values() if not isinstance(error, NotNumbers)]
         if faults:
             self._fault(faults[0])
+            failed = dict.fromkeys(self._taken, faults[0]) | failed  # one that waits there, too: the probe shall not
         for job, told in failed.items():
             self._release(job)
             self._fail(job, ApiError(500, f"the engine failed: {told}", code="engine_fault"))
