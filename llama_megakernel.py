@@ -19,7 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from models.command import called, command, start
+from models import completion
+from models.command import Parser, called, command, start
 from models.errors import UserError, quoted
 
 NAME = "llama-megakernel"
@@ -80,10 +81,25 @@ def chosen(arguments: list[str]) -> tuple[str, str, list[str]]:
     return name, COMMANDS[name][0], rest
 
 
+def named() -> list[str]:
+    """The words on the line that a shell wants completed, where they name a command; else the shell is told the names."""
+    words, begun = completion.line()
+    names = {(): (*COMMANDS, BENCH), (BENCH,): tuple(benchmarks())}.get(tuple(words))
+    if names is not None and not begun.startswith("-"):
+        completion.skip(len(words))
+        parser = Parser(NAME, overview())
+        parser.add_argument("command", choices=names)
+        completion.answer(parser)
+    completion.skip(len(words) - len(chosen(words)[2]))
+    return words
+
+
 @command
 def main(arguments: list[str] | None = None) -> int:
     """The exit status of the command that is named."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if completion.asked():
+        arguments = named()
     if arguments in (["--help"], ["-h"]):
         print(overview())
         return 0

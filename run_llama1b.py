@@ -42,7 +42,7 @@ from models.command import INTERRUPTED, Parser, command, note, start
 from models.errors import UserError
 
 if TYPE_CHECKING:
-    from megakernel.engine import Engine
+    from megakernel.generation import Generation
     from megakernel.text import TextCodec
 
 QUESTION, OPENING = "What is the capital of France?", "The garbage collector"
@@ -182,18 +182,17 @@ def run(options: Request, load: LoadEngine | None, result: Result) -> None:
         sampling = replace(sampling, stop_token_ids=tuple(engine.config.eos_token_ids))
         result.started = time.perf_counter()
         reading = _Reading()
-        engine.start(result.prompt_token_ids, options.max_tokens, sampling, progress=reading)
-        result.kept_tokens = engine.kept
+        generation = engine.generate(result.prompt_token_ids, options.max_tokens, sampling, progress=reading)
         note(f"{options.model} on {engine.backend_name}, loaded in {result.started - began:.1f} s")
         if options.model.startswith("random:"):
             note("random weights have no tokenizer: the prompt goes in as bytes, token ids come out in place of words")
         try:
-            generate(engine, text, options, result, reading)
+            generate(generation, text, options, result, reading)
         finally:
             reading.close()
 
 
-def generate(engine: Engine, text: TextCodec, options: Request, result: Result, reading: _Reading) -> None:
+def generate(generation: Generation, text: TextCodec, options: Request, result: Result, reading: _Reading) -> None:
     from megakernel.text import terminal_safe
 
     detokenizer = text.detokenizer(result.prompt_token_ids)
@@ -206,17 +205,18 @@ def generate(engine: Engine, text: TextCodec, options: Request, result: Result, 
             _write(shown(piece))
 
     try:
-        for token_id in engine.stream():
+        for token_id in generation:
             result.last = time.perf_counter()
             result.first = result.first or result.last
             result.token_ids.append(token_id)
             emit(detokenizer.step(token_id))
     except KeyboardInterrupt:
-        engine.stop()
+        generation.stop()
         emit(detokenizer.finish())
         raise
     emit(detokenizer.finish())
-    result.finish_reason = engine.finish_reason or result.finish_reason
+    result.kept_tokens = generation.kept
+    result.finish_reason = generation.finish_reason or result.finish_reason
 
 
 def _write(text: str) -> None:

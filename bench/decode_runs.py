@@ -106,8 +106,7 @@ def measure_engine(model: PackedModel, runs: int) -> dict[str, Any]:
 
         def seconds(tokens: int) -> float:
             begun = time.perf_counter()
-            engine.start(prompt, tokens, reuse=False)
-            if sum(1 for _ in engine.stream()) != tokens:
+            if sum(1 for _ in engine.generate(prompt, tokens, reuse=False)) != tokens:
                 raise RuntimeError(f"asked for {tokens} tokens, got fewer")
             return time.perf_counter() - begun
 

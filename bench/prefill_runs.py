@@ -54,12 +54,11 @@ def first_tokens(engine: Engine, length: int, runs: int, kept: int = 0) -> Sprea
     for run in range(WARM + runs):
         prompt = random_prompt(engine.config.vocab_size, length, seed=run)
         if kept:
-            engine.start(prompt[:kept], 1, reuse=False)
-            list(engine.stream())
+            list(engine.generate(prompt[:kept], 1, reuse=False))
         torch.cuda.synchronize()
         begun = time.perf_counter()
-        engine.start(prompt, 1, reuse=kept > 0)
-        if len(list(engine.stream())) != 1 or engine.kept != kept:
+        generation = engine.generate(prompt, 1, reuse=kept > 0)
+        if len(list(generation)) != 1 or generation.kept != kept:
             raise RuntimeError(f"asked for one token after {length} tokens of which {kept} are kept, got something else")
         times.append(1e3 * (time.perf_counter() - begun))
     return Spread.of(times[WARM:])

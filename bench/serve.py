@@ -4,7 +4,8 @@
 
 First one stream: milliseconds to the first token and a token, of the engine alone in a process of its own, then of the server
 over HTTP, the same prompts.  Then an open loop: requests arrive at random, at several shares of what the server can do, and
-wait for nobody; time to the first token, time a token and time between pieces at their percentiles.  Prints a table, writes a
+wait for nobody; time to the first token, time a token and time between pieces at their percentiles.  Between them, tokens a
+second of several streams at once.  Prints a table, writes a
 record and a picture, and ends with the record as one line of JSON.
 """
 
@@ -21,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -39,6 +41,7 @@ from models.output import output_path
 
 SHARES = (0.2, 0.5, 0.8, 0.95)  # of what the server can do, one request after the other
 PERCENTILES = (50, 95, 99)
+STREAMS, ROUNDS = (1, 2, 4, 8), 2  # at once, and how often the most of them ask
 QUEUE = 100_000  # in the open loop nobody is refused: the time in the queue is what is measured
 NAME = "measured"
 TOKEN_LIMIT_MS, FIRST_LIMIT_MS = 0.03, 1.0  # of what serving one stream may cost, a token and on the first token
@@ -46,9 +49,9 @@ TOKEN_LIMIT_MS, FIRST_LIMIT_MS = 0.03, 1.0  # of what serving one stream may cos
 Times = dict[str, list[float]]  # "first_ms" and "ms_per_token" of each run
 
 
-def prompts(length: int, runs: int, vocab_size: int) -> list[list[int]]:
+def prompts(length: int, runs: int, vocab_size: int, seed: int = 0) -> list[list[int]]:
     """One warm-up and the runs; no two begin alike, so that nothing of one is kept for the next."""
-    draws = random.Random(0)
+    draws = random.Random(seed)
     return [[draws.randrange(vocab_size) for _ in range(length)] for _ in range(runs + 1)]
 
 
@@ -59,9 +62,9 @@ def engine_alone(model: str, backend: str, capacity: int | None, asked: Sequence
         sampling = SamplingParams(stop_token_ids=tuple(engine.config.eos_token_ids))
         for prompt in asked:
             began = time.perf_counter()
-            engine.start(prompt, tokens, sampling)
-            count, first = len(engine.steps()), time.perf_counter()
-            while more := engine.steps():
+            generation = engine.generate(prompt, tokens, sampling)
+            count, first = len(generation.steps()), time.perf_counter()
+            while more := generation.steps():
                 count += len(more)
             ended = time.perf_counter()
             times["first_ms"].append(1000 * (first - began))
@@ -81,6 +84,22 @@ def served_stream(url: str, asked: Sequence[Sequence[int]], tokens: int) -> Time
     answers = [stream.ask(NAME, prompt, tokens) for prompt in asked][1:]
     stream.close()
     return {"first_ms": [one.first_ms for one in answers], "ms_per_token": [one.ms_per_token for one in answers]}
+
+
+def together(url: str, asked: Sequence[Sequence[int]], tokens: int, streams: int) -> float:
+    """Tokens a second of all streams, each with a connection of its own that asks for one prompt after the other."""
+
+    def one(mine: Sequence[Sequence[int]]) -> int:
+        stream = Stream(url)
+        try:
+            return sum(stream.ask(NAME, prompt, tokens).tokens for prompt in mine)
+        finally:
+            stream.close()
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(streams) as pool:
+        total = sum(pool.map(one, [asked[place::streams] for place in range(streams)]))
+    return total / (time.perf_counter() - began)
 
 
 @contextmanager
@@ -175,6 +194,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             f"serving one stream costs {cost['ms_per_token']:.4f} ms a token, {cost['first_ms']:.3f} ms on the first",
             flush=True,
         )
+        record["streams"] = {}
+        for streams in STREAMS:
+            others = prompts(options.prompt, ROUNDS * max(STREAMS) - 1, vocab_size, seed=streams)
+            record["streams"][streams] = round(together(url, others, options.tokens, streams), 1)
+        rates = ", ".join(f"{rate:.0f} of {streams}" for streams, rate in record["streams"].items())
+        print(f"tokens a second of so many streams together: {rates}", flush=True)
         first, each = (record["one_stream"][name]["served"]["median"] for name in ("first_ms", "ms_per_token"))
         seconds = (first + options.tokens / 2 * each) / 1000  # of a request, on average
         record["loads"] = []

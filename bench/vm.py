@@ -16,13 +16,14 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence as Values
 from dataclasses import asdict, dataclass
 
 import torch
 
 from megakernel.loading import DEFAULT_VM_SMS, DTYPES
 from megakernel.request import SamplingParams
+from megakernel.sequence import Sequence
 from megakernel.vm.backend import VmBackend
 from models.checkpoint import open_checkpoint
 from models.command import Parser, add_model, command, real, start, whole
@@ -74,7 +75,7 @@ def read_seconds(model: PackedModel) -> float:
 
 def decode_seconds(backend: VmBackend, tokens: int) -> tuple[list[float], list[float]]:
     """Wall and CPU time of each of `tokens` tokens after a prompt of one; the first, which touches new memory, is left out."""
-    backend.start([0], tokens + 1, SamplingParams())
+    backend.join(Sequence([0], tokens + 1, SamplingParams()))
     wall, cpu = [], []
     for _ in range(tokens + 1):
         started, computed = time.perf_counter(), time.process_time()
@@ -128,7 +129,7 @@ def report(record: VmRecord) -> None:
     print(f"  limit             {record.limit_seconds:8.3f} s{', kept' if record.within_limit else ', EXCEEDED'}")
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Values[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m bench.vm", description=(__doc__ or "").split("\n")[0])
     add_model(parser, default="random:llama-3.2-1b")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the packed weights")
@@ -139,7 +140,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 @command
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Values[str] | None = None) -> int:
     """Exit status 0 when the limit is kept, 1 when it is not, 2 for bad input."""
     options = parse_arguments(arguments)
     record = measure(options.model, options.dtype, options.sms, options.tokens, options.limit)

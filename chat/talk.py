@@ -68,19 +68,16 @@ class Talk:
         # Each answer has draws of its own, and the whole conversation those of its seed.
         sampling = replace(self._sampling, seed=(self._sampling.seed + self.total.answers) % SEED_LIMIT)
         self.last, began = Stats(), time.perf_counter()
-        self._engine.start(prompt, most, sampling)
-        self.last.prompt, self.last.kept = len(prompt), self._engine.kept
-        detokenizer, first = self._text.detokenizer(prompt), began
+        generation, detokenizer = self._engine.generate(prompt, most, sampling), self._text.detokenizer(prompt)
         try:
-            while tokens := self._engine.steps():
-                now = time.perf_counter()
-                if not self.last.answers:
-                    first, self.last.first_seconds, self.last.answers = now, now - began, 1
-                self.last.tokens += len(tokens)
-                self.last.seconds = now - first
-                ended = self._engine.finish_reason == "stop"
+            while tokens := generation.steps():
+                first, newest = generation.times
+                self.last.answers, self.last.tokens = 1, self.last.tokens + len(tokens)
+                self.last.prompt, self.last.kept = len(prompt), generation.kept
+                self.last.first_seconds, self.last.seconds = first - began, newest - first
+                ended = generation.finish_reason == "stop"
                 yield detokenizer.steps(tokens[:-1] if ended else tokens)
             yield detokenizer.finish()
         finally:
-            self._engine.stop()
+            generation.stop()
             self.total.add(self.last)

@@ -1,46 +1,47 @@
-"""What the engine asks of a backend: one sequence at a time, decoded on some machine.  It knows neither text nor limits: the
+"""What the engine asks of a backend: some sequences at once, decoded on some machine.  It knows neither text nor limits: the
 engine has checked every number before it comes here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
 from instructions.base import SamplingState
 from megakernel.request import SamplingParams
+from megakernel.sequence import Sequence
 from models.config import ModelConfig
-
-Report = Callable[[int], None]  # is told how many positions of a prompt have been read
 
 
 class Backend(Protocol):
-    """A loaded model.  `capacity` is the most tokens, prompt and generated ones together, of a sequence; `kept` how many
-    positions of the last prompt were in the KV cache when its request began."""
+    """A loaded model.  `columns` sequences at most are decoded at once; `capacity` is the most tokens of a sequence, prompt and
+    generated ones together, and of all sequences where they share a cache."""
 
     name: str
     config: ModelConfig
     capacity: int
-    kept: int
+    columns: int
 
-    def start(
-        self, prompt: Sequence[int], limit: int, sampling: SamplingParams, reuse: bool = True, report: Report | None = None
-    ) -> None:
-        """Begin a new sequence of at most `limit` generated tokens.  Computes nothing yet.
+    def join(self, sequence: Sequence) -> bool:
+        """Take in a sequence, and say in `kept` and `position` what the cache holds of its prompt.  Decodes nothing yet.
 
-        With `reuse`, what the KV cache holds of the sequence before may serve for as long as the prompt begins like it;
-        otherwise that is forgotten.  `report` is called while a long prompt is read.
+        False, and nothing has changed, where it must wait until another leaves: for a column, or for rows of the cache.
         """
 
-    def decode(self, count: int) -> list[int]:
-        """The next `count` generated tokens, which the engine never asks for beyond `limit`.
+    def leave(self, sequence: Sequence) -> None:
+        """Let a sequence go, whether it has ended or not; does nothing for one that has not joined.  Must be quick: what is
+        under way for it may go on.  Later sequences may use what the cache holds of it."""
 
-        Fewer, but at least one, when a stop token comes: it is the last of them.  Not called again after that.
+    def decode(self, count: int) -> None:
+        """Move the sequences that have joined on, as far as one wait for the device brings them: those that have not ended are
+        given tokens (`Sequence.take`), some `count`, or a piece of their prompt is read (`Sequence.position`); at least one is
+        moved on.
+
+        What ends a sequence alone is told it (`Sequence.fail`).  Raises what ends all of them.
         """
 
-    def logits(self) -> torch.Tensor:
-        """What the last token was chosen from, fp32 [vocab_size], on the host; asked for when nothing is under way."""
+    def logits(self, sequence: Sequence) -> torch.Tensor:
+        """What the last token was chosen from, fp32 [vocab_size], on the host; of a sequence that has ended and not left."""
 
     def close(self) -> None:
         """Give back memory and device; the backend is of no use afterwards."""

@@ -1,34 +1,36 @@
-"""The engine: token ids in, token ids out, one sequence at a time.
+"""The engine: token ids in, token ids out, for as many sequences at once as its backend has columns.
 
-It checks a request against the model and the capacity before anything is computed, hands it to a backend, and counts.  It
-knows nothing of text, and it stops only at the tokens that the request names: whoever wants to end at the model's own end
-tokens passes `config.eos_token_ids`.
+It checks a request against the model and the capacity before anything is computed, lets it join the backend's others when there
+is room, and gives a `Generation` for it.  It knows nothing of text, and a sequence stops only at the tokens that its request
+names: whoever wants to end at the model's own end tokens passes `config.eos_token_ids`.
 """
 
 from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence as Tokens
 
 import torch
 
 from megakernel.backend import Backend
+from megakernel.generation import Generation, Progress
 from megakernel.request import SamplingParams
+from megakernel.sequence import Sequence
 from models.config import ModelConfig
 from models.errors import UserError, quoted
 
-__all__ = ["Engine", "SamplingParams"]
+__all__ = ["Engine", "Generation", "SamplingParams"]
 
 GREEDY = SamplingParams()
-Progress = Callable[[int, int], None]
 
 
 class Engine:
-    """A loaded model and at most one request.  Use it as a context manager, or call `close`.
+    """A loaded model and its requests.  Use it as a context manager, or call `close`.  Belongs to one thread.
 
-    `chunk` is how many tokens the backend decodes at a time: the tokens are the same for any number, a larger one saves
-    launches and delays the first token.
+    `chunk` is how many tokens of each sequence the backend decodes at a time: the tokens are the same for any number, a larger
+    one saves launches and delays the first token.  `columns` sequences are decoded at once; those beyond, and those for which
+    the cache has no room beside the others, wait their turn in the order in which they were asked for.
     """
 
     def __init__(self, backend: Backend, chunk: int = 1) -> None:
@@ -38,12 +40,10 @@ class Engine:
         self._chunk = chunk
         self.config: ModelConfig = backend.config
         self.capacity: int = backend.capacity
+        self.columns: int = backend.columns
         self.backend_name: str = backend.name
-        self.finish_reason: str | None = None
-        self.kept = 0  # positions of the request's prompt whose keys and values were in the cache when it began
-        self._limit = 0  # tokens still to hand out; 0: no request
-        self._stops: frozenset[int] = frozenset()
-        self._ready: deque[int] = deque()
+        self._joined: list[Sequence] = []
+        self._waiting: deque[Sequence] = deque()
 
     def __enter__(self) -> Engine:
         return self
@@ -51,76 +51,101 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start(
+    def generate(
         self,
-        prompt: Sequence[int],
+        prompt: Tokens[int],
         max_tokens: int,
         sampling: SamplingParams = GREEDY,
         reuse: bool = True,
         progress: Progress | None = None,
-    ) -> None:
-        """Begin a request, abandoning an unfinished one.  Raises UserError, with the numbers, for one that does not fit.
+    ) -> Generation:
+        """Begin a request, beside those under way.  Raises UserError, with the numbers, for one that can never fit.
 
-        reuse: compute only what follows the part of the prompt that the cache holds from the request before, where the backend
-            can; `kept` then says how many tokens that part has.  Without it the first tokens' bits depend on the prompt alone.
-        progress: called while a long prompt is read, with the tokens read so far and the prompt's.
+        reuse: compute only what follows the part of the prompt that the cache holds, of a request before or of one under way;
+            `Generation.kept` then says how many tokens that part has.  Without it the tokens' bits depend on the request alone.
+        progress: called while the generation waits for a long prompt, with the tokens read so far and the prompt's.
         """
-        backend = self._opened()
+        self._opened()
         ids = checked_prompt(prompt, self.config.vocab_size)
         check_length(len(ids), max_tokens, self.capacity)
-        self.stop()
-        report = None if progress is None else lambda done: progress(done, len(ids))
-        backend.start(ids, max_tokens, sampling, reuse, report)
-        self.kept, self.finish_reason = backend.kept, None
-        self._limit, self._stops = max_tokens, frozenset(sampling.stop_token_ids)
+        sequence = Sequence(ids, max_tokens, sampling, reuse)
+        generation = Generation(self, sequence, progress)
+        self._waiting.append(sequence)
+        self.settle()
+        return generation
 
-    def step(self) -> int | None:
-        """The next token id, a stop token included; None when the request is finished or was abandoned."""
-        tokens = self._next(1)
-        return tokens[0] if tokens else None
+    def step(self) -> None:
+        """Wait for the backend once; what came is with its generations, and so is what went wrong.  Does nothing without any.
 
-    def steps(self) -> list[int]:
-        """All token ids that can be had by waiting for the backend once, at least one; [] where `step` returns None."""
-        return self._next(self._chunk)
+        An interrupt abandons all that were being decoded.
+        """
+        self.settle()
+        if not self._joined:
+            return
+        known = self._known()
+        try:
+            self._opened().decode(self._chunk)
+            if known == self._known():
+                raise RuntimeError(f"the {self.backend_name} backend has decoded nothing, and no sequence has ended")
+        except Exception as error:
+            self._lose(error)
+        except BaseException:
+            self._lose(None)
+            raise
 
-    def _next(self, most: int) -> list[int]:
+    def _known(self) -> list[tuple[int, int, bool]]:
+        """What changes when any sequence is moved on."""
+        return [(len(sequence.tokens), sequence.position, sequence.abandoned) for sequence in self._joined]
+
+    def settle(self) -> None:
+        """Let those leave the backend that have ended, and those join it that wait, as far as there is room."""
         backend = self._opened()
-        if not self._limit:
-            return []
-        if not self._ready:
-            self._ready.extend(self._decoded(backend))
-        tokens = [self._ready.popleft() for _ in range(min(most, self._limit, len(self._ready)))]
-        end = next((place for place, token in enumerate(tokens, 1) if token in self._stops), None)
-        self._limit -= len(tokens)
-        if end is not None:
-            self.finish_reason, tokens = "stop", tokens[:end]
-        elif not self._limit:
-            self.finish_reason = "length"
-        if self.finish_reason is not None:
-            self._limit = 0
-            self._ready.clear()
-        return tokens
+        try:
+            for sequence in tuple(self._joined):
+                if sequence.finish is not None or sequence.abandoned:
+                    backend.leave(sequence)
+                    self._joined.remove(sequence)
+            while self._waiting:
+                if not self._waiting[0].ended and not self._join(backend, self._waiting[0]):
+                    break
+                self._waiting.popleft()
+        except BaseException:
+            self._lose(None)
+            raise
 
-    def stream(self) -> Iterator[int]:
-        """All token ids still to come, one by one; the same as calling `step` until it returns None."""
-        while (token := self.step()) is not None:
-            yield token
+    def _join(self, backend: Backend, sequence: Sequence) -> bool:
+        """Whether a sequence waits no longer; one that cannot even begin has ended."""
+        self._joined.append(sequence)  # first: whatever becomes of this, it will leave
+        try:
+            joined = backend.join(sequence)
+        except Exception as error:
+            sequence.fail(error)
+            return True
+        if not joined:
+            self._joined.pop()
+            if not self._joined:
+                raise RuntimeError(f"the {self.backend_name} backend has no room for a sequence and decodes none")
+        return joined
 
-    def logits(self) -> torch.Tensor:
-        """What the last token of a finished request was chosen from: fp32 [vocab_size], on the host."""
-        backend = self._opened()
-        if self.finish_reason is None:
-            raise RuntimeError("logits are there once a request is finished")
-        return backend.logits()
+    def _lose(self, error: Exception | None) -> None:
+        """End all that the backend decodes."""
+        for sequence in self._joined:
+            sequence.fail(error)
 
-    def stop(self) -> None:
-        """Abandon the request; the engine stays usable.  Without one it does nothing."""
-        self._limit = 0
-        self._ready.clear()
+    def waits(self, sequence: Sequence) -> bool:
+        """Whether a sequence has not joined the backend yet."""
+        return sequence in self._waiting
+
+    def logits(self, sequence: Sequence) -> torch.Tensor:
+        """See `Generation.logits`."""
+        return self._opened().logits(sequence)
 
     def close(self) -> None:
-        """Give back the backend's memory.  May be called twice."""
-        self.stop()
+        """Give back the backend's memory; what is under way is abandoned.  May be called twice."""
+        for sequence in (*self._joined, *self._waiting):
+            sequence.abandon()
+        self._joined.clear()
+        self._waiting.clear()
         if self._backend is not None:
             self._backend.close()
             self._backend = None
@@ -130,20 +155,8 @@ class Engine:
             raise RuntimeError("the engine is closed")
         return self._backend
 
-    def _decoded(self, backend: Backend) -> list[int]:
-        """Ask the backend for tokens; an error ends the request."""
-        try:
-            tokens = backend.decode(min(self._chunk, self._limit))
-        except BaseException:
-            self.stop()
-            raise
-        if not tokens:
-            self.stop()
-            raise RuntimeError(f"the {self.backend_name} backend ended a sequence without a stop token")
-        return tokens
 
-
-def checked_prompt(prompt: Sequence[int], vocab_size: int) -> list[int]:
+def checked_prompt(prompt: Tokens[int], vocab_size: int) -> list[int]:
     """The prompt as plain integers; raises UserError for an empty one and for ids outside the vocabulary."""
     if not len(prompt):
         raise UserError("the prompt is empty: give at least one token")

@@ -225,18 +225,18 @@ class WindowDetokenizer:
 
     def __init__(self, decode: Callable[[list[int]], str], prompt_ids: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._window = self._end_of(prompt_ids)
+        self._window, text = self._end_of(prompt_ids)
         self._settled = len(self._window)  # tokens of the window whose text has all been returned
-        self._returned = len(decode(self._window))  # characters of the window's text
+        self._returned = len(text)  # characters of the window's text
 
-    def _end_of(self, prompt_ids: Sequence[int]) -> list[int]:
-        """The prompt's last tokens that are text by themselves; none where its end is not text."""
+    def _end_of(self, prompt_ids: Sequence[int]) -> tuple[list[int], str]:
+        """The prompt's last tokens that are text by themselves, and that; none where its end is not text."""
         for count in range(1, min(_LONGEST_CHARACTER, len(prompt_ids)) + 1):
             tail = list(prompt_ids[-count:])
             text = self._decode(tail)
             if text and REPLACEMENT not in text:
-                return tail
-        return []
+                return tail, text
+        return [], ""
 
     def step(self, token_id: int) -> str:
         return self.steps([token_id])

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec
 
+from models.completion import answer
 from models.errors import MachineError, UserError, printable
 from models.process import INTERRUPTED, begin, open_streams, silence, working
 
@@ -44,6 +45,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, **options: Any) -> None:
         super().__init__(prog=_called or prog, description=description, allow_abbrev=False, **options)
+
+    def parse_args(self, *given: Any, **named: Any) -> Any:
+        answer(self)
+        return super().parse_args(*given, **named)
 
     def print_help(self, file: Any = None) -> None:
         print(self.format_help(), end="", file=file)  # argparse would not say that it cannot be written

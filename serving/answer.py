@@ -109,8 +109,8 @@ class Answer(Response):
         if elapsed >= limits.answer_seconds:
             raise ApiError(504, f"the answer took more than {limits.answer_seconds:g} s", code="timeout")
         if not any(choice.job.began for choice in self._order.choices):
-            retry = self._service.scheduler.retry_after()
-            raise busy(f"the request waited for more than {limits.queue_seconds:g} s", retry)
+            retry, load = self._service.scheduler.retry_after(), self._service.scheduler.load()
+            raise busy(f"the request waited for more than {limits.queue_seconds:g} s; {load}", retry)
 
     def _usage(self) -> Usage:
         choices = self._order.choices

@@ -23,7 +23,12 @@ from serving.service import Service
 from serving.wire import Form
 
 SCHEMAS = "#/components/schemas/"
-BODIES: tuple[type[Body], ...] = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+BODIES: dict[str, type[Body]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
 
 log = logging.getLogger("serving")
 
@@ -47,13 +52,11 @@ def make_app(service: Service, key: str | None = None, log_prompts: bool = False
     def client_of(request: Request) -> str:
         return request.client.host if request.client else ""
 
-    @app.post("/v1/chat/completions", openapi_extra=schema(ChatRequest))
     async def chat(request: Request) -> Response:
         order = await service.chat(await request_of(request, ChatRequest), client_of(request))
         form = Form(True, identity.model, identity.fingerprint, request.scope["name"])
         return Answer(service, order, form, request.scope["arrived"])
 
-    @app.post("/v1/completions", openapi_extra=schema(CompletionRequest))
     async def completions(request: Request) -> Response:
         order = await service.completion(await request_of(request, CompletionRequest), client_of(request))
         form = Form(False, identity.model, identity.fingerprint, request.scope["name"])
@@ -68,14 +71,16 @@ def make_app(service: Service, key: str | None = None, log_prompts: bool = False
         service.check_model(name)
         return JSONResponse(card)
 
-    @app.post("/tokenize", openapi_extra=schema(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
         ids = await service.tokenize(await request_of(request, TokenizeRequest))
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.capacity})
 
-    @app.post("/detokenize", openapi_extra=schema(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
         return JSONResponse({"prompt": await service.detokenize(await request_of(request, DetokenizeRequest))})
+
+    # Bodies are read here and not by FastAPI, whose own way through a route takes a third of a request's time.
+    for path, answering in zip(BODIES, (chat, completions, tokenize, detokenize), strict=True):
+        app.add_route(path, answering, methods=["POST"], include_in_schema=False)
 
     @app.get("/health")
     async def health() -> Response:
@@ -112,15 +117,20 @@ def make_app(service: Service, key: str | None = None, log_prompts: bool = False
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
-def schema(kind: type[Body]) -> dict[str, Any]:
-    """What /openapi.json says of a body that is read here and not by FastAPI."""
-    content = {"application/json": {"schema": {"$ref": SCHEMAS + kind.__name__}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
 def described(app: FastAPI) -> dict[str, Any]:
-    """What /openapi.json is, with the bodies that are read here."""
+    """What /openapi.json is, with the paths whose bodies are read here."""
     told = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    bodies = models_json_schema([(kind, "validation") for kind in BODIES], ref_template=SCHEMAS + "{model}")[1]["$defs"]
+    for path, kind in BODIES.items():
+        content = {"application/json": {"schema": {"$ref": SCHEMAS + kind.__name__}}}
+        told["paths"][path] = {
+            "post": {
+                "operationId": path.strip("/").replace("/", "_"),
+                "requestBody": {"required": True, "content": content},
+                "responses": {"200": {"description": "The answer"}},
+            }
+        }
+    bodies = models_json_schema([(kind, "validation") for kind in BODIES.values()], ref_template=SCHEMAS + "{model}")[1][
+        "$defs"
+    ]
     told.setdefault("components", {}).setdefault("schemas", {}).update(bodies)
     return told

@@ -74,6 +74,8 @@ def parse(argv: list[str] | None) -> Options:
     add("--api-key", metavar="KEY", help=f"what clients must send (default: {KEY_VARIABLE} of the environment, else none)")
     add_sampling_options(parser)
     add_engine_options(parser)
+    tokens = {"type": whole(1, 2**24), "metavar": "N"}
+    add("--answer-tokens", **tokens, help="of an answer where a request does not say how many (default: what fits)")
     add("--queue", type=whole(1, 10**6), metavar="N", help=f"sequences that may wait (default: {limits.queue})")
     seconds = {"type": real(0.1, MOST_SECONDS), "metavar": "S"}
     add("--queue-seconds", **seconds, help=f"how long one may wait (default: {limits.queue_seconds:g})")

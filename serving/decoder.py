@@ -1,10 +1,10 @@
-"""What the scheduler asks of an engine: some slots, each with a sequence or none, and a step that moves all of them on."""
+"""What the scheduler asks of an engine: to take jobs in, and to move on all that it has with each step."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from megakernel.engine import Engine
+from megakernel.engine import Engine, Generation
 from megakernel.request import SamplingParams
 from serving.job import Job
 
@@ -12,67 +12,83 @@ PROBE = [0]  # a prompt that every model has
 
 
 class Progress(NamedTuple):
-    """What a step gave one slot: at least one token; `finish` as in `Burst`."""
+    """What a step gave one job: some tokens, maybe none; `finish` as in `Burst`; `error` where it ended without the rest."""
 
     tokens: list[int]
-    finish: str | None
+    finish: str | None = None
+    error: Exception | None = None
 
 
 class Decoder(Protocol):
-    """Owned by one thread.  `slots` sequences at once, of at most `capacity` tokens each, prompt and answer together."""
+    """Owned by one thread.  `columns` sequences at once, which share a cache of `capacity` tokens."""
 
-    slots: int
+    columns: int
     capacity: int
 
-    def start(self, slot: int, job: Job) -> int:
-        """Begin a sequence in a free slot; the number of its prompt's tokens that the cache holds already."""
+    def start(self, job: Job) -> None:
+        """Take a job in.  Raises UserError for one that can never be."""
 
-    def step(self) -> dict[int, Progress]:
-        """Wait for the device once; what came, by slot.  Raises what went wrong, then every sequence is lost; and
-        `Cancelled` where a prompt was being read that nobody wants any more, then that slot is free."""
+    def waits(self, job: Job) -> bool:
+        """Whether a job that was taken in waits for room beside the others."""
 
-    def stop(self, slot: int) -> None:
-        """Free a slot before its sequence has ended."""
+    def step(self) -> dict[Job, Progress]:
+        """Wait for the device once: what came, of those of whom something came."""
+
+    def stop(self, job: Job) -> None:
+        """Let a job go before it has ended; does nothing for one that has."""
 
     def used(self) -> int:
-        """Tokens in the KV cache of the sequences under way."""
+        """Tokens in the KV cache of the sequences under way.  May be called by any thread."""
+
+    def reserved(self) -> int:
+        """Tokens of the KV cache that the sequences under way may come to use."""
 
     def probe(self) -> None:
-        """Decode one token, of no request; raises what goes wrong."""
+        """Decode one token, of no job; raises what goes wrong."""
 
 
 class EngineDecoder:
-    """One slot: the engine decodes one sequence."""
-
-    slots = 1
+    """See `Decoder`; a generation for each job."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.capacity = engine.capacity
-        self._length = 0
+        self.columns, self.capacity = engine.columns, engine.capacity
+        self._generations: dict[Job, Generation] = {}
 
-    def start(self, slot: int, job: Job) -> int:
-        """See `Decoder`."""
-        self._engine.start(job.prompt, job.max_tokens, job.sampling, progress=job.check)
-        self._length = len(job.prompt)
-        return self._engine.kept
+    def start(self, job: Job) -> None:
+        self._generations[job] = self._engine.generate(job.prompt, job.max_tokens, job.sampling)
 
-    def step(self) -> dict[int, Progress]:
-        """See `Decoder`."""
-        tokens = self._engine.steps()
-        self._length += len(tokens)
-        return {0: Progress(tokens, self._engine.finish_reason)}
+    def waits(self, job: Job) -> bool:
+        return job in self._generations and self._generations[job].waiting
 
-    def stop(self, slot: int) -> None:
-        """See `Decoder`."""
-        self._engine.stop()
-        self._length = 0
+    def step(self) -> dict[Job, Progress]:
+        self._engine.step()
+        came = {}
+        for job, generation in self._generations.items():
+            try:
+                tokens = generation.taken()
+            except Exception as error:
+                came[job] = Progress([], error=error)
+                continue
+            if tokens:
+                job.kept = generation.kept
+                came[job] = Progress(tokens, generation.finish_reason)
+        for job, progress in came.items():
+            if progress.finish is not None or progress.error is not None:
+                del self._generations[job]
+        self._engine.settle()  # who has ended makes room for who waits
+        return came
+
+    def stop(self, job: Job) -> None:
+        generation = self._generations.pop(job, None)
+        if generation is not None:
+            generation.stop()
 
     def used(self) -> int:
-        """See `Decoder`."""
-        return self._length
+        return sum(generation.used for generation in list(self._generations.values()))
+
+    def reserved(self) -> int:
+        return sum(generation.rows for generation in list(self._generations.values()) if not generation.waiting)
 
     def probe(self) -> None:
-        """See `Decoder`."""
-        self._engine.start(PROBE, 1, SamplingParams(), reuse=False)
-        self._engine.steps()
+        list(self._engine.generate(PROBE, 1, SamplingParams(), reuse=False))

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from megakernel.request import SamplingParams
-
-
-class Cancelled(Exception):
-    """Nobody waits for this sequence any more."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +43,4 @@ class Job:
     sink: Callable[[Event], None]
     cancelled: bool = field(default=False, init=False)
     kept: int = field(default=0, init=False)
-    began: float = field(default=0.0, init=False)  # when the engine took it, by time.perf_counter; 0: not yet
-    alive: float = field(default=0.0, init=False)  # when something was last heard of its prompt, by time.monotonic
-
-    def check(self, done: int = 0, total: int = 0) -> None:
-        """Raises Cancelled; is called while a long prompt is read, too."""
-        self.alive = time.monotonic()
-        if self.cancelled:
-            raise Cancelled
+    began: float = field(default=0.0, init=False)  # when the engine had room for it, by time.perf_counter; 0: not yet

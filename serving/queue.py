@@ -23,9 +23,9 @@ class FairQueue:
     def __len__(self) -> int:
         return self._count
 
-    def push(self, jobs: Sequence[Job]) -> bool:
-        """Take them all, or none where there is no room: then False."""
-        if self._count + len(jobs) > self.limit:
+    def push(self, jobs: Sequence[Job], elsewhere: int = 0) -> bool:
+        """Take them all, or none where there is no room beside those that wait here and elsewhere: then False."""
+        if self._count + elsewhere + len(jobs) > self.limit:
             return False
         for job in jobs:
             self._waiting.setdefault(job.client, deque()).append(job)

@@ -20,7 +20,7 @@ from serving.service import Service
 KEEP_ALIVE_SECONDS = 60
 BACKLOG = 1024
 AFTER_ABORT = 2  # seconds to send what those are told who were not done in time
-SWITCH_SECONDS = 0.0005  # most that a thread waits for another that computes: the engine's must not, at every launch
+SWITCH_SECONDS = 0.0001  # most that a thread waits for another that computes: the engine's must not, at every launch
 
 log = logging.getLogger("serving")
 

@@ -1,8 +1,9 @@
 """The one thread that owns the engine, and the queue in front of it.
 
-It fills free slots from the queue, steps the engine, and hands what came to the jobs.  After each step it looks who has left:
-the engine has at most two launches under way, so a sequence that nobody waits for ends within two.  Where a step fails, the
-sequences under way are told, and the engine is probed before it is given another.
+It gives the engine as many jobs as that has columns, steps it, and hands what came to the jobs.  A job for which the cache has
+no room beside the others waits in the engine until one ends, and with it all behind it.  After each step the thread looks who
+has left: the engine has at most two launches under way, so a sequence that nobody waits for ends within two.  Where the engine
+fails, the sequences under way are told, and it is probed before it is given another; a sequence may also fail alone.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from megakernel.errors import NotNumbers
 from models.errors import UserError
 from serving.decoder import Decoder
 from serving.errors import ApiError, busy
-from serving.job import Burst, Cancelled, Failure, Job
+from serving.job import Burst, Failure, Job
 from serving.queue import FairQueue
 
 RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0)  # between probes of an engine that fails; the last for ever
-STALL_SECONDS = 60.0  # a step that takes longer is told by `health`; no launch does, a prompt reports its progress
+STALL_SECONDS = 60.0  # a step that takes longer is told by `health`; no launch does, and no piece of a prompt
 LONGEST_WAIT = 60  # seconds that a client is told to wait at most
 SMOOTHING = 0.2  # weight of the newest in the mean time of a job
 
@@ -46,7 +48,7 @@ class Scheduler:
         self._decoder, self._on_fault = decoder, on_fault
         self._queue = FairQueue(limit)
         self._changed = threading.Condition()
-        self._running: dict[int, Job] = {}
+        self._taken: list[Job] = []  # by the engine, which may let the last of them wait
         self._state, self._closing = "ok", False
         self._faults = 0
         self._last_fault: str | None = None
@@ -62,8 +64,9 @@ class Scheduler:
                 raise busy("the server is stopping: ask another, or later", 5)
             if self._state == "failed":
                 raise busy("the engine has failed and is being tried again", 5)
-            if not self._queue.push(jobs):
-                raise busy(f"{len(self._queue)} requests are waiting, and no more than {self._queue.limit} may", self._wait())
+            if not self._queue.push(jobs, self._held_up()):
+                waiting, limit = len(self._queue) + self._held_up(), self._queue.limit
+                raise busy(f"{waiting} requests are waiting, and no more than {limit} may; {self._load()}", self._wait())
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
@@ -80,7 +83,7 @@ class Scheduler:
     def abort(self, reason: str) -> None:
         """All that runs and waits ends with an error."""
         with self._changed:
-            jobs = [*self._queue.clear(), *self._running.values()]
+            jobs = [*self._queue.clear(), *self._taken]
         for job in jobs:
             self._fail(job, busy(reason, 5))
 
@@ -97,93 +100,117 @@ class Scheduler:
         with self._changed:
             return self._wait()
 
+    def load(self) -> str:
+        """What the engine has to do at this moment, for who has to wait."""
+        with self._changed:
+            return self._load()
+
     def health(self) -> Health:
         """What is true at this moment."""
         with self._changed:
-            state = self._state
+            state, waiting = self._state, self._held_up()
             if not self._thread.is_alive():
                 state = "stopped"
-            elif self._running and state == "ok" and time.monotonic() - self._heard() > STALL_SECONDS:
+            elif self._taken and state == "ok" and time.monotonic() - self._stepped > STALL_SECONDS:
                 state = "stalled"
-            return Health(state, len(self._running), len(self._queue), self._faults, self._last_fault)
+            running = len(self._taken) - waiting
+            return Health(state, running, len(self._queue) + waiting, self._faults, self._last_fault)
 
     def cache_tokens(self) -> int:
         """Tokens in the KV cache of what is under way."""
-        return self._decoder.used() if self._running else 0
+        return self._decoder.used()
 
-    def _heard(self) -> float:
-        """When the engine last gave a sign."""
-        return max(self._stepped, *(job.alive for job in self._running.values()))
+    def _held_up(self) -> int:
+        """How many of those that the engine has taken wait there."""
+        return sum(not job.began for job in self._taken)
+
+    def _load(self) -> str:
+        decoder, running = self._decoder, len(self._taken) - self._held_up()
+        return (
+            f"{running} of {decoder.columns} sequences are being decoded, "
+            f"for which {decoder.reserved()} of {decoder.capacity} tokens of the cache are kept free"
+        )
 
     def _wait(self) -> int:
-        ahead = len(self._queue) + len(self._running)
-        return max(1, min(LONGEST_WAIT, round(ahead * self._mean_seconds / self._decoder.slots)))
+        ahead = len(self._queue) + len(self._taken)
+        return max(1, min(LONGEST_WAIT, round(ahead * self._mean_seconds / self._decoder.columns)))
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._closing and not self._running and not len(self._queue):
+                while not self._closing and not self._taken and not len(self._queue):
                     self._changed.wait()
                 if self._closing:
                     break
             self._turn()
-        for slot in list(self._running):
-            self._release(slot)
+        for job in list(self._taken):
+            self._release(job)
 
     def _turn(self) -> None:
-        """Fill the free slots, step once, hand out; whatever fails is told to those whom it befell."""
+        """Give the engine what it has room for, step it once, hand out; whatever fails is told to those whom it befell."""
         try:
             self._admit()
-            if self._running:
-                self._step()
+            failed = self._step() if self._taken else {}
         except Exception as error:
-            self._fault(error)
+            failed = dict.fromkeys(self._taken, error)
+        # That its logits are no numbers says something of a sequence, and nothing of the engine.
+        faults = [error for error in failed.values() if not isinstance(error, NotNumbers)]
+        if faults:
+            self._fault(faults[0])
+            failed = dict.fromkeys(self._taken, faults[0]) | failed  # one that waits there, too: the probe shall not
+        for job, told in failed.items():
+            self._release(job)
+            self._fail(job, ApiError(500, f"the engine failed: {told}", code="engine_fault"))
+        if faults:
             self._recover()
-        for slot, job in list(self._running.items()):
+        for job in list(self._taken):
             if job.cancelled:
-                self._release(slot)
+                self._release(job)
 
     def _admit(self) -> None:
-        for slot in range(self._decoder.slots):
-            while slot not in self._running:
-                with self._changed:
-                    job = self._queue.pop()
-                    if job is None:
-                        return
-                    if not job.cancelled:
-                        self._running[slot] = job
-                self._stepped = time.monotonic()
-                if not job.cancelled:
-                    job.began = time.perf_counter()
-                    self._start(slot, job)
-
-    def _start(self, slot: int, job: Job) -> None:
-        try:
-            job.kept = self._decoder.start(slot, job)
-        except UserError as error:  # a request that the engine refuses is no fault of it
+        while len(self._taken) < self._decoder.columns and not self._held_up():
             with self._changed:
-                del self._running[slot]
-            self._fail(job, ApiError(400, str(error)))
+                job = self._queue.pop()
+                if job is None:
+                    return
+                if job.cancelled:
+                    continue
+                self._taken.append(job)
+            self._stepped = time.monotonic()
+            try:
+                self._decoder.start(job)
+            except UserError as error:  # a request that the engine refuses is no fault of it
+                self._release(job)
+                self._fail(job, ApiError(400, str(error)))
+            self._look_who_began()
 
-    def _step(self) -> None:
-        try:
-            progress = self._decoder.step()
-        except Cancelled:
-            return  # `_turn` frees the slots of those who left
+    def _look_who_began(self) -> None:
+        for job in self._taken:
+            if not job.began and not self._decoder.waits(job):
+                job.began = time.perf_counter()
+
+    def _step(self) -> dict[Job, Exception]:
+        """Step, and hand out what came; those that failed are the caller's to tell."""
+        progress = self._decoder.step()
         at, self._stepped = time.perf_counter(), time.monotonic()
-        for slot, (tokens, finish) in progress.items():
-            job = self._running[slot]
+        failed = {}
+        for job, (tokens, finish, error) in progress.items():
+            if error is not None:
+                failed[job] = error
+                continue
             if finish is not None:
                 self._mean_seconds += SMOOTHING * (at - job.began - self._mean_seconds)
                 with self._changed:
-                    del self._running[slot]
+                    self._taken.remove(job)
             if not job.cancelled:
                 job.sink(Burst(job, tokens, finish, job.kept, at))
+        self._look_who_began()
+        return failed
 
-    def _release(self, slot: int) -> None:
+    def _release(self, job: Job) -> None:
         with self._changed:
-            del self._running[slot]
-        self._decoder.stop(slot)
+            self._taken.remove(job)
+        self._decoder.stop(job)
 
     def _fail(self, job: Job, error: Exception) -> None:
         if not job.cancelled:
@@ -191,17 +218,13 @@ class Scheduler:
             job.sink(Failure(job, error))
 
     def _fault(self, error: Exception) -> None:
-        """Those under way are told, each that its request failed."""
+        """Note that the engine has failed."""
         log.error("the engine failed: %s: %s", type(error).__name__, error)
         with self._changed:
-            jobs = list(self._running.values())
-            self._running.clear()
             self._faults, self._last_fault = self._faults + 1, f"{type(error).__name__}: {error}"
             if self._state == "ok":
                 self._state = "recovering"
         self._on_fault()
-        for job in jobs:
-            self._fail(job, ApiError(500, f"the engine failed: {error}", code="engine_fault"))
 
     def _recover(self) -> None:
         """Probe the engine until it decodes again.  While it does not, nobody is left waiting for it."""

@@ -88,7 +88,8 @@ class Service:
             raise ApiError(400, "max_tokens and max_completion_tokens differ: say one of them", "max_completion_tokens")
         prompt = await self._conversation(request.messages)
         field = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
-        tokens = most.pop() if most else max(1, self.capacity - len(prompt))
+        room = max(1, self.capacity - len(prompt))
+        tokens = most.pop() if most else min(room, self.limits.answer_tokens or room)
         return self._order(request, [prompt], tokens, ("messages", field), client)
 
     async def completion(self, request: CompletionRequest, client: str) -> Order:
@@ -159,9 +160,8 @@ class Service:
             for prompt in prompts
             for number in range(request.n or 1)
         ]
-        choices = [Choice(job, self.text, request.stops) for job in jobs]
-        self.scheduler.submit(jobs)
-        return Order(request, choices, inbox, sum(map(len, prompts)))
+        self.scheduler.submit(jobs)  # the rest is done while the engine reads the prompt
+        return Order(request, [Choice(job, self.text, request.stops) for job in jobs], inbox, sum(map(len, prompts)))
 
     def _check_length(self, prompt: int, max_tokens: int, fields: tuple[str, str]) -> None:
         try:

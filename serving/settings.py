@@ -11,9 +11,11 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Limits:
-    """`queue`: sequences that may wait; `queue_seconds`: how long one may, until it is refused; `answer_seconds`: how long an
-    answer may take from its arrival on; `body_bytes` of a request; `grace_seconds`: what running answers have after SIGTERM."""
+    """`answer_tokens`: of a chat's answer where the request does not say, None: what fits; `queue`: sequences that may wait;
+    `queue_seconds`: how long one may, until it is refused; `answer_seconds`: how long an answer may take from its arrival on;
+    `body_bytes` of a request; `grace_seconds`: what running answers have after SIGTERM."""
 
+    answer_tokens: int | None = None
     queue: int = 64
     queue_seconds: float = 60.0
     answer_seconds: float = 600.0

@@ -1,7 +1,8 @@
 """The engine's backend on a Hopper GPU: launches of a few tokens each, the next one under way while the last is read.
 
-A prompt is read by prefill, all but what the KV cache holds of it; its tail then draws the first token.  Without a prefill, the
-prompt's tokens are decoded like all others.
+It has one column: one sequence is decoded, others wait their turn.  A prompt is read by prefill, all but what the KV cache
+holds of it, a chunk a launch; its tail then draws the first token.  Without a prefill, the prompt's tokens are decoded like all
+others.
 
 The model's one kernel is compiled before the backend is ready.  Programs of the context buckets are moved to the GPU, and made
 where that has not been done ahead, by one thread in the background, in the order in which a request will need them.  Whatever
@@ -11,7 +12,7 @@ touches the GPU, in either thread, does so on the backend's device and stream.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
@@ -19,13 +20,14 @@ from typing import Protocol
 import torch
 from triton.errors import TritonError
 
-from megakernel.backend import Report, sampling_state, shared_length
-from megakernel.errors import one_line
+from megakernel.backend import sampling_state, shared_length
+from megakernel.errors import NotNumbers, one_line
 from megakernel.gpu.control import Outcome
 from megakernel.gpu.errors import KernelFault
 from megakernel.gpu.machine import Flight, GpuProgram, GpuState
 from megakernel.options import Sizes
 from megakernel.request import SamplingParams
+from megakernel.sequence import Sequence
 from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
 
@@ -38,24 +40,39 @@ SLOW_BANDWIDTH = 2.0e12  # bytes a second, to bound a launch's time from above
 class Prefill(Protocol):
     """Reads prompts, on the state that it was made for."""
 
-    def launch(self, start: int, stop: int, report: Report | None) -> None:
+    @property
+    def chunk(self) -> int:
+        """Tokens that are read at a time at most."""
+
+    def launch(self, start: int, stop: int) -> None:
         """Compute the tokens at positions `start` to `stop` of the state, where all positions before are in the cache.
 
         Enqueued on the current stream: their keys and values of all layers, and in `hidden` the residual stream that enters the
-        last layer at the last of them.  May block, so that no more is under way than a fraction of a second takes; then
-        `report` is told how many positions of the sequence have been computed, those before `start` included.
+        last layer at the last of them.
         """
+
+
+class Reading:
+    """A chunk of a prompt under way, up to position `stop`; enqueued when it is made."""
+
+    def __init__(self, prefill: Prefill, start: int, stop: int) -> None:
+        prefill.launch(start, stop)
+        self.stop = stop
+        self.landed = torch.cuda.Event()
+        self.landed.record()
 
 
 class GpuBackend:
     """See `megakernel.backend.Backend`.  `prefill` makes what reads prompts, of the state, the kernel's sizes and
     the number of SMs.
 
-    What the cache is known to hold is `sequence[:cached]`: keys and values of launches that have landed.  So that it is true
-    whenever an interrupt comes, `cached` is lowered before a row is written anew, and raised after the launch that wrote it.
+    What the cache is known to hold are the first `position` tokens of the sequence in the column, or of the last one that was:
+    keys and values of launches that have landed.  So that it is true whenever an interrupt comes, a sequence takes the column
+    before it writes a row anew, and its position is raised after the launch that wrote it.
     """
 
     name = "gpu"
+    columns = 1
 
     def __init__(
         self,
@@ -74,12 +91,11 @@ class GpuBackend:
         self.longest = max(1, int(LONGEST_LAUNCH / step))
         self.builder = ThreadPoolExecutor(1, "megakernel-build")
         self.built: dict[tuple[int, bool], Future[GpuProgram]] = {}
-        self.flights: deque[Flight] = deque()
-        self.ready: list[int] = []
-        self.sequence: list[int] = []  # the prompt, and what has been chosen since
-        self.cached = self.kept = 0
-        self.prompt_length = self.position = self.end = 0
-        self.report: Report | None = None
+        self.flights: deque[Flight | Reading] = deque()
+        self.sequence = Sequence([], 0, SamplingParams())  # in the column, or the last one that was: here none
+        self.taken = False  # whether it is there still
+        # Positions: up to where prefill has been enqueued, the next to be decoded, the one behind the last.
+        self.read = self.position = self.end = 0
         self.stopped = False
         self.settled = False  # whether all that was enqueued has landed well, since when nothing was
         self.last_program: GpuProgram | None = None  # of the last token landed; its logits are still there
@@ -94,48 +110,49 @@ class GpuBackend:
         with one_line(doing, TritonError), torch.cuda.stream(self.stream):
             yield
 
-    def start(
-        self, prompt: Sequence[int], limit: int, sampling: SamplingParams, reuse: bool = True, report: Report | None = None
-    ) -> None:
+    def join(self, sequence: Sequence) -> bool:
+        if self.taken:
+            return False
         with self.on_device("starting a request"):
-            self.begin(list(prompt), limit, sampling, reuse)
-        self.report = report
+            self.begin(sequence)
+        self.taken = True
+        return True
 
-    def begin(self, prompt: list[int], limit: int, sampling: SamplingParams, reuse: bool) -> None:
-        """`start`, on the device."""
+    def begin(self, sequence: Sequence) -> None:
+        """`join`, on the device."""
         self.abandon()
+        before, prompt, sampling = self.sequence, sequence.prompt, sequence.sampling
         # The last token is computed in any case: its logits are asked for.
-        kept = shared_length(self.sequence[: self.cached], prompt[:-1]) if reuse else 0
-        self.cached = kept
-        self.sequence = prompt
+        kept = shared_length(before.tokens[: before.position], prompt[:-1]) if sequence.reuse else 0
+        sequence.kept = sequence.position = kept
+        self.sequence = sequence
         self.state.start(prompt, sampling_state(sampling), sampling.stop_token_ids, kept)
-        self.ready.clear()
-        self.prompt_length, self.position, self.stopped = len(prompt), kept, False
-        self.kept, self.end = kept, len(prompt) - 1 + limit
+        self.read, self.position, self.end, self.stopped = kept, kept, sequence.rows, False
         for place, tail in self.wanted():
             self.program(place, tail)
 
+    def leave(self, sequence: Sequence) -> None:
+        if self.sequence is sequence:
+            self.taken = False
+
     def wanted(self) -> Iterator[tuple[int, bool]]:
         """The programs of the request that begins, and whether the tail of each, in the order in which they will be needed."""
-        first = self.position
+        first, length = self.position, len(self.sequence.prompt)
         if self.prefill is not None:
-            yield self.programs.place(self.prompt_length - 1), True
-            first = self.prompt_length
+            yield self.programs.place(length - 1), True
+            first = length
         if first < self.end:
             yield from ((place, False) for place in range(self.programs.place(first), self.programs.place(self.end - 1) + 1))
 
-    def decode(self, count: int) -> list[int]:
+    def decode(self, count: int) -> None:
         with self.on_device("decoding"):
-            while not self.ready:
-                while len(self.flights) < FLIGHTS and self.position < self.end and not self.stopped:
-                    self.take_off()
-                self.land()
-        tokens, self.ready = self.ready[:count], self.ready[count:]
-        return tokens
+            while len(self.flights) < FLIGHTS and self.position < self.end and not self.stopped:
+                self.take_off()
+            self.land()
 
-    def logits(self) -> torch.Tensor:
-        if self.last_program is None:
-            raise RuntimeError("no token has been decoded yet")
+    def logits(self, sequence: Sequence) -> torch.Tensor:
+        if self.last_program is None or self.sequence is not sequence:
+            raise RuntimeError("its logits are no longer there: another request has been asked for since")
         with self.on_device("reading logits"):
             return self.last_program.logits()
 
@@ -163,40 +180,52 @@ class GpuBackend:
             return GpuProgram(self.programs.program(place, tail), self.state)
 
     def read_prompt(self, prefill: Prefill) -> None:
-        """Enqueue what is not kept of the prompt, and its tail, which draws the first token."""
-        last = self.prompt_length - 1
-        prefill.launch(self.position, self.prompt_length, self.report)
+        """Enqueue the next chunk of the prompt, or after the last one the tail, which draws the first token."""
+        length = len(self.sequence.prompt)
+        if self.read < length:
+            stop = min(self.read + prefill.chunk, length)
+            self.flights.append(Reading(prefill, self.read, stop))
+            self.read = stop
+            return
+        last = length - 1
         self.flights.append(self.program(self.programs.place(last), tail=True).result().launch(last, 1))
-        self.position = self.prompt_length
+        self.position = length
 
     def take_off(self) -> None:
         """Enqueue the next launch: the prompt, in long ones that end with it, then a few tokens at a time."""
         self.settled = False
-        in_prompt = self.position < self.prompt_length
+        length = len(self.sequence.prompt)
+        in_prompt = self.position < length
         if in_prompt and self.prefill is not None:
             self.read_prompt(self.prefill)
             return
-        end = self.prompt_length if in_prompt else self.position + CHUNK
+        end = length if in_prompt else self.position + CHUNK
         place, end = self.programs.cut(self.position, min(end, self.position + self.longest, self.end))
         self.flights.append(self.program(place).result().launch(self.position, end - self.position))
         self.position = end
 
     def land(self) -> None:
         """Wait for the oldest launch and take its tokens; after a fault the GPU is made usable again first."""
-        flight = self.flights.popleft()
-        try:
-            chosen = flight.land()
-        except KernelFault:
-            self.recover()
-            raise
-        if chosen:
-            self.last_program = flight.program
-        self.stopped = self.stopped or len(chosen) < flight.tokens
-        before = max(0, self.prompt_length - 1 - flight.position)  # tokens of the prompt itself
-        self.ready.extend(chosen[before:])
-        self.sequence.extend(chosen[before:])
-        if chosen:
-            self.cached = flight.position + len(chosen)
+        flight, sequence = self.flights.popleft(), self.sequence
+        if isinstance(flight, Reading):
+            flight.landed.synchronize()
+            sequence.position = flight.stop
+        else:
+            try:
+                chosen = flight.land()
+            except KernelFault:
+                self.recover()
+                raise
+            except NotNumbers:
+                sequence.position = 0  # nothing of it is to be reused
+                raise
+            if chosen:
+                self.last_program = flight.program
+            self.stopped = self.stopped or len(chosen) < flight.tokens
+            before = max(0, len(sequence.prompt) - 1 - flight.position)  # tokens of the prompt itself
+            sequence.take(chosen[before:])
+            if chosen:
+                sequence.position = flight.position + len(chosen)
         self.settled = not self.flights
 
     def abandon(self) -> None:
@@ -220,7 +249,7 @@ class GpuBackend:
     def recover(self) -> None:
         """After a fault: no launch under way, counters and cache as new."""
         self.flights.clear()
-        self.cached = 0
+        self.sequence.position = 0
         torch.cuda.synchronize(self.state.device)
         self.state.cache.zero_()
         for program in self.programs_built():

@@ -11,18 +11,15 @@ products are cut; a chunk's class depends on its length alone, so the same token
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from megakernel.backend import Report
 from megakernel.gpu.machine import GpuState
 from megakernel.options import Sizes
 from megakernel.prefill.chain import Chain
 from megakernel.prefill.plan import Plan
 
-UNDER_WAY = 2  # chunks enqueued at once, so that an interrupt is answered soon
 COMPILERS = 8  # kernels compiled at once: most of it is spent outside the interpreter
 
 
@@ -56,20 +53,16 @@ class Prefill:
                 launch.enqueue()
         return graph
 
-    def launch(self, start: int, stop: int, report: Report | None = None) -> None:
+    @property
+    def chunk(self) -> int:
+        """Tokens that are read at a time at most."""
+        return self.plan.chunk
+
+    def launch(self, start: int, stop: int) -> None:
         """Compute positions [start, stop) of the state's tokens; the last one's residual goes to the state's `hidden`."""
-        under_way: deque[tuple[int, torch.cuda.Event]] = deque()
-        for first in range(start, stop, self.plan.chunk):
-            if len(under_way) == UNDER_WAY:
-                done, event = under_way.popleft()
-                event.synchronize()
-                if report is not None:
-                    report(done)
-            last = min(first + self.plan.chunk, stop)
+        for first in range(start, stop, self.chunk):
+            last = min(first + self.chunk, stop)
             self.read(first, last - first)
-            event = torch.cuda.Event()
-            event.record()
-            under_way.append((last, event))
         self.state.hidden.copy_(self.chain.residual[last - first - 1])
 
     def read(self, start: int, count: int) -> None:

@@ -1,7 +1,8 @@
 """The network as plain PyTorch operations on a static KV cache: some tokens in, their hidden states or logits out.
 
-One sequence; it is told at which position each piece of it begins.  Residual stream, norms, softmax and logits in fp32, the
-inputs of matrices and the cache rounded to the weights' type, as the kernel has them.  Knows no requests and no sampling.
+One sequence at a time; it is told at which position each piece of it begins, and in which part of the cache it lies.  Residual
+stream, norms, softmax and logits in fp32, the inputs of matrices and the cache rounded to the weights' type, as the kernel has
+them.  Knows no requests and no sampling.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
+from megakernel.parts import BLOCK
+from megakernel.torch.cache import Cache, CachePart
 from megakernel.torch.product import Product
 from megakernel.torch.weights import Layer, Weights
 from models.config import ModelConfig
@@ -19,7 +22,7 @@ SCORES = 2**24  # of attention at a time, so that a long context needs little me
 
 
 class TorchModel:
-    """A model on one device, for contexts of up to `capacity` tokens."""
+    """A model on one device, with a cache of at least `capacity` rows: for contexts of up to so many tokens together."""
 
     def __init__(self, config: ModelConfig, weights: Weights, capacity: int) -> None:
         self.config, self.weights, self.capacity = config, weights, capacity
@@ -28,20 +31,19 @@ class TorchModel:
         self.attention_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
         self.product = Product(self.dtype, self.device)
         self.cosine, self.sine = turns(config, capacity, self.device)
-        shape = (config.num_layers, 2, config.num_kv_heads, capacity, config.head_dim)
-        self.cache = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self.cache = Cache(config, -(-capacity // BLOCK), self.dtype, self.device)
 
-    def extend(self, tokens: Tensor, past: int) -> Tensor:
-        """Read tokens, int64 [tokens], that follow `past` positions: the residual stream [tokens, hidden]."""
+    def extend(self, tokens: Tensor, past: int, part: CachePart) -> Tensor:
+        """Read tokens, int64 [tokens], that follow `past` positions of a sequence: the residual stream [tokens, hidden]."""
         residual = self.weights.embedding[tokens].float() * self.config.embedding_multiplier  # [tokens, hidden]
         for layer in range(self.config.num_layers):
-            residual = self.through(layer, residual, past)
+            residual = self.through(layer, residual, past, part)
         return residual
 
-    def through(self, number: int, residual: Tensor, past: int) -> Tensor:
+    def through(self, number: int, residual: Tensor, past: int, part: CachePart) -> Tensor:
         """The residual stream [tokens, hidden] after one layer."""
         layer, multiplier = self.weights.layers[number], self.config.residual_multiplier
-        added = self.attention(layer, self.norm(residual, layer.attention_norm), self.cache[number], past)
+        added = self.attention(number, self.norm(residual, layer.attention_norm), past, part)
         residual = residual + added * multiplier
         return residual + self.mlp(layer, self.norm(residual, layer.mlp_norm)) * multiplier
 
@@ -59,9 +61,9 @@ class TorchModel:
         gate, up = self.product(layer.gate_up, x).chunk(2, dim=-1)
         return self.product(layer.down, silu(gate) * up)
 
-    def attention(self, layer: Layer, x: Tensor, cache: Tensor, past: int) -> Tensor:
-        """Self-attention with the positions in `cache` [2, kv_heads, capacity, head_dim], to which those of x are added."""
-        config, tokens = self.config, len(x)
+    def attention(self, number: int, x: Tensor, past: int, part: CachePart) -> Tensor:
+        """Self-attention of a layer with the `past` positions in the cache, to which those of x are added."""
+        config, tokens, layer = self.config, len(x), self.weights.layers[number]
         queries, end = config.num_heads, past + tokens
         heads = self.product(layer.qkv, x).view(tokens, queries + 2 * config.num_kv_heads, config.head_dim)
         turning, value = heads.split([queries + config.num_kv_heads, config.num_kv_heads], dim=1)
@@ -69,8 +71,8 @@ class TorchModel:
             parts = zip(turning.split([queries, config.num_kv_heads], dim=1), layer.head_norms, strict=True)
             turning = torch.cat([self.norm(part, weight) for part, weight in parts], dim=1)
         query, key = self.turned(turning, past).split([queries, config.num_kv_heads], dim=1)
-        cache[0, :, past:end], cache[1, :, past:end] = key.transpose(0, 1), value.transpose(0, 1)
-        keys, values = cache[:, :, :end].to(self.attention_dtype)  # [kv_heads, end, head_dim] each
+        part.write(number, past, key, value)
+        keys, values = part.read(number, end, self.attention_dtype)  # [kv_heads, end, head_dim] each
         query = query.to(self.dtype).to(self.attention_dtype)
         step = max(1, SCORES // (queries * end))
         mixed = [self.mixed(piece, keys, values, past + step * i) for i, piece in enumerate(query.split(step))]

@@ -29,6 +29,8 @@ def threads(count: int) -> Iterator[None]:
 
 def quickest(step: Callable[[], object], most: int) -> int:
     """The number of threads, of `most` and its halves, with which `step` takes least; fewer are tried while quicker."""
+    if most == 1:
+        return 1
     best, least = most, seconds(step, most)
     while best > 1:
         took = seconds(step, best // 2)

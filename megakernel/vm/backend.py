@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from megakernel.backend import Report, sampling_state
-from megakernel.request import SamplingParams
+from megakernel.backend import sampling_state
+from megakernel.sequence import Sequence
 from megakernel.vm.state import DecodeState
 from megakernel.vm.vm import Vm
 from models.packed import PackedModel
@@ -17,11 +15,11 @@ from scheduler.buckets import BucketPrograms
 class VmBackend:
     """See `megakernel.backend.Backend`.  `seed` draws the order in which the SMs take their steps.
 
-    It reads a prompt token by token, as the specification does, and keeps nothing from one sequence to the next.
+    It has one column, reads a prompt token by token, as the specification does, and keeps nothing for the next sequence.
     """
 
     name = "vm"
-    kept = 0
+    columns = 1
 
     def __init__(self, model: PackedModel, programs: BucketPrograms, seed: int = 0) -> None:
         if model.capacity < programs.capacity:
@@ -30,21 +28,32 @@ class VmBackend:
         self.model, self.programs, self.seed = model, programs, seed
         self.state = DecodeState(programs.shape(programs.capacity))
         self.machines: dict[int, Vm] = {}
+        self.sequence: Sequence | None = None
 
-    def start(
-        self, prompt: Sequence[int], limit: int, sampling: SamplingParams, reuse: bool = True, report: Report | None = None
-    ) -> None:
-        self.state.start(prompt, sampling_state(sampling), sampling.stop_token_ids)
+    def join(self, sequence: Sequence) -> bool:
+        if self.sequence is not None:
+            return False
+        self.state.start(sequence.prompt, sampling_state(sequence.sampling), sequence.sampling.stop_token_ids)
+        self.sequence = sequence
+        return True
 
-    def decode(self, count: int) -> list[int]:
-        state, known = self.state, len(self.state.tokens)
-        end = known - 1 + count  # the token after position p is number p + 1
+    def leave(self, sequence: Sequence) -> None:
+        if self.sequence is sequence:
+            self.sequence = None
+
+    def decode(self, count: int) -> None:
+        state, sequence = self.state, self.sequence
+        if sequence is None:
+            raise RuntimeError("no sequence has joined")
+        known = len(state.tokens)
+        end = known - 1 + min(count, sequence.left)  # the token after position p is number p + 1
         while state.position < end and not state.stopped:
             place, stop = self.programs.cut(state.position, end)
             self.machine(place).launch(stop - state.position)
-        return state.tokens[known:]
+        sequence.position = state.position
+        sequence.take(state.tokens[known:])
 
-    def logits(self) -> torch.Tensor:
+    def logits(self, sequence: Sequence) -> torch.Tensor:
         return self.last_machine.logits()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 import run_llama1b
 from megakernel.request import SamplingParams
 from tests.support import BUNDLED
-from tests.support.cli_fakes import EOS, FakeEngine, Loader, ids_of
+from tests.support.cli_fakes import EOS, FakeEngine, FakeGeneration, Loader, ids_of
 
 TEXT = " naïve 日本 😀 text"
 
@@ -35,13 +35,14 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtur
 def test_every_piece_is_flushed_before_the_next_token_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[str] = []
 
-    class Watching(FakeEngine):
-        def stream(self) -> Any:
-            for token in super().stream():
+    class Watching(FakeGeneration):
+        def __iter__(self) -> Any:
+            for token in super().__iter__():
                 seen.append(capsys.readouterr().out)
                 yield token
 
-    engine = Watching(ids_of("one two three"))
+    engine = FakeEngine(ids_of("one two three"))
+    engine.generation = Watching
     run_llama1b.main(["--prompt", "A"], Loader(engine))
     pieces = [*seen[1:], capsys.readouterr().out]
     assert "".join(pieces) == "one two three\n"

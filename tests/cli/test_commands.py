@@ -38,6 +38,7 @@ COMMANDS = {
     "scheduler.simulate": ["--model", BUNDLED],
     "bench.trace": [],
     "bench.vm": [],
+    "tests.megakernel.torch.company": [],
     "tests.serving.campaign": [],
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,33 @@ def test_a_command_takes_what_follows() -> None:
     assert chosen(["serve", "--port", "1"]) == ("serve", "serving.command", ["--port", "1"])
     assert chosen([BENCH, "vm", "--tokens", "1"]) == ("bench vm", "bench.vm", ["--tokens", "1"])
     assert chosen([BENCH, "compare", "--help"])[1] == "bench.compare.__main__"
+
+
+def completed(line: str, folder: Path) -> set[str]:
+    """What a shell is told that may stand at the end of a line."""
+    said = folder / "said"
+    asks = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(said), "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=120, cwd=ROOT, env=os.environ | asks)
+    assert done.stdout == "", "nothing is done"
+    return {word.strip() for word in said.read_text().split("\v")} if said.exists() else set()
+
+
+def test_a_shell_is_told_what_may_follow(tmp_path: Path) -> None:
+    cases = {
+        "llama-megakernel ": {*COMMANDS, BENCH},
+        "llama-megakernel se": {"serve"},
+        "llama-megakernel serve --answer": {"--answer-seconds"},
+        "llama-megakernel chat --backend v": {"vm"},
+        "llama-megakernel --max": {"--max-tokens"},
+        "llama-megakernel bench ve": set(),
+        "llama-megakernel bench se": {"serve"},
+        "llama-megakernel bench vm --tok": {"--tokens"},
+    }
+    for number, (line, expected) in enumerate(cases.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found = completed(line, folder)
+        assert found - {"-h", "--help", ""} == expected, line
 
 
 @pytest.mark.parametrize("arguments", [["sevre"], [BENCH], [BENCH, "nothing"]])

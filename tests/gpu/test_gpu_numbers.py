@@ -26,8 +26,7 @@ OVERFLOWING = (float("nan"), float("inf"), float("-inf"), 1e38)  # as norm weigh
 
 
 def generate(engine: Engine, tokens: int = LONG, sampling: SamplingParams = DRAWN) -> list[int]:
-    engine.start(PROMPT, tokens, sampling, reuse=False)
-    return list(engine.stream())
+    return list(engine.generate(PROMPT, tokens, sampling, reuse=False))
 
 
 def state_of(engine: Engine) -> Any:
@@ -57,10 +56,11 @@ def test_bad_requests_leave_numbers_in_the_cache(engine: Engine, expected: list[
     """One position after another, K and V of all layers, whether the request comes to its error or is abandoned before."""
     for length in (1, 5, 100, 130):
         with norms_of(engine, value):
-            engine.start(random_tokens("bundled", length), 20, DRAWN)
+            generation = engine.generate(random_tokens("bundled", length), 20, DRAWN)
             if length % 2:
                 with pytest.raises(NotNumbers):
-                    list(engine.stream())
+                    list(generation)
+            generation.stop()
         assert bool(state_of(engine).cache.isfinite().all())
         assert generate(engine) == expected
 
@@ -94,9 +94,9 @@ def test_logits_that_are_no_numbers(
     engine: Engine, expected: list[int], poison: None, sampling: SamplingParams, prompt: int
 ) -> None:
     """Of a prompt, prefill leaves the logits of the last position alone."""
-    engine.start(random_tokens("bundled", prompt, seed=2), LONG, sampling, reuse=False)
+    generation = engine.generate(random_tokens("bundled", prompt, seed=2), LONG, sampling, reuse=False)
     with pytest.raises(NotNumbers, match=rf"logits at position {max(POISONED, prompt - 1)} are no finite numbers"):
-        list(engine.stream())
+        list(generation)
     short = POISONED - len(PROMPT)
     assert generate(engine, short) == expected[:short], "the next request is well"
 
@@ -119,6 +119,6 @@ def test_weights_that_are_no_numbers_on_both_machines(value: float) -> None:
     backends = (GpuBackend(model, programs, device), GpuBackend(model, programs, device, Prefill), VmBackend(model, programs))
     for backend in backends:
         with Engine(backend) as engine:
-            engine.start(PROMPT, 4)
+            generation = engine.generate(PROMPT, 4)
             with pytest.raises(RuntimeError, match=r"no finite numbers|NaN|infinite"):
-                list(engine.stream())
+                list(generation)

@@ -27,8 +27,7 @@ HOT = SamplingParams(temperature=1.5, seed=4)  # many different tokens
 
 
 def generate(engine: Engine, tokens: int = LONG, sampling: SamplingParams = HOT) -> list[int]:
-    engine.start(PROMPT, tokens, sampling)
-    return list(engine.stream())
+    return list(engine.generate(PROMPT, tokens, sampling))
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +48,10 @@ def stopping_at(*tokens: int) -> SamplingParams:
 def test_a_stop_token_ends_the_request_wherever_it_comes(engine: Engine, expected: list[int], place: int) -> None:
     stop = expected[place]
     until = expected.index(stop) + 1
-    assert generate(engine, sampling=stopping_at(stop)) == expected[:until]
-    assert engine.finish_reason == "stop"
-    assert engine.step() is None
-    assert generate(engine) == expected, "the next request knows nothing of it"
-    assert engine.finish_reason == "length"
+    for sampling, tokens, reason in ((stopping_at(stop), expected[:until], "stop"), (HOT, expected, "length")):
+        generation = engine.generate(PROMPT, LONG, sampling)
+        assert list(generation) == tokens, "the next request knows nothing of the one before"
+        assert generation.finish_reason == reason and generation.steps() == []
 
 
 def test_the_first_of_several_stop_tokens_counts(engine: Engine, expected: list[int]) -> None:
@@ -70,36 +68,32 @@ def test_a_stop_token_in_the_prompt_does_not_stop(engine: Engine, expected: list
 
 def test_abandoned_requests_leave_no_trace(engine: Engine, expected: list[int]) -> None:
     for taken in (1, 2, CHUNK, CHUNK + 3, 50):
-        engine.start(PROMPT, 400, SamplingParams(temperature=2.0, seed=taken))
+        generation = engine.generate(PROMPT, 400, SamplingParams(temperature=2.0, seed=taken))
         for _ in range(taken):
-            engine.step()
-        engine.stop()
+            next(generation)
+        generation.stop()
         assert generate(engine) == expected
 
 
 def test_a_request_of_exactly_the_capacity(decoder: Engine) -> None:
     """The last token that fits, and the switch from the first context bucket to the second, in one request and in two."""
-    decoder.start(PROMPT, decoder.capacity - len(PROMPT))
-    tokens = list(decoder.stream())
+    tokens = list(decoder.generate(PROMPT, decoder.capacity - len(PROMPT)))
     assert len(PROMPT) + len(tokens) == decoder.capacity
     cut = 300
-    decoder.start([*PROMPT, *tokens[:cut]], len(tokens) - cut)
-    assert list(decoder.stream()) == tokens[cut:]
+    assert list(decoder.generate([*PROMPT, *tokens[:cut]], len(tokens) - cut)) == tokens[cut:]
 
 
 def test_the_last_token_that_fits_after_a_prompt_that_prefill_reads(engine: Engine) -> None:
-    engine.start(PROMPT, engine.capacity - len(PROMPT), reuse=False)
-    tokens = list(engine.stream())
+    tokens = list(engine.generate(PROMPT, engine.capacity - len(PROMPT), reuse=False))
     assert len(PROMPT) + len(tokens) == engine.capacity
-    engine.start([*PROMPT, *tokens[:-1]], 1, reuse=False)
-    assert len(list(engine.stream())) == 1
+    assert len(list(engine.generate([*PROMPT, *tokens[:-1]], 1, reuse=False))) == 1
 
 
 def test_a_thousand_identical_requests_have_one_output(engine: Engine) -> None:
     outputs = set()
     for _ in range(1000):
-        tokens = tuple(generate(engine, 20))
-        outputs.add((tokens, sha256(engine.logits().numpy().tobytes()).hexdigest()))
+        generation = engine.generate(PROMPT, 20, HOT)
+        outputs.add((tuple(generation), sha256(generation.logits().numpy().tobytes()).hexdigest()))
     assert len(outputs) == 1
 
 
@@ -107,10 +101,9 @@ def test_the_next_turn_computes_only_what_is_new(engine: Engine) -> None:
     """And the same request after the same ones has the same bits."""
 
     def second_turn() -> tuple[list[int], bytes, int]:
-        engine.start(PROMPT, LONG, HOT, reuse=False)
-        answer = list(engine.stream())
-        engine.start([*PROMPT, *answer, 7, 8, 9], 20, HOT)
-        return list(engine.stream()), engine.logits().numpy().tobytes(), engine.kept
+        answer = list(engine.generate(PROMPT, LONG, HOT, reuse=False))
+        generation = engine.generate([*PROMPT, *answer, 7, 8, 9], 20, HOT)
+        return list(generation), generation.logits().numpy().tobytes(), generation.kept
 
     first = second_turn()
     assert first[2] == len(PROMPT) + LONG - 1, "the last token was never looked at"
@@ -129,8 +122,7 @@ def test_a_hundred_thousand_tokens(engine: Engine) -> None:
     times, host, device = [], [], []
     for _ in range(-(-100_000 // length)):
         begun = time.perf_counter()
-        engine.start(PROMPT, length)
-        assert sum(1 for _ in engine.stream()) == length
+        assert sum(1 for _ in engine.generate(PROMPT, length)) == length
         times.append(time.perf_counter() - begun)
         host.append(resident_bytes())
         device.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))

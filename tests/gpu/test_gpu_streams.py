@@ -23,8 +23,7 @@ BUSY = 50_000_000  # clock cycles
 
 
 def generate(engine: Engine, tokens: int = 60) -> list[int]:
-    engine.start(PROMPT, tokens, HOT, reuse=False)
-    return list(engine.stream())
+    return list(engine.generate(PROMPT, tokens, HOT, reuse=False))
 
 
 def test_the_current_stream_does_not_matter(engine: Engine) -> None:

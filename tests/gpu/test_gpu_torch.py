@@ -78,5 +78,4 @@ def test_a_request_repeats_itself_and_is_within_the_memory_computed() -> None:
 
 
 def generate(engine: Engine) -> list[int]:
-    engine.start(random_tokens("bundled", 300), 100, HOT)
-    return list(engine.stream())
+    return list(engine.generate(random_tokens("bundled", 300), 100, HOT))

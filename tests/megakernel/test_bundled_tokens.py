@@ -58,8 +58,7 @@ def test_greedy_tokens_in_fp32_are_those_of_transformers(group: int, reference: 
     with load_engine(BUNDLED, "vm", sms=2, dtype="float32", capacity=128) as engine:
         for text in PROMPTS[group::GROUPS]:
             prompt = ids_of(text)
-            engine.start(prompt, TOKENS)
-            tokens = list(engine.stream())
+            tokens = list(engine.generate(prompt, TOKENS))
             assert tokens == generated_by_transformers(reference, prompt, TOKENS), text
 
 

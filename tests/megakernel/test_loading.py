@@ -52,8 +52,7 @@ def test_the_backends_that_need_no_gpu(backend: str, name: str, checkpoint: Path
         assert engine.backend_name == name
         assert engine.capacity == MAX_POSITION
         assert engine.config.vocab_size == 100
-        engine.start([1, 2, 3], 4)
-        assert len(list(engine.stream())) == 4
+        assert len(list(engine.generate([1, 2, 3], 4))) == 4
     done, totals = [done for done, _ in seen], {total for _, total in seen}
     assert done == sorted(done) and done[0] == 0 and totals == {done[-1]}, "from nothing to all of it"
 

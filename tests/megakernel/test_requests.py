@@ -26,15 +26,15 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 def generate(engine: Engine, sampling: SamplingParams = HOT, tokens: int = LONG) -> list[int]:
-    engine.start(PROMPT, tokens, sampling)
-    return list(engine.stream())
+    return list(engine.generate(PROMPT, tokens, sampling))
 
 
 @pytest.fixture(scope="module")
 def expected(engine: Engine) -> list[int]:
     """What the request gives when nothing happens to it."""
-    tokens = generate(engine)
-    assert len(tokens) == LONG and len(set(tokens)) > LONG // 2 and engine.finish_reason == "length"
+    generation = engine.generate(PROMPT, LONG, HOT)
+    tokens = list(generation)
+    assert len(tokens) == LONG and len(set(tokens)) > LONG // 2 and generation.finish_reason == "length"
     return tokens
 
 
@@ -49,8 +49,9 @@ def test_a_stop_token_ends_the_request_wherever_it_comes(
 ) -> None:
     monkeypatch.setattr(engine, "_chunk", chunk)
     stop = expected[place]
-    assert generate(engine, stopping_at(stop)) == expected[: expected.index(stop) + 1]
-    assert engine.finish_reason == "stop" and engine.step() is None
+    generation = engine.generate(PROMPT, LONG, stopping_at(stop))
+    assert list(generation) == expected[: expected.index(stop) + 1]
+    assert generation.finish_reason == "stop" and generation.steps() == []
     assert generate(engine) == expected, "the next request knows nothing of it"
 
 
@@ -61,10 +62,10 @@ def test_a_stop_token_in_the_prompt_does_not_stop(engine: Engine, expected: list
 
 def test_abandoned_requests_leave_no_trace(engine: Engine, expected: list[int]) -> None:
     for taken in (0, 1, 5):
-        engine.start([9, 8], 30, SamplingParams(temperature=2.0, seed=taken))
+        generation = engine.generate([9, 8], 30, SamplingParams(temperature=2.0, seed=taken))
         for _ in range(taken):
-            engine.step()
-        engine.stop()
+            next(generation)
+        generation.stop()
         assert generate(engine) == expected
 
 
@@ -75,18 +76,17 @@ def test_another_seed_draws_other_tokens(engine: Engine, expected: list[int]) ->
 def test_a_request_of_exactly_the_capacity_in_one_and_in_two(engine: Engine) -> None:
     tokens = generate(engine, HOT, CAPACITY - len(PROMPT))
     assert len(PROMPT) + len(tokens) == CAPACITY
-    engine.start([*PROMPT, *tokens[:9]], len(tokens) - 9, HOT)
-    assert list(engine.stream()) == tokens[9:]
+    assert list(engine.generate([*PROMPT, *tokens[:9]], len(tokens) - 9, HOT)) == tokens[9:]
 
 
 def test_one_token_more_is_refused(engine: Engine, expected: list[int]) -> None:
     with pytest.raises(UserError, match=f"do not fit the context of {CAPACITY}"):
-        engine.start(PROMPT, CAPACITY - len(PROMPT) + 1)
+        engine.generate(PROMPT, CAPACITY - len(PROMPT) + 1)
     assert generate(engine) == expected
 
 
 def test_logits_are_what_the_last_token_was_chosen_from(engine: Engine) -> None:
-    tokens = generate(engine, SamplingParams())
-    logits = engine.logits()
+    generation = engine.generate(PROMPT, LONG, SamplingParams())
+    tokens, logits = list(generation), generation.logits()
     assert logits.dtype == torch.float32 and logits.shape == (engine.config.vocab_size,)
     assert int(logits.argmax()) == tokens[-1]

@@ -122,8 +122,7 @@ def test_chunks_seeds_and_policies_change_no_token(checkpoint_of: Any) -> None:
     for chunk, seed, policy in ((1, 0, "balanced"), (7, 1, "round_robin"), (100, 2, "critical_path")):
         backend = vm_backend(directory, torch.bfloat16, sms=3, capacity=MAX_POSITION, policy=policy, seed=seed)
         with Engine(backend, chunk) as engine:
-            engine.start(prompt, 20)
-            runs.append((list(engine.stream()), backend.last_machine.logits().numpy().tobytes()))
+            runs.append((list(engine.generate(prompt, 20)), backend.last_machine.logits().numpy().tobytes()))
             assert len(backend.machines) > 1
     assert runs[0] == runs[1] == runs[2]
     assert len(set(runs[0][0])) > 10

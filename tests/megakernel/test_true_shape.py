@@ -9,6 +9,7 @@ import torch
 
 from instructions.shape import HELD_PAGES
 from megakernel.request import SamplingParams
+from megakernel.sequence import Sequence
 from megakernel.vm.backend import VmBackend
 from models.families import PRESETS
 from models.packed import pack
@@ -26,9 +27,10 @@ def test_a_layer_of_the_1b_shape_is_no_further_from_fp32_than_plain_bf16() -> No
     model = pack(weights, CONFIG, torch.bfloat16, 64)
     assert model.tape.matrix("down").pages_per_block > HELD_PAGES
     backend = VmBackend(model, BucketPrograms(CONFIG, 8, 64, 2))
-    backend.start(PROMPT, 1, SamplingParams())
-    tokens = backend.decode(1)
+    sequence = Sequence(PROMPT, 1, SamplingParams())
+    assert backend.join(sequence)
+    backend.decode(1)
     logits = backend.last_machine.logits()
     exact, plain = (Reference(CONFIG, weights.by_name, dtype).logits(PROMPT)[-1] for dtype in (torch.float32, torch.bfloat16))
     assert (logits - exact).abs().max() <= (plain - exact).abs().max() < 0.1 * exact.abs().max()
-    assert tokens == [int(logits.argmax())]
+    assert list(sequence.ready) == [int(logits.argmax())]

@@ -36,8 +36,8 @@ def client(model_server: Served) -> openai.OpenAI:
 
 def by_engine(engine: Engine, text: ModelText, prompt: list[int], count: int, **sampling: Any) -> str:
     """What the engine itself says, without the server."""
-    engine.start(prompt, count, SamplingParams(stop_token_ids=tuple(engine.config.eos_token_ids), **sampling), reuse=False)
-    return text.decode(list(engine.stream()))
+    drawn = SamplingParams(stop_token_ids=tuple(engine.config.eos_token_ids), **sampling)
+    return text.decode(list(engine.generate(prompt, count, drawn, reuse=False)))
 
 
 def test_a_chat_is_answered_as_the_engine_answers(client: openai.OpenAI, engine: Engine, text: ModelText) -> None:

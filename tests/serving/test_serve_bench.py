@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.serve import engine_alone, line, load_record, overhead, percentiles, prompts, served_stream
+from bench.serve import engine_alone, line, load_record, overhead, percentiles, prompts, served_stream, together
 from bench.serve_chart import draw
 from bench.serve_client import Answer, Load, Reading, Stream, open_loop
 from tests.support import BUNDLED
@@ -70,6 +70,13 @@ def test_an_open_loop_waits_for_nobody_and_its_record_is_drawn(scripted_server: 
     assert record["answered"] == 20 and "50% of capacity" in line(record)
     assert b"<svg" in draw({"loads": [record, record | {"share": 0.9}]}, tmp_path / "picture.svg").read_bytes()
     assert json.dumps(record)
+
+
+def test_streams_together_are_counted_together(scripted_server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.serve.NAME", "bundled")
+    asked = prompts(8, 15, 2048)
+    one, eight = (together(scripted_server.url, asked, 40, streams) for streams in (1, 8))
+    assert eight > 1.5 * one, "it decodes them together"
 
 
 def test_a_connection_asks_one_after_the_other(scripted_server: Served) -> None:

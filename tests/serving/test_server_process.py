@@ -18,7 +18,7 @@ import pytest
 
 from models.errors import UserError
 from serving.command import parse, serve
-from tests.support.scripted import BROKEN, FAULT, SLOW
+from tests.support.scripted import BROKEN, FAULT, NUMBERLESS, SLOW
 from tests.support.served import Served, served
 
 SECONDS = 20
@@ -81,6 +81,26 @@ def test_answers_are_not_mixed(scripted_server: Served) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(one, range(8))) == alone
     assert len(set(alone)) == 8
+
+
+def test_eight_are_decoded_together_and_the_answers_of_one_request_too(scripted_server: Served) -> None:
+    """One that leaves and one without numbers harm nobody."""
+    alone = [ask(scripted_server, f"{SLOW} {number}", max_tokens=20).json()["choices"][0]["message"] for number in range(4)]
+    faults = scripted_server.http.get("/health").json()["faults"]
+    leaving = scripted_server.client().chat.completions.create(**body(f"{SLOW} away", max_tokens=200, stream=True))
+    next(iter(leaving))
+    with ThreadPoolExecutor(5) as pool:
+        asked = [pool.submit(ask, scripted_server, f"{SLOW} {number}", max_tokens=20) for number in range(4)]
+        numberless = pool.submit(ask, scripted_server, f"{SLOW} {NUMBERLESS}", max_tokens=20)
+        eventually(lambda: running(scripted_server) == 6)
+        leaving.close()
+        assert [one.result().json()["choices"][0]["message"] for one in asked] == alone
+        assert numberless.result().status_code == 500 and "no finite numbers" in error_of(numberless.result())["message"]
+    began = time.monotonic()
+    several = ask(scripted_server, f"{SLOW} 0", max_tokens=20, n=8).json()["choices"]
+    assert [choice["message"] for choice in several] == [alone[0]] * 8
+    assert time.monotonic() - began < 1.5, "one after another they take 2 s"
+    assert scripted_server.http.get("/health").json()["faults"] == faults
 
 
 def test_a_fault_is_an_error_and_no_end(scripted_server: Served) -> None:
@@ -191,7 +211,8 @@ def crowd(server: Served) -> None:
 
 
 def test_a_signal_lets_answers_end() -> None:
-    with served() as server:
+    with served("--answer-tokens", "7") as server:
+        assert ask(server, "how long?").json()["usage"]["completion_tokens"] == 7
         stream = iter(server.client().chat.completions.create(**body(SLOW, max_tokens=40, stream=True)))
         pieces = [next(stream)]
         server.process.send_signal(signal.SIGTERM)

@@ -18,17 +18,17 @@ EOS = 1  # <|end|> of the bundled tokenizer
 
 
 class FakeEngine:
-    """Yields `tokens` and ends: with "stop" after EOS, else with "length"; raises KeyboardInterrupt at `interrupt_at`."""
+    """Gives `tokens` and ends: with "stop" after EOS, else with "length"; raises KeyboardInterrupt at `interrupt_at`."""
 
     def __init__(self, tokens: Sequence[int], interrupt_at: int | None = None, pause: float = 0.0) -> None:
         self.tokens, self.interrupt_at, self.pause = list(tokens), interrupt_at, pause
         self.config = SimpleNamespace(eos_token_ids=(EOS,))
         self.capacity, self.backend_name = 512, "vm"
-        self.finish_reason: str | None = None
         self.started: tuple[list[int], int, SamplingParams] | None = None
         self.stopped = self.closed = False
         self.kept = 0
         self.chunk = 4096  # tokens of the prompt that are read at one go
+        self.generation = FakeGeneration
 
     def __enter__(self) -> FakeEngine:
         return self
@@ -36,22 +36,35 @@ class FakeEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start(
+    def generate(
         self, prompt: Sequence[int], max_tokens: int, sampling: SamplingParams, progress: Callable[[int, int], None]
-    ) -> None:
+    ) -> FakeGeneration:
         if len(prompt) + max_tokens > self.capacity:
             raise UserError(f"{len(prompt)} prompt tokens and {max_tokens} more exceed the capacity of {self.capacity}")
-        self.started, self.progress = (list(prompt), max_tokens, sampling), progress
+        self.started = (list(prompt), max_tokens, sampling)
+        return self.generation(self, progress)
 
-    def stream(self) -> Iterator[int]:
-        assert self.started is not None
-        prompt, max_tokens, sampling = self.started
-        for done in range(0, len(prompt), self.chunk):
-            self.progress(min(done + self.chunk, len(prompt)), len(prompt))
-        for index, token in enumerate(self.tokens[:max_tokens]):
-            if index == self.interrupt_at:
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeGeneration:
+    """What comes of the engine's one request."""
+
+    def __init__(self, engine: FakeEngine, progress: Callable[[int, int], None]) -> None:
+        self.engine, self.progress, self.kept = engine, progress, engine.kept
+        self.finish_reason: str | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        engine = self.engine
+        assert engine.started is not None
+        prompt, max_tokens, sampling = engine.started
+        for done in range(engine.chunk, len(prompt), engine.chunk):
+            self.progress(done, len(prompt))
+        for index, token in enumerate(engine.tokens[:max_tokens]):
+            if index == engine.interrupt_at:
                 raise KeyboardInterrupt
-            time.sleep(self.pause)
+            time.sleep(engine.pause)
             yield token
             if token in sampling.stop_token_ids:
                 self.finish_reason = "stop"
@@ -59,10 +72,7 @@ class FakeEngine:
         self.finish_reason = "length"
 
     def stop(self) -> None:
-        self.stopped = True
-
-    def close(self) -> None:
-        self.closed = True
+        self.engine.stopped = True
 
 
 class Loader:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from megakernel.request import SamplingParams
 from megakernel.vm.backend import VmBackend
 from models.checkpoint import open_checkpoint
 from models.packed import pack
@@ -26,7 +25,7 @@ def vm_backend(
 
 def decode_with_logits(backend: VmBackend, prompt: Sequence[int], count: int) -> tuple[list[int], torch.Tensor]:
     """Greedy continuation of `count` tokens, and the logits after every token but the last: fp32 [positions, vocab]."""
-    backend.start(prompt, count, SamplingParams())
+    backend.state.start(prompt)
     logits = []
     while backend.state.position < len(prompt) + count - 1:
         backend.machine(backend.programs.place(backend.state.position)).launch(1)

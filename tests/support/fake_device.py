@@ -19,7 +19,6 @@ import torch
 from instructions.codec import MAX_SIGNALS, NONE, Word
 from instructions.hand_over import HandOver
 from instructions.shape import VACANT
-from megakernel.backend import Report
 from megakernel.control_block import REPORTS, Control
 from megakernel.geometry import COUNTER_STRIDE
 from megakernel.gpu import machine
@@ -41,21 +40,18 @@ def cached(cache: torch.Tensor) -> np.ndarray:
 class FakePrefill:
     """In prefill's place: fills the cache, and leaves in `hidden` what its rows hash to; remembers what it was asked."""
 
-    CHUNK = 16
+    chunk = 16
 
     def __init__(self, state: machine.GpuState, sizes: Sizes, sms: int) -> None:
         self.state, self.sms = state, sms
         self.asked: list[tuple[int, int]] = []
 
-    def launch(self, start: int, stop: int, report: Report | None) -> None:
+    def launch(self, start: int, stop: int) -> None:
+        assert stop - start <= self.chunk
         self.asked.append((start, stop))
         rows, tokens = cached(self.state.cache), self.state.tokens.numpy()
-        for first in range(start, stop, self.CHUNK):
-            last = min(first + self.CHUNK, stop)
-            rows[first:last] = tokens[first:last]
-            self.state.hidden.fill_(hidden_of(rows[:last]))
-            if report is not None:
-                report(last)
+        rows[start:stop] = tokens[start:stop]
+        self.state.hidden.fill_(hidden_of(rows[:stop]))
 
 
 def hidden_of(rows: np.ndarray) -> int:

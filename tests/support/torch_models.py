@@ -8,6 +8,7 @@ import torch
 
 from megakernel.engine import Engine
 from megakernel.loading import load_engine
+from megakernel.parts import BLOCK
 from megakernel.torch.backend import TorchBackend
 from megakernel.torch.model import TorchModel
 from megakernel.torch.weights import Weights as TorchWeights
@@ -46,4 +47,5 @@ def small_engine(name: str, backend: str, capacity: int) -> Engine:
 def logits_in_passes(model: TorchModel, tokens: list[int], size: int) -> torch.Tensor:
     """Logits after every token, reading `size` at a time: fp32 [tokens, vocab], on the host."""
     pieces = torch.tensor(tokens, device=model.device).split(size)
-    return torch.cat([model.logits(model.extend(piece, index * size)) for index, piece in enumerate(pieces)]).cpu()
+    part = model.cache.part(range(-(-model.capacity // BLOCK)))
+    return torch.cat([model.logits(model.extend(piece, index * size, part)) for index, piece in enumerate(pieces)]).cpu()

@@ -31,14 +31,13 @@ class Megakernel(Adapter):
         return {"call": call, "backend": self.engine.backend_name}
 
     def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
-        self.engine.start(prompt, tokens, reuse=False)  # the same prompt over and over is to be read anew
-        for token in self.engine.stream():
+        for token in self.engine.generate(prompt, tokens, reuse=False):  # the same prompt over and over is to be read anew
             yield [token]
 
     def distribution(self, prefix: Sequence[int]) -> numpy.ndarray:
-        self.engine.start(prefix, 1, reuse=False)
-        self.engine.step()
-        return self.engine.logits().numpy()
+        generation = self.engine.generate(prefix, 1, reuse=False)
+        next(generation)
+        return generation.logits().numpy()
 
     def close(self) -> None:
         self.engine.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -60,8 +61,13 @@ def backend_of(engine: Engine) -> Any:
 def generate(
     engine: Engine, tokens: int = LENGTH, stops: tuple[int, ...] = (), prompt: list[int] = PROMPT, reuse: bool = True
 ) -> list[int]:
-    engine.start(prompt, tokens, SamplingParams(stop_token_ids=stops), reuse)
-    return list(engine.stream())
+    return list(engine.generate(prompt, tokens, SamplingParams(stop_token_ids=stops), reuse))
+
+
+def generate_and_count(engine: Engine, tokens: int, prompt: list[int], reuse: bool = True) -> tuple[list[int], int]:
+    """The tokens, and how much of the prompt was kept."""
+    generation = engine.generate(prompt, tokens, reuse=reuse)
+    return list(generation), generation.kept
 
 
 def expected(tokens: int = LENGTH, prompt: list[int] = PROMPT) -> list[int]:
@@ -118,8 +124,9 @@ def test_an_interrupt_at_every_line(engine: Engine, stopping: bool) -> None:
     number = 0
     while True:
         number += 1
-        engine.start(other, LENGTH)
-        engine.step()
+        abandoned = engine.generate(other, LENGTH)
+        next(abandoned)
+        abandoned.stop()
         try:
             with Interrupting(number) as interrupting:
                 generate(engine, stops=stops)
@@ -132,21 +139,22 @@ def test_an_interrupt_at_every_line(engine: Engine, stopping: bool) -> None:
 
 def test_a_fault_ends_the_request_and_no_other(engine: Engine) -> None:
     backend = backend_of(engine)
-    engine.start(PROMPT, LENGTH)
+    generation = engine.generate(PROMPT, LENGTH)
     backend.program(0).result().counters[0] += 1
     with pytest.raises(KernelFault):
-        list(engine.stream())
-    assert engine.step() is None
+        list(generation)
+    assert generation.steps() == [] and generation.finish_reason is None
     assert generate(engine) == expected()
 
 
 def test_the_fault_of_an_abandoned_request_concerns_nobody(engine: Engine) -> None:
     backend = backend_of(engine)
-    engine.start(PROMPT, LENGTH)
-    engine.step()
+    generation = engine.generate(PROMPT, LENGTH)
+    next(generation)
     backend.program(0).result().counters[0] += 1
     for _ in range(CHUNK):
-        engine.step()
+        next(generation)
+    generation.stop()
     assert backend.flights, "a launch is under way, or the test shows nothing"
     assert generate(engine) == expected()
 
@@ -279,8 +287,8 @@ def test_the_kernel_is_compiled_before_the_backend_is_ready(engine: Engine, monk
 
 def test_a_prompt_computes_only_what_is_not_kept(engine: Engine) -> None:
     """The cache holds the prompt and what was generated, but for the last token, which nobody has looked at yet."""
-    first = generate(engine, 40, reuse=False)
-    assert engine.kept == 0
+    first, kept = generate_and_count(engine, 40, PROMPT, reuse=False)
+    assert kept == 0
     sequence = PROMPT + first
     turns = {
         len(sequence) - 1: [*sequence, 3, 1, 4],
@@ -290,11 +298,10 @@ def test_a_prompt_computes_only_what_is_not_kept(engine: Engine) -> None:
         0: [PROMPT[0] + 1, *PROMPT[1:]],
     }
     for kept, prompt in turns.items():
-        assert generate(engine, 1, prompt=prompt) == expected(1, prompt)
-        assert engine.kept == kept
+        assert generate_and_count(engine, 1, prompt) == (expected(1, prompt), kept)
     again = [PROMPT[0] + 1, *PROMPT[1:]]
-    assert generate(engine, 30, prompt=again) == expected(30, again) and engine.kept == len(again) - 1
-    assert generate(engine, 30, prompt=again, reuse=False) == expected(30, again) and engine.kept == 0
+    assert generate_and_count(engine, 30, again) == (expected(30, again), len(again) - 1)
+    assert generate_and_count(engine, 30, again, reuse=False) == (expected(30, again), 0)
 
 
 def test_prefill_is_asked_for_the_rest_and_tells_how_far_it_is(engine: Engine) -> None:
@@ -305,23 +312,23 @@ def test_prefill_is_asked_for_the_rest_and_tells_how_far_it_is(engine: Engine) -
     prefill.asked.clear()
     prompt = PROMPT + expected(20) + list(range(40))
     seen: list[tuple[int, int]] = []
-    engine.start(prompt, 5, progress=lambda done, total: seen.append((done, total)))
+    generation = engine.generate(prompt, 5, progress=lambda done, total: seen.append((done, total)))
     assert not seen and not prefill.asked, "nothing is computed yet"
-    assert list(engine.stream()) == expected(5, prompt)
-    kept = len(PROMPT) + 19
-    assert engine.kept == kept and prefill.asked == [(kept, len(prompt))]
-    assert seen == [(min(done, len(prompt)), len(prompt)) for done in range(kept + 16, len(prompt) + 16, 16)]
+    assert list(generation) == expected(5, prompt)
+    edges = [*range(len(PROMPT) + 19, len(prompt), 16), len(prompt)]
+    assert generation.kept == edges[0] and prefill.asked == list(itertools.pairwise(edges))
+    assert seen == [(edge, len(prompt)) for edge in edges[1:-1]]
 
 
 def test_what_is_under_way_when_a_request_is_abandoned_counts_for_nothing(engine: Engine) -> None:
-    engine.start(PROMPT, LENGTH, reuse=False)
-    taken = [engine.step() for _ in range(3)]
+    generation = engine.generate(PROMPT, LENGTH, reuse=False)
+    taken = [next(generation) for _ in range(3)]
+    generation.stop()
     backend = backend_of(engine)
-    landed = backend.cached
+    landed = generation.used
     assert backend.flights and taken == expected(3)
     prompt = PROMPT + expected()
-    assert generate(engine, 4, prompt=prompt) == expected(4, prompt)
-    assert engine.kept == landed
+    assert generate_and_count(engine, 4, prompt) == (expected(4, prompt), landed)
 
 
 def test_nothing_is_kept_after_a_fault(engine: Engine) -> None:
@@ -330,15 +337,14 @@ def test_nothing_is_kept_after_a_fault(engine: Engine) -> None:
     backend.program(0).result().counters[0] += 1
     with pytest.raises(KernelFault):
         generate(engine)
-    assert generate(engine) == expected() and engine.kept == 0
+    assert generate_and_count(engine, LENGTH, PROMPT) == (expected(), 0)
 
 
 def test_after_a_stop_token_the_rest_of_its_launch_is_not_kept(engine: Engine) -> None:
     until = expected().index(expected()[20]) + 1
     generate(engine, stops=(expected()[20],), reuse=False)
     prompt = PROMPT + expected()
-    assert generate(engine, 4, prompt=prompt) == expected(4, prompt)
-    assert engine.kept == len(PROMPT) + until - 1
+    assert generate_and_count(engine, 4, prompt) == (expected(4, prompt), len(PROMPT) + until - 1)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 64])

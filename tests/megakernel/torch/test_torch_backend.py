@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from megakernel.errors import NotNumbers
 from megakernel.loading import load_engine
 from megakernel.request import SamplingParams
 from megakernel.torch import backend as module
-from megakernel.torch.backend import TorchBackend
 from models.checkpoint import open_checkpoint
 from models.errors import MachineError
 from models.reference import Reference
@@ -49,8 +47,9 @@ def test_greedy_tokens_in_fp32_are_the_references(tensors: dict[str, torch.Tenso
         reference = Reference(engine.config, tensors)
         for text in PROMPTS:
             prompt = ids_of(text)
-            engine.start(prompt, TOKENS, SamplingParams(stop_token_ids=engine.config.eos_token_ids))
-            assert list(engine.stream()) == reference.generate(prompt, TOKENS), text
+            assert list(
+                engine.generate(prompt, TOKENS, SamplingParams(stop_token_ids=engine.config.eos_token_ids))
+            ) == reference.generate(prompt, TOKENS), text
 
 
 def test_greedy_tokens_in_bf16_are_the_references_or_near_ties(tensors: dict[str, torch.Tensor]) -> None:
@@ -60,8 +59,7 @@ def test_greedy_tokens_in_bf16_are_the_references_or_near_ties(tensors: dict[str
         reference = Reference(engine.config, {name: tensor.bfloat16() for name, tensor in tensors.items()}, torch.float32)
         for text in PROMPTS:
             prompt = ids_of(text)
-            engine.start(prompt, TOKENS)
-            tokens = list(engine.stream())
+            tokens = list(engine.generate(prompt, TOKENS))
             logits = reference.logits([*prompt, *tokens[:-1]])[len(prompt) - 1 :]
             gaps = logits.amax(1) - logits[torch.arange(TOKENS), torch.tensor(tokens)]
             others += int((gaps > 0).sum())
@@ -86,8 +84,7 @@ def test_the_same_seed_draws_what_the_cpu_machine_draws(dtype: torch.dtype) -> N
     with load_engine(BUNDLED, "torch", dtype=str(dtype).removeprefix("torch."), capacity=128) as engine:
         for text, sampling in zip(PROMPTS[: len(SAMPLINGS)], SAMPLINGS, strict=True):
             prompt = ids_of(text)
-            engine.start(prompt, TOKENS, sampling)
-            tokens = list(engine.stream())
+            tokens = list(engine.generate(prompt, TOKENS, sampling))
             _, logits = decode_with_logits(backend, [*prompt, *tokens[:-1]], 1)
             state, first = sampling_state(sampling), len(prompt) - 1
             machine = [machines_token(logits[first + index], state, first + index) for index in range(TOKENS)]
@@ -108,8 +105,7 @@ def test_a_request_from_end_to_end_is_the_cpu_machines() -> None:
     for name in ("torch", "vm"):
         with small_engine(MODEL, name, 64) as engine:
             for sampling in (SamplingParams(), *SAMPLINGS):
-                engine.start(PROMPT, 20, sampling)
-                runs.append(list(engine.stream()))
+                runs.append(list(engine.generate(PROMPT, 20, sampling)))
     half = len(runs) // 2
     assert runs[:half] == runs[half:]
     assert len({tuple(run) for run in runs}) == half, "every sampling draws something else"
@@ -119,58 +115,54 @@ def test_a_request_from_end_to_end_is_the_cpu_machines() -> None:
 def test_what_the_cache_holds_of_a_prompt_is_kept(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt that goes on from an answer, one that leaves it at some place, the first once more, another: the same tokens."""
     monkeypatch.setattr(module, "PASS", 4)
-    backend = torch_backend(MODEL, dtype)
-    engine, seen = Engine(backend), list[tuple[int, int]]()
-    answer = generated(backend, PROMPT)
+    engine, seen = Engine(torch_backend(MODEL, dtype)), list[tuple[int, int]]()
+    answer = generated(engine)
     held = (*PROMPT, *answer[:-1])  # the last token has been chosen, not read
     cases = (
         ((*PROMPT, *answer, 5, 6), len(held)),
         ((*PROMPT[:5], 77, 78), 5),
-        (PROMPT, 5),
         (PROMPT, len(PROMPT) - 1),
+        ((*PROMPT, *answer[:20], 5), len(PROMPT) + 20),
         ((50, 51), 0),
     )
     for prompt, kept in cases:
-        engine.start(prompt, 3, reuse=True)
-        reused = list(engine.stream())
-        assert engine.kept == kept
+        generation = engine.generate(prompt, 3, reuse=True)
+        reused = list(generation)
+        assert generation.kept == kept
         fresh = Engine(torch_backend(MODEL, dtype))
-        fresh.start(prompt, 3, reuse=False)
-        assert list(fresh.stream()) == reused
-    engine.start((*PROMPT, 9, 9), 1, reuse=False, progress=lambda *numbers: seen.append(numbers))
-    assert len(list(engine.stream())) == 1 and engine.kept == 0
+        assert list(fresh.generate(prompt, 3, reuse=False)) == reused
+    generation = engine.generate((*PROMPT, 9, 9), 1, reuse=False, progress=lambda *numbers: seen.append(numbers))
+    assert len(list(generation)) == 1 and generation.kept == 0
     assert seen == [(4, 10), (8, 10)]
 
 
 @pytest.mark.parametrize("size", [1, 3, len(PROMPT), 100])
 def test_passes_change_no_token(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = generated(torch_backend(MODEL), PROMPT)
+    expected = generated(Engine(torch_backend(MODEL)))
     monkeypatch.setattr(module, "PASS", size)
-    assert generated(torch_backend(MODEL), PROMPT) == expected
+    assert generated(Engine(torch_backend(MODEL))) == expected
 
 
-def generated(backend: TorchBackend, prompt: Sequence[int]) -> list[int]:
-    engine = Engine(backend)
-    engine.start(prompt, 30, HOT, reuse=False)
-    tokens = list(engine.stream())
+def generated(engine: Engine) -> list[int]:
+    tokens = list(engine.generate(PROMPT, 30, HOT, reuse=False))
     assert len(set(tokens)) > 15
     return tokens
 
 
 def test_logits_that_are_no_numbers_end_the_request_and_spoil_no_other() -> None:
     backend = torch_backend(MODEL)
-    expected = generated(backend, PROMPT)
+    engine = Engine(backend)
+    expected = generated(engine)
     embedding, poisoned = backend.model.weights.embedding, 200
     assert poisoned not in (*PROMPT, *expected)
     usual = embedding[poisoned].clone()
     embedding[poisoned] = torch.inf
-    engine = Engine(backend)
-    engine.start([*PROMPT, poisoned], 3)
+    generation = engine.generate([*PROMPT, poisoned], 3)
     with pytest.raises(NotNumbers, match=f"the logits at position {len(PROMPT)} are no finite numbers"):
-        engine.step()
-    assert engine.step() is None
+        next(generation)
+    assert generation.steps() == [] and generation.finish_reason is None
     embedding[poisoned] = usual
-    assert generated(backend, PROMPT) == expected
+    assert generated(engine) == expected
 
 
 def test_what_pytorch_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,10 +173,10 @@ def test_what_pytorch_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(backend.model, "logits", fails)
     engine = Engine(backend)
-    engine.start(PROMPT, 3)
+    generation = engine.generate(PROMPT, 3)
     expected = "decoding failed: RuntimeError: not enough memory: you tried to allocate 9 bytes; free memory or try again"
     with pytest.raises(MachineError) as caught:
-        engine.step()
+        next(generation)
     assert str(caught.value) == expected
 
 
@@ -192,7 +184,8 @@ def test_an_interrupt_at_any_operation_leaves_a_usable_engine(monkeypatch: pytes
     """In the prompt and after it: the next request knows nothing of it, and torch has its threads."""
     monkeypatch.setattr(module, "PASS", 3)
     backend, before = torch_backend(MODEL), torch.get_num_threads()
-    expected = generated(backend, PROMPT)
+    engine = Engine(backend)
+    expected = generated(engine)
     usual = backend.model.product.multiply
     for moment in range(0, 60, 7):
         count = itertools.count()
@@ -204,18 +197,23 @@ def test_an_interrupt_at_any_operation_leaves_a_usable_engine(monkeypatch: pytes
 
         backend.model.product.multiply = interrupted
         with pytest.raises(KeyboardInterrupt):
-            generated(backend, PROMPT)
+            generated(engine)
         backend.model.product.multiply = usual
         assert torch.get_num_threads() == before
-        assert generated(backend, PROMPT) == expected
+        assert generated(engine) == expected
 
 
 def test_logits_are_a_copy_and_there_only_after_a_token() -> None:
-    backend = torch_backend(MODEL)
-    with pytest.raises(RuntimeError, match="no token has been decoded yet"):
-        backend.logits()
-    generated(backend, PROMPT)
-    logits = backend.logits()
-    assert logits.dtype == torch.float32 and logits.shape == (backend.config.vocab_size,)
+    engine = Engine(torch_backend(MODEL))
+    generation = engine.generate(PROMPT, 2)
+    next(generation)
+    with pytest.raises(RuntimeError, match="once a request is finished"):
+        generation.logits()
+    next(generation)
+    logits = generation.logits()
+    assert logits.dtype == torch.float32 and logits.shape == (engine.config.vocab_size,)
     logits.zero_()
-    assert backend.logits().abs().max() > 0
+    assert generation.logits().abs().max() > 0
+    engine.generate(PROMPT, 2)
+    with pytest.raises(RuntimeError, match="no longer there: another request has been asked for since"):
+        generation.logits()

@@ -66,7 +66,7 @@ def test_bf16_is_no_further_from_fp32_than_the_references_bf16(name: str, monkey
 def test_what_an_earlier_sequence_left_in_the_cache_is_not_read() -> None:
     model = torch_model("gqa4_llama3_tied", torch.float32)
     first = logits_in_passes(model, tokens_of("gqa4_llama3_tied"), 32)
-    model.cache.fill_(torch.nan)
+    model.cache.rows.fill_(torch.nan)
     assert torch.equal(logits_in_passes(model, tokens_of("gqa4_llama3_tied"), 32), first)
 
 

@@ -61,7 +61,7 @@ def test_the_backends_decode_it(kind: str, tmp_path: Path) -> None:
     rounding = (Reference(CONFIG, meant, torch.bfloat16).logits(prompt)[-1] - true).square().mean().sqrt()
     for backend in ("vm", "torch"):
         with load_engine(tmp_path, backend=backend, capacity=32) as engine:
-            engine.start(prompt, 1, SamplingParams())
-            list(engine.stream())
-            logits = engine.logits()
+            generation = engine.generate(prompt, 1, SamplingParams())
+            list(generation)
+            logits = generation.logits()
         assert (logits - true).square().mean().sqrt() <= 2 * rounding, backend
