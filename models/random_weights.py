@@ -2,12 +2,13 @@
 
 Values do not matter to a decode step's time, their bytes do; so a tensor is a seeded block of 2^18 normal values
 laid end to end, not a billion draws. The block's length is prime, hence no two rows of a tensor start at the same place
-in it and no two are equal; every tensor draws its own block from (seed, name). The same seed gives the same bits on
-every machine and at every thread count.
+in it and no two are equal; every tensor draws its own block from (seed, name), but those of the experts of a layer have one
+between them, each from another place on. The same seed gives the same bits on every machine and at every thread count.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from zlib import crc32
@@ -23,6 +24,7 @@ from models.weights import expected_tensors
 PREFIX = "random:"
 BLOCK_VALUES = 262147  # the first prime above 2^18
 MATRIX_SCALE = 0.02  # Hugging Face's `initializer_range` for Llama
+EXPERT_SHIFT = 1009  # values from one expert's beginning in the block to the next one's
 NORM_SCALE = 0.1  # norm weights are 1 plus this much noise, so that leaving one out shows
 
 
@@ -36,13 +38,20 @@ class RandomWeights:
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `WeightSource`."""
+        drawn, block = "", torch.empty(0)
         for name, shape in expected_tensors(self.config).items():
             count = int(np.prod(shape))
-            generator = np.random.Generator(np.random.PCG64([self.seed, crc32(name.encode())]))
-            block = torch.from_numpy(generator.standard_normal(min(count, BLOCK_VALUES), dtype=np.float32))
-            is_norm = name.endswith("norm.weight")
-            values = (1 + NORM_SCALE * block) if is_norm else MATRIX_SCALE * block
-            yield name, _lay_end_to_end(values.to(self.dtype), count).view(shape)
+            common, expert = _without_expert(name)
+            if common != drawn:
+                drawn, block = common, self._block(common, count)
+            shifted = block.roll(EXPERT_SHIFT * expert) if expert else block
+            yield name, _lay_end_to_end(shifted, count).view(shape)
+
+    def _block(self, name: str, count: int) -> torch.Tensor:
+        generator = np.random.Generator(np.random.PCG64([self.seed, crc32(name.encode())]))
+        block = torch.from_numpy(generator.standard_normal(min(count, BLOCK_VALUES), dtype=np.float32))
+        values = (1 + NORM_SCALE * block) if name.endswith("norm.weight") else MATRIX_SCALE * block
+        return values.to(self.dtype)
 
 
 def random_config(model: str) -> ModelConfig:
@@ -51,6 +60,12 @@ def random_config(model: str) -> ModelConfig:
     if preset not in PRESETS:
         raise UserError(f"{model}: no such preset, choose one of {', '.join(PREFIX + name for name in PRESETS)}")
     return PRESETS[preset]
+
+
+def _without_expert(name: str) -> tuple[str, int]:
+    """A tensor's name without the number of its expert, and that number; 0 where it is of none."""
+    found = re.search(r"\.experts\.(\d+)\.", name)
+    return (name, 0) if found is None else (name.replace(found[0], ".experts."), int(found[1]))
 
 
 def _lay_end_to_end(block: torch.Tensor, count: int) -> torch.Tensor:

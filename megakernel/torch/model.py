@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from megakernel.torch.product import Product
-from megakernel.torch.weights import Layer, Weights
+from megakernel.torch.weights import Layer, Mixture, Mlp, Weights
 from models.config import ModelConfig
 from models.rope import inverse_frequencies
 
@@ -43,7 +43,9 @@ class TorchModel:
         layer, multiplier = self.weights.layers[number], self.config.residual_multiplier
         added = self.attention(layer, self.norm(residual, layer.attention_norm), self.cache[number], past)
         residual = residual + added * multiplier
-        return residual + self.mlp(layer, self.norm(residual, layer.mlp_norm)) * multiplier
+        x = self.norm(residual, layer.mlp_norm)
+        added = self.mixture(layer.mlp, x) if isinstance(layer.mlp, Mixture) else self.mlp(layer.mlp, x)
+        return residual + added * multiplier
 
     def logits(self, residual: Tensor) -> Tensor:
         """What `extend` left of some tokens as logits, fp32 [tokens, vocab_size]."""
@@ -54,10 +56,25 @@ class TorchModel:
         """RMSNorm (arXiv:1910.07467)."""
         return rms_norm(x, weight.shape, weight, self.config.rms_eps)
 
-    def mlp(self, layer: Layer, x: Tensor) -> Tensor:
+    def mlp(self, mlp: Mlp, x: Tensor) -> Tensor:
         """SwiGLU (arXiv:2002.05202)."""
-        gate, up = self.product(layer.gate_up, x).chunk(2, dim=-1)
-        return self.product(layer.down, silu(gate) * up)
+        gate, up = self.product(mlp.gate_up, x).chunk(2, dim=-1)
+        return self.product(mlp.down, silu(gate) * up)
+
+    def mixture(self, mixture: Mixture, x: Tensor) -> Tensor:
+        """What the experts that the router chooses for each token make of it, weighted and added in the order of their numbers;
+        of equal scores the lower number is chosen."""
+        config = self.config
+        shares = torch.softmax(self.product(mixture.router, x, exact=True), dim=-1)  # [tokens, experts]
+        shares, experts = shares.sort(dim=-1, descending=True, stable=True)
+        shares, experts = (found[:, : config.experts_per_token] for found in (shares, experts))
+        if config.renormalised:
+            shares = shares / shares.sum(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for expert in experts.unique().tolist():
+            tokens, places = (experts == expert).nonzero().unbind(1)
+            out[tokens] += self.mlp(mixture.experts[expert], x[tokens]) * shares[tokens, places, None]
+        return out
 
     def attention(self, layer: Layer, x: Tensor, cache: Tensor, past: int) -> Tensor:
         """Self-attention with the positions in `cache` [2, kv_heads, capacity, head_dim], to which those of x are added."""
@@ -67,7 +84,9 @@ class TorchModel:
         turning, value = heads.split([queries + config.num_kv_heads, config.num_kv_heads], dim=1)
         if layer.head_norms:
             parts = zip(turning.split([queries, config.num_kv_heads], dim=1), layer.head_norms, strict=True)
-            turning = torch.cat([self.norm(part, weight) for part, weight in parts], dim=1)
+            # the weights of one head, or of all together
+            normed = [self.norm(part.reshape(tokens, -1, len(weight)), weight).view(part.shape) for part, weight in parts]
+            turning = torch.cat(normed, dim=1)
         query, key = self.turned(turning, past).split([queries, config.num_kv_heads], dim=1)
         cache[0, :, past:end], cache[1, :, past:end] = key.transpose(0, 1), value.transpose(0, 1)
         keys, values = cache[:, :, :end].to(self.attention_dtype)  # [kv_heads, end, head_dim] each
