@@ -39,6 +39,12 @@ class RowBlocks(Instruction):
         """The matrix that it multiplies by some rows of."""
         return shape.matrix(self.MATRIX, self.layer)
 
+    @classmethod
+    def staged_columns(cls, shape: Dimensions) -> int:
+        """Columns of what it multiplies, padded to whole pages, as it is staged."""
+        matrix = shape.matrix(cls.MATRIX)
+        return matrix.pages_per_block * matrix.format.columns
+
     def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
         blocks = self.matrix(shape).blocks
         return {"block": (0, blocks - 1), "blocks": (1, blocks - self.block)}

@@ -103,19 +103,19 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     config, scheme = _read_config(directory), _read_scheme(directory)
     listing, headers = _read_headers(directory) if path == directory else _read_file(path)
     owners = {name: path for path, entries in headers.items() for name in entries}
-    stored = stored_tensors(config, owners)
+    tensors = stored_tensors(config, owners)
     try:
         if scheme is not None and config.num_experts:
             raise UserError("quantised mixtures of experts are not supported: take the bf16 checkpoint, and say --weights fp8")
-        found = contents(scheme, {name: tensor.shape for name, tensor in stored.items()}, owners)
+        found = contents(scheme, {name: tensor.shape for name, tensor in tensors.items()}, owners)
     except UserError as error:
         raise UserError(f"{listing}: {error}") from None
     _check_tensors(config, listing, headers, owners, found)
     if config.tied_embeddings and HEAD in owners:
         _check_tied(owners[EMBEDDING], owners[HEAD])
-    plain = stored.keys() - found.quantised.keys()
+    plain = tensors.keys() - found.quantised.keys()
     files = tuple((path, tuple(name for name in entries if name in plain)) for path, entries in headers.items())
-    source: WeightSource = SafetensorsSource(files, {name: tensor.pieces for name, tensor in stored.items()})
+    source: WeightSource = SafetensorsSource(files, {name: tensor.pieces for name, tensor in tensors.items()})
     if scheme is not None and found.quantised:
         source = QuantisedSource(source, scheme, _stored_matrices(found, scheme, owners))
     stored, sampling = DTYPES[headers[owners[EMBEDDING]][EMBEDDING].dtype], of_directory(directory)

@@ -42,11 +42,12 @@ def stored_tensors(config: ModelConfig, present: Collection[str]) -> dict[str, S
             for name, other in renamed(linear, layer):
                 if name not in present and other in present:
                     moved[name] = other, Stored(expected[name], (Piece(name),))
-            if (name := stacked_name(config, linear, layer, present)) is not None:
+            stacked = stacked_name(config, linear, layer, present)
+            if stacked is not None:
                 first, *others = names = list(experts_names(config, linear, layer))
                 rows = sum(linear.rows(config).values())
                 shape = (config.num_experts, rows, expected[first][1])
-                moved[first] = name, Stored(shape, tuple(places(config, linear, names)))
+                moved[first] = stacked, Stored(shape, tuple(places(config, linear, names)))
                 moved |= dict.fromkeys(others)
     stored: dict[str, Stored] = {}
     for name, size in expected.items():

@@ -35,9 +35,9 @@ class PagePlan:
 def staging_bytes(shape: Shape) -> int:
     """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest vector that a
     matrix multiplies, the normalised hidden state at a power of two of pages, or the queries of one attention group."""
-    matrices = {kind.MATRIX: shape.matrix(kind.MATRIX) for kind in INSTRUCTIONS if issubclass(kind, RowBlocks)}
-    widest = max(matrix.pages_per_block * matrix.format.columns for matrix in matrices.values())
-    normed = (matrices["qkv"], matrices["head"])  # the hidden state for the body and for the head
+    kinds = [kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks) and kind.MATRIX in (*shape.tape.kinds, "head")]
+    widest = max(kind.staged_columns(shape) for kind in kinds)
+    normed = [shape.matrix(kind) for kind in ("qkv", "head", *(["router"] if shape.config.num_experts else []))]
     hidden = max(next_power_of_two(matrix.pages_per_block) * matrix.format.columns for matrix in normed)
     queries = ceil_div(shape.staged_queries, shape.page_columns) * shape.page_columns
     return max(widest, hidden, queries) * shape.itemsize

@@ -3,6 +3,8 @@ each token takes a few."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from models.families.base import Linear, Module, Norm
 
 SIZES = {"num_experts": ("num_experts", "num_local_experts"), "experts_per_token": ("num_experts_per_tok",)}
@@ -19,8 +21,8 @@ def mixture(
     hold all experts' gates and ups, and those for their downs."""
     gate, up, down = modules
     norm = Norm("mlp", "post_attention_layernorm")
-    hidden = {"source": "hidden", "columns": "hidden_size", "bias": "", "norm": norm}
-    of_experts = {"experts": True, "published_stacked": published_stacked}
+    hidden: dict[str, Any] = {"source": "hidden", "columns": "hidden_size", "bias": "", "norm": norm}
+    of_experts: dict[str, Any] = {"experts": True, "published_stacked": published_stacked}
     return (
         Linear("router", (router,), row_order="experts", **hidden),
         Linear(
