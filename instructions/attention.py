@@ -123,8 +123,8 @@ class Attention(Instruction):
             machine.write(region, new_k.flatten())
 
     def head_factors(self, machine: Machine) -> torch.Tensor:
-        """1 / sqrt(mean y^2 + eps) of each of the group's query heads and, last, of its key head, [group + 1]; of all queries and
-        all keys where these are normed together."""
+        """1 / sqrt(mean y^2 + eps) of each of the group's query heads and, last, of its key head, [group + 1]; of all queries
+        and all keys where these are normed together."""
         config = machine.shape.config
         squares = machine.read(self.reads(machine.shape)[2])
         if not machine.shape.norms_together:

@@ -152,6 +152,11 @@ class Instruction:
         """Names of the fields that travel in payload words, in order."""
         return tuple(field.name for field in fields(cls) if field.name != "layer")
 
+    @classmethod
+    def foreign(cls, shape: Dimensions) -> str | None:
+        """Why no instruction of this kind has a part in the model, or None; asked before anything else."""
+        return None
+
     def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
         """Smallest and largest value of every payload field, in a program for `sms` SMs; `layer` is in range."""
         return {}
@@ -173,8 +178,8 @@ class Instruction:
         return ()
 
     def selects(self, shape: Dimensions) -> tuple[Region, ...]:
-        """Rows with the numbers of the experts whose pages it streams: the loader looks for them, of this token, before it does,
-        and the consumer has its pages only then."""
+        """Rows with the numbers of the experts whose pages it streams: the loader looks for them, of this token, before it
+        does, and the consumer has its pages only then."""
         return ()
 
     def streams(self, shape: Dimensions) -> tuple[tuple[int, int], ...]:
@@ -188,13 +193,13 @@ class Instruction:
         return 0
 
     def tape_page(self, shape: Dimensions) -> int:
-        """First page it streams, of the weight tape (of experts: if all that it streams were expert 0's) or (attention) of the KV
-        cache."""
+        """First page it streams, of the weight tape (of experts: if all that it streams were expert 0's) or (attention) of the
+        KV cache."""
         return 0
 
     def page_source(self, shape: Dimensions, tape: int, use: int, past: int, chosen: Sequence[int] = ()) -> PageSource | None:
-        """What page use number `use` holds when `past` positions are cached, and `chosen` stands in the rows that it selects by;
-        None where the use passes through empty."""
+        """What page use number `use` holds when `past` positions are cached, and `chosen` stands in the rows that it selects
+        by; None where the use passes through empty."""
         return PageSource("tape", tape + use)
 
     def cost(self, shape: Dimensions, past: int) -> Cost:

@@ -29,7 +29,8 @@ class Choose(Instruction):
     LAYERED, SHORT = True, True
     BRINGS = (Activation("choice", lambda shape: 2 * shape.config.experts_per_token),)
 
-    def misfit(self, shape: Dimensions) -> str | None:
+    @classmethod
+    def foreign(cls, shape: Dimensions) -> str | None:
         return None if shape.config.num_experts else "chooses experts in a model without any"
 
     def reads(self, shape: Dimensions) -> tuple[Region, ...]:

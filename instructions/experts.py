@@ -1,8 +1,8 @@
 """What the instructions share that multiply matrices of the chosen experts: which of them is known only at run time.
 
 A token has `experts_per_token` slots; slot j's expert is the number in row j of choice[layer], which `Choose` writes.  An
-instruction's pages belong to slots, so their number is fixed; its loader looks for the slots' numbers and then streams the pages
-of those experts.
+instruction's pages belong to slots, so their number is fixed; its loader looks for the slots' numbers and then streams the
+pages of those experts.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class ExpertRows(RowBlocks):
         raise NotImplementedError
 
     def place(self, shape: Dimensions, use: int) -> tuple[int, int]:
-        """The slot that page use `use` belongs to, counted from its first, and the page's distance from `tape_page` if the expert
-        were 0."""
+        """The slot that page use `use` belongs to, counted from its first, and the page's distance from `tape_page` if the
+        expert were 0."""
         raise NotImplementedError
 
     def selects(self, shape: Dimensions) -> tuple[Region, ...]:

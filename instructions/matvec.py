@@ -31,6 +31,11 @@ class RowBlocks(Instruction):
     blocks: int
 
     @classmethod
+    def foreign(cls, shape: Dimensions) -> str | None:
+        there = cls.MATRIX in (*shape.tape.kinds, "head")
+        return None if there else f"multiplies {cls.MATRIX}, a matrix that the model does not have"
+
+    @classmethod
     def parts(cls, shape: Dimensions, layer: int) -> list[int]:
         """Row blocks of the matrix, cut where no run may cross: how many there are in each part, in order."""
         return [shape.matrix(cls.MATRIX, layer).blocks]

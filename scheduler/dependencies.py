@@ -154,8 +154,8 @@ class Deriver:
                     self.before_previous[i] |= mask | self.closure("before", mask)
 
     def loads(self, i: int) -> bool:
-        """Whether the loader streams rows of earlier tokens for instruction i, or looks for a choice, which it must not take for
-        that of an earlier token; every row must have a producer."""
+        """Whether the loader streams rows of earlier tokens for instruction i, or looks for a choice, which it must not take
+        for that of an earlier token; every row must have a producer."""
         instruction = self.program[i]
         regions = (*instruction.loads(self.shape), *instruction.selects(self.shape))
         return bool([self.accesses.producers(region) for region in regions])

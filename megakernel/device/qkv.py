@@ -60,6 +60,9 @@ def qkv(S: gl.constexpr, memory, ring, step):
             if part <= S.group:  # a query or key: its weights; the factor of the whole head is the reader's business
                 put_squares(S, memory, step, (head * (S.group + 1) + part) * S.head_blocks + inner, low, high)
                 weight = layer_constants(memory, S.head_norm, layer) + (part // S.group) * S.head_rows
+                if S.norms_together:  # weights of every head
+                    place = gl.where(part < S.group, head * S.group + part, S.kv_heads * S.group + head)
+                    weight = layer_constants(memory, S.head_norm, layer) + place * S.head_rows
                 low *= gl.load(weight + inner * ROWS + row)
                 high *= gl.load(weight + inner * ROWS + row + HALF)
         if part <= S.group:  # a query or key: rotate its pairs

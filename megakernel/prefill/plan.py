@@ -40,8 +40,11 @@ class Plan:
     def possible(self) -> bool:
         """Whether prefill's kernels take the model; else a prompt is decoded token by token.
 
-        Weights are plain, heads are not too wide and, where they are normed, whole tiles of the QKV matrix hold whole heads.
+        Weights are plain, no layer has experts, heads are not too wide and, where they are normed, whole tiles of the QKV
+        matrix hold whole heads.
         """
+        if self.config.num_experts:
+            return False
         rows = self.dimensions.head_rows
         whole = rows <= NORMED_TILE and NORMED_TILE % rows == 0
         return self.formats == PLAIN and self.head_width <= WIDEST_HEAD and (whole or not self.dimensions.head_norms)

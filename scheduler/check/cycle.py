@@ -1,8 +1,8 @@
 """Deadlock, explained: the shortest cycle of instructions that wait for one another.
 
 Nodes are records and counters (record i is i, counter c is c plus the number of records), so that a counter of many
-signals costs as many edges as it has signals, not signals times readers.  A record's choice of experts is a counter, too, behind
-the others: whoever selects by it waits for it.
+signals costs as many edges as it has signals, not signals times readers.  A record's choice of experts is a counter, too,
+behind the others: whoever selects by it waits for it.
 """
 
 from __future__ import annotations

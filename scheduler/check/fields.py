@@ -22,6 +22,8 @@ def payload_problem(instruction: Instruction, shape: Shape, sms: int) -> str | N
     layers = shape.config.num_layers if instruction.LAYERED else 1
     if not 0 <= instruction.layer < layers:
         return f"layer {instruction.layer}, it must be 0 to {layers - 1}"
+    if (foreign := instruction.foreign(shape)) is not None:
+        return foreign
     ranges = instruction.field_ranges(shape, sms)
     for name in instruction.payload_names():
         if name not in ranges:

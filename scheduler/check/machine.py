@@ -34,9 +34,8 @@ def launch_tokens(program: Program | Listing) -> int:
 def shared_bytes(shape: Shape, ring: int) -> int:
     """Shared memory of one block: the ring, one staged vector, and the kernel's reserve.
 
-    Staged are, one at a time, the input of any matrix, padded to whole pages of columns, that of the experts' down projections once
-    for each that is chosen; the hidden state, padded to a power
-    of two of pages; the queries of an attention group.
+    Staged are, one at a time, the input of any matrix, padded to whole pages of columns, that of the experts' down projections
+    once for each that is chosen; the hidden state, padded to a power of two of pages; the queries of an attention group.
     """
     staged, beside = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0
     for matrix in shape.tape.matrices:
@@ -151,7 +150,7 @@ def expert_findings(shape: Shape) -> Iterator[Finding]:
             apart = steps([matrix.first_page for matrix in found]) | {found[0].pages}
             if len({(matrix.blocks, matrix.pages_per_block) for matrix in found}) > 1 or len(apart) > 1:
                 yield Finding(
-                    "limits", f"the experts' matrices {kind} of layer {layer} differ in size or distance; the kernel knows one"
+                    "limits", f"the experts' {kind} of layer {layer} differ in size or distance; the kernel knows one"
                 )
 
 

@@ -1,8 +1,8 @@
 """What happens before what within one token: queues and counters, as clocks.
 
 An instruction starts when the one before it in its queue has ended and, for every wait of the same token, all that signal
-the counter have ended; and it ends only after those that chose the experts whose pages it takes.  `docs/proof.md` shows why one token is enough, and why loaders add nothing
-else here.
+the counter have ended; and it ends only after those that chose the experts whose pages it takes.  `docs/proof.md` shows why one
+token is enough, and why loaders add nothing else here.
 
 Clock of an instruction: for each SM, how many of its queue's instructions have ended before the instruction starts (vector
 clocks: Mattern, 1988; queues are the processes).  Instruction a ended before b starts exactly if

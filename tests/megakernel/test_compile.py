@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,16 @@ def test_biases_odd_heads_and_sixteen_queries_a_head(triton_site: Site) -> None:
     assert (geometry.group_columns, geometry.head_rows) == (16, 48)
     assert min(matrix.bias.first for matrix in (geometry.qkv, geometry.o, geometry.gate_up, geometry.down)) >= 0
     check(compiled(triton_site(OLDEST), geometry), OLDEST)
+
+
+def test_chosen_experts(triton_site: Site) -> None:
+    """Router, choice, experts, and queries that are normed together; of two layers, for the code does not depend on how
+    many."""
+    geometry = geometry_of(replace(MODELS["olmoe-1b-7b"], num_layers=2))
+    assert geometry.experts.chosen == 8 and geometry.norms_together
+    found = compiled(triton_site(OLDEST), geometry)
+    check(found, OLDEST)
+    assert found["shared"] >= pages_bytes(geometry)
 
 
 def test_quantised_weights(triton_site: Site) -> None:

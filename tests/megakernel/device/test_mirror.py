@@ -67,7 +67,8 @@ def test_file_and_function_bear_the_instruction_s_name(kind: type[Instruction]) 
 def test_the_dispatch_has_every_opcode_once_and_calls_its_twin() -> None:
     called: dict[int, str] = {}
     known = constants(consumer)
-    branches = [node for node in ast.walk(definition(consumer, "execute")) if isinstance(node, ast.If)]
+    bodies = [definition(consumer, name) for name in ("execute", "execute_mixture")]
+    branches = [node for body in bodies for node in ast.walk(body) if isinstance(node, ast.If)]
     for branch in branches:
         match branch.test:
             case ast.Compare(left=ast.Name(id="opcode"), ops=[ast.Eq()], comparators=[ast.Name(id=name)]):
@@ -81,7 +82,9 @@ def test_the_prefetcher_knows_who_is_short() -> None:
     """By the bits of an int32 that it shifts right, so opcodes go up to 30."""
     assert all(0 < kind.OPCODE <= 30 for kind in INSTRUCTIONS)
     short = {kind.MNEMONIC for kind in INSTRUCTIONS if constants(prefetcher)["SHORT"] >> kind.OPCODE & 1}
-    assert short == {"embed", "attention", "combine", "o_proj", "gate_up", "sample", "hand_over"}
+    dense = {"embed", "attention", "combine", "o_proj", "gate_up", "sample", "hand_over"}
+    assert short == dense | {"router", "choose", "expert_gate_up"}
+    assert {kind.MNEMONIC for kind in INSTRUCTIONS if constants(prefetcher)["DENSE"] >> kind.OPCODE & 1} == dense
 
 
 @pytest.mark.parametrize("name", sorted(set(Word.__members__) - {"LAGS"}))  # which the GPU gets in WAITS
