@@ -28,6 +28,7 @@ from bench.rig import Rig, device_sms
 from megakernel.geometry import COPIES
 from megakernel.gpu.backend import CHUNK
 from megakernel.loading import gpu_problem
+from megakernel.memory import check_memory, mend_of
 from models.checkpoint import open_checkpoint
 from models.command import Parser, add_formats, add_model, command, start, whole
 from models.config import SIZE_LIMIT
@@ -35,6 +36,7 @@ from models.errors import UserError
 from models.formats import PLAIN_NAME, chosen_formats
 from models.output import output_path
 from models.packed import PackedModel, pack
+from models.tape import TapeLayout
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -97,6 +99,8 @@ def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
     contexts = fitting_contexts(options.contexts, options.tokens, checkpoint.config.max_position)
     capacity = max(max(contexts) + options.tokens + 1, PROMPT + 2)
     formats = chosen_formats(options.weights, options.head, checkpoint.formats)
+    weights = {"weights": TapeLayout.from_config(checkpoint.config, torch.bfloat16.itemsize, formats).bytes}
+    check_memory(options.model, weights, torch.cuda.mem_get_info()[0], "GPU memory", mend_of(formats))
     return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity, formats), contexts
 
 

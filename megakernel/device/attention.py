@@ -144,6 +144,8 @@ def attention(S: gl.constexpr, memory, ring, step):
     slice = step.record.b
     first, pages = slice_pages(S, memory.bucket.slices, slice, step.position)
     wait_all(S, memory, step, ALL)
+    if S.norms_together:  # first, while few registers are taken
+        query_factor, key_factor = common_factors(S, memory, step)
     current = slice == memory.bucket.slices - 1
     query, known = query_places(S, memory, step)
     new_kv = current_places(S, memory, step)
@@ -168,7 +170,6 @@ def attention(S: gl.constexpr, memory, ring, step):
         q *= head_factor(S, gl.sum(squares, axis=1))[:, None]
         new_k *= head_factor(S, gl.sum(key_squares, axis=0))
     if S.norms_together:
-        query_factor, key_factor = common_factors(S, memory, step)
         q *= query_factor
         new_k *= key_factor
     rows = output_dims(S)
