@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from instructions.codec import NONE
 from instructions.shape import ANNOUNCED, Shape, ceil_div, next_power_of_two
@@ -48,7 +48,7 @@ class Matrix(NamedTuple):
 class Experts(NamedTuple):
     """A layer's mixture; all 0 in models without any."""
 
-    count: int
+    total: int
     chosen: int  # slots of a token
     renormalised: bool
     blocks: int  # row blocks of one expert's gate/up matrix
@@ -160,7 +160,7 @@ def _experts(shape: Shape) -> Experts:
         return NO_EXPERTS
     gate_up, down = (shape.matrix(kind) for kind in ("expert_gate_up", "expert_down"))
     return Experts(
-        count=config.num_experts,
+        total=config.num_experts,
         chosen=config.experts_per_token,
         renormalised=config.renormalised,
         blocks=gate_up.blocks,
@@ -178,12 +178,13 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
     config, tape = shape.config, shape.tape
     norms = {norm.kind: _by_layer(shape, partial(tape.norm_offset, norm.kind)) for norm in tape.layer.norms}
     missing = Matrix(0, 0, NOWHERE, NOWHERE, shape.matrix("qkv").format)
-    of_layers = dict.fromkeys(("gate_up", "down", "router", "expert_gate_up", "expert_down"), missing)
+    of_layers: dict[str, Any] = dict.fromkeys(("gate_up", "down", "router", "expert_gate_up", "expert_down"), missing)
     for linear in tape.layer.linears:
         of_layers[linear.kind] = _matrix(shape, linear.kind, norms[linear.norm.kind] if linear.norm else NOWHERE)
     slots = max(1, config.experts_per_token)  # whose pages make a row block of `expert_down`
     of_layers["expert_down"] = of_layers["expert_down"]._replace(pages=slots * of_layers["expert_down"].pages)
     embedding = shape.matrix("embedding")
+    places: dict[str, Any] = {name: Places(*shape.buffers[name][2:4]) for name in ANNOUNCED if name != "partial"}
     return Geometry(
         ring=program.ring,
         copies_now=min(COPIES[0], program.ring),
@@ -221,7 +222,7 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         norms_together=shape.norms_together,
         experts=_experts(shape),
         trace=trace,
-        **{name: Places(*shape.buffers[name][2:4]) for name in ANNOUNCED if name != "partial"},
+        **places,
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from models.config import ModelConfig
 from models.errors import UserError
 from models.families import PRESETS
+from models.quantised import plain_matrices
 from models.weights import expected_tensors
 
 PREFIX = "random:"
@@ -30,22 +31,29 @@ NORM_SCALE = 0.1  # norm weights are 1 plus this much noise, so that leaving one
 
 @dataclass(frozen=True)
 class RandomWeights:
-    """A `WeightSource` for any configuration: matrices and biases N(0, 0.02), norm weights N(1, 0.1), in `dtype`."""
+    """A `WeightSource` for any configuration: matrices and biases N(0, 0.02), norm weights N(1, 0.1), in `dtype`.
+
+    Routers choose experts evenly, but where they are `skewed`: then the scores of expert e are (1 + e)^-1/2 times as large, and
+    those of low numbers are chosen far more often.
+    """
 
     config: ModelConfig
     seed: int = 0
     dtype: torch.dtype = torch.bfloat16
+    skewed: bool = False
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `WeightSource`."""
         drawn, block = "", torch.empty(0)
+        routers = plain_matrices(self.config) if self.skewed else set()
         for name, shape in expected_tensors(self.config).items():
             count = int(np.prod(shape))
             common, expert = _without_expert(name)
             if common != drawn:
                 drawn, block = common, self._block(common, count)
             shifted = block.roll(EXPERT_SHIFT * expert) if expert else block
-            yield name, _lay_end_to_end(shifted, count).view(shape)
+            values = _lay_end_to_end(shifted, count).view(shape)
+            yield name, skewed_rows(values) if name in routers else values
 
     def _block(self, name: str, count: int) -> torch.Tensor:
         generator = np.random.Generator(np.random.PCG64([self.seed, crc32(name.encode())]))
@@ -60,6 +68,11 @@ def random_config(model: str) -> ModelConfig:
     if preset not in PRESETS:
         raise UserError(f"{model}: no such preset, choose one of {', '.join(PREFIX + name for name in PRESETS)}")
     return PRESETS[preset]
+
+
+def skewed_rows(router: torch.Tensor) -> torch.Tensor:
+    """A router [experts, hidden] whose rows become smaller from expert to expert."""
+    return (router.float() * (1 + torch.arange(len(router)))[:, None] ** -0.5).to(router.dtype)
 
 
 def _without_expert(name: str) -> tuple[str, int]:

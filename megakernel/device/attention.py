@@ -15,10 +15,11 @@ from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import FLAT_TILES
 from megakernel.device.formats.plain import PAGE_LAYOUT, TILE
-from megakernel.device.matvec import power_of_two, vector_layout
+from megakernel.device.matvec import power_of_two
+from megakernel.device.opaque import nothing
 from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
+from megakernel.device.values import complete, in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
 
 FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 
@@ -64,19 +65,19 @@ def head_factor(S: gl.constexpr, squares):
     return gl.rsqrt(squares / S.head_dim + S.epsilon)
 
 
+@gluon.constexpr_function
+def whole_layout(size):
+    """A vector that every warp holds whole."""
+    return gl.BlockedLayout([max(1, size // 32)], [32], [4], [0])
+
+
 @gluon.jit
 def common_factors(S: gl.constexpr, memory, step):
-    """What all queries are multiplied by to be normed together, and all keys, once the sums of squares of all heads are
-    there."""
+    """What all queries are multiplied by to be normed together, and all keys, once all heads' sums of squares are there."""
     COUNT: gl.constexpr = S.kv_heads * (S.group + 1) * S.head_blocks
-    place = gl.arange(0, power_of_two(COUNT), vector_layout())
-    source = rows_of(S, memory, step, S.squares, step.record.layer)
-    squares = look(source + place, place < COUNT)
-    begin = cycles()
-    waiting = look_again(memory, step, begin, vacant(squares))
-    while waiting != 0:
-        squares = look(source + place, place < COUNT)
-        waiting = look_again(memory, step, begin, vacant(squares))
+    place = gl.arange(0, power_of_two(COUNT), whole_layout(power_of_two(COUNT))) + nothing()
+    source = rows_of(S, memory, step, S.squares, step.record.layer) + place
+    squares = complete(memory, step, look(source, place < COUNT), source, place < COUNT)
     keys = place // S.head_blocks % (S.group + 1) == S.group
     of_keys = gl.sum(gl.where(keys, squares, 0.0), axis=0) / (S.kv_heads * S.head_dim)
     of_queries = gl.sum(gl.where(keys, 0.0, squares), axis=0) / (S.kv_heads * S.group * S.head_dim)

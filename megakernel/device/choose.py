@@ -40,7 +40,7 @@ def ordered(scores):
 def choose(S: gl.constexpr, memory, ring, step):
     """The layer's choice: numbers of experts, the best first, and behind them their weights."""
     PAIRS: gl.constexpr = pairs_layout()
-    COUNT: gl.constexpr = S.experts.count
+    COUNT: gl.constexpr = S.experts.total
     PARTS: gl.constexpr = (COUNT + TOGETHER - 1) // TOGETHER
     wait_all(S, memory, step, ALL)
     layer = step.record.layer

@@ -71,10 +71,10 @@ def execute(S: gl.constexpr, memory, ring, step):
     elif opcode == O_PROJ:
         o_proj(S, memory, ring, step)
     elif opcode == GATE_UP:
-        if S.experts.count == 0:
+        if S.experts.total == 0:
             gate_up(S, memory, ring, step)
     elif opcode == DOWN:
-        if S.experts.count == 0:
+        if S.experts.total == 0:
             down(S, memory, ring, step)
     elif opcode == LM_HEAD:
         lm_head(S, memory, ring, step)
@@ -84,7 +84,7 @@ def execute(S: gl.constexpr, memory, ring, step):
         embed(S, memory, ring, step)
     elif opcode == HAND_OVER:
         hand_over(S, memory, ring, step)
-    if S.experts.count > 0:
+    if S.experts.total > 0:
         execute_mixture(S, memory, ring, step)
 
 

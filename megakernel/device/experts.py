@@ -44,7 +44,7 @@ def look_for_choice(S: gl.constexpr, memory, layer, epoch, sm, index, position):
                     give_up = 1
             waiting = 1 - agree_in_warp(gl.to_tensor(give_up))
             values = look(source + slot, slot < S.experts.chosen)
-    return gl.minimum(gl.maximum(values.to(gl.int32), 0), S.experts.count - 1)
+    return gl.minimum(gl.maximum(values.to(gl.int32), 0), S.experts.total - 1)
 
 
 @gluon.jit

@@ -198,7 +198,7 @@ def stream_token(
         if load.opcode == ATTENTION:
             waited = stream_cache(S, memory, cache, ring, load, use, number, epoch, position, sm, index - start)
         else:
-            if S.experts.count > 0:
+            if S.experts.total > 0:
                 waited = stream_mixture(
                     S, memory, tape, beside, head_beside, ring, load, use, number, epoch, position, sm, index, index - start
                 )

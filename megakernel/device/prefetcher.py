@@ -56,7 +56,7 @@ def nap():
 @gluon.jit
 def prefetcher(S: gl.constexpr, memory, ring, start, stop, uses_per_token):
     """Follow the loader through the queue, token after token, until it is done."""
-    SHORTS: gl.constexpr = SHORT if S.experts.count > 0 else DENSE
+    SHORTS: gl.constexpr = SHORT if S.experts.total > 0 else DENSE
     index, first_use = start, 0
     load = fetch_load(memory, start)
     page = 0  # of the record
@@ -68,7 +68,7 @@ def prefetcher(S: gl.constexpr, memory, ring, start, stop, uses_per_token):
         copied = gl.where(waits, loading, -1 - loading)
         use = first_use + load.page
         unknown = load.opcode == ATTENTION
-        if S.experts.count > 0:
+        if S.experts.total > 0:
             unknown = unknown | (load.opcode == EXPERT_GATE_UP) | (load.opcode == EXPERT_DOWN)
         if unknown | (use + load.pages <= copied) | (page >= load.pages):
             index += 1

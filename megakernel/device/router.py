@@ -29,4 +29,4 @@ def router(S: gl.constexpr, memory, ring, step):
     for i in range(blocks):
         rows = (block + i) * ROWS + row
         scores = row_block(S, ring, step, step.use + i * S.router.pages, S.router)
-        put_once(S, step, target + rows, scores, (rows < S.experts.count) & (column == 0))
+        put_once(S, step, target + rows, scores, (rows < S.experts.total) & (column == 0))

@@ -37,6 +37,7 @@ def payload_problem(instruction: Instruction, shape: Shape, sms: int) -> str | N
 
 def stray_pages(instruction: Instruction, shape: Shape) -> str | None:
     """Why the pages that it streams are none of the tape, or of the cache, or None."""
+    spans: tuple[tuple[int, int], ...]
     if instruction.loads(shape):
         first = instruction.tape_page(shape)
         spans, what, pages = ((first, first + instruction.page_uses(shape)),), "KV cache", shape.cache_pages

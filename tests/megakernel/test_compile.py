@@ -53,6 +53,7 @@ UNDER_ONE = {
     "llama-3.2-3b": NEWEST, "llama-3-8b": OLDEST, "smollm2-135m": OLDEST, "mistral-7b": OLDEST, "qwen2.5-7b": OLDEST,
     "granite-8b-code": NEWEST, "qwen3-0.6b": NEWEST, "qwen3-8b": NEWEST, "granite-3.3-8b": NEWEST,
 }  # fmt: skip
+EXPERTS_STACK = 40  # of queries that are normed together
 STACK = {"smollm2-135m": 16, "mistral-7b": 8, "qwen2.5-7b": 16, "qwen3-8b": 16, "granite-3.3-8b": 32}
 
 
@@ -82,7 +83,7 @@ def test_chosen_experts(triton_site: Site) -> None:
     geometry = geometry_of(replace(MODELS["olmoe-1b-7b"], num_layers=2))
     assert geometry.experts.chosen == 8 and geometry.norms_together
     found = compiled(triton_site(OLDEST), geometry)
-    check(found, OLDEST)
+    check(found, OLDEST, EXPERTS_STACK)
     assert found["shared"] >= pages_bytes(geometry)
 
 
