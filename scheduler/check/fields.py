@@ -80,7 +80,7 @@ def page_problem(item: Scheduled, shape: Shape, expected: int) -> str | None:
     if item.tape != tape:
         return f"streams from page {item.tape}, its rows begin at page {tape}"
     if item.load_wait is not None and not (item.instruction.loads(shape) or item.instruction.selects(shape)):
-        return "its loader waits, but it streams neither cache rows nor chosen experts: the kernel would not wait"
+        return "its loader waits, but it streams no cache rows and no chosen experts: the kernel would not wait"
     return None
 
 

@@ -82,17 +82,11 @@ SMALL_CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3_moe": _sizes(64, 999, 2, 4, 2, 32, 110)
     | {"model_type": "qwen3_moe", "moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 3}
     | {"norm_topk_prob": True},
-    "qwen3_moe_raw_shares": _sizes(96, 999, 1, 2, 1, 128, 70)
-    | {"model_type": "qwen3_moe", "moe_intermediate_size": 520, "num_experts": 5, "num_experts_per_tok": 2},
-    "olmoe": _sizes(64, 40, 2, 4, 4, 16, 101) | {"model_type": "olmoe", "num_experts": 7, "num_experts_per_tok": 2},
-    "olmoe_gqa_head24": _sizes(96, 48, 2, 4, 2, 24, 90)
-    | {"model_type": "olmoe", "num_experts": 17, "num_experts_per_tok": 4, "norm_topk_prob": True},
-    "mixtral": _sizes(64, 112, 2, 4, 2, 16, 96) | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": _sizes(96, 48, 2, 4, 2, 24, 90) | {"model_type": "olmoe", "num_experts": 17, "num_experts_per_tok": 4},
+    "mixtral": _sizes(64, 520, 2, 4, 2, 16, 96) | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "granitemoe": _sizes(64, 56, 2, 4, 2, 16, 99)
     | {"model_type": "granitemoe", "num_local_experts": 6, "num_experts_per_tok": 2, "tie_word_embeddings": True}
     | {"embedding_multiplier": 6.0, "attention_multiplier": 0.125, "residual_multiplier": 0.22, "logits_scaling": 4.0},
-    "granitemoe_all_experts": _sizes(72, 40, 1, 4, 1, 24, 61)
-    | {"model_type": "granitemoe", "num_local_experts": 3, "num_experts_per_tok": 3, "attention_bias": True},
 }
 
 

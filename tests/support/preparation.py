@@ -103,12 +103,12 @@ EXPERT_CASES = {
     case.name: case
     for case in (
         Case("qwen3_moe", 227, 140, 120),
-        Case("olmoe_gqa_head24", 227, 140, 120),
+        Case("olmoe", 227, 140, 120),
         Case("mixtral", 227, 140, 120),
         Case("granitemoe", 227, 140, 120),
     )
 }
-QUANTISED_EXPERTS = Case("qwen3_moe_raw_shares", 128, 72, 60, ((1, 1), (2, 1)), Formats("fp8", "fp8"))
+QUANTISED_EXPERTS = Case("mixtral", 128, 72, 60, ((1, 1), (2, 1)), Formats("fp8", "fp8"))
 EXPERT_PRESETS = {name: Case(name, 192, 150, 150, ((1, 1), (3, 3))) for name in ("qwen3-30b-a3b", "olmoe-1b-7b")}
 ALL_CASES = {**CASES, **EXPERT_CASES, "quantised experts": QUANTISED_EXPERTS}
 
