@@ -78,7 +78,7 @@ def test_a_skewed_router_has_smaller_rows_for_later_experts() -> None:
 
 
 def test_experts_differ_though_they_are_drawn_together() -> None:
-    config = replace(PRESETS["olmoe-1b-7b"], num_layers=1, hidden_size=256, intermediate_size=64, vocab_size=64, num_experts=4)
+    config = replace(PRESETS["olmoe-1b-7b"], num_layers=1, hidden_size=256, intermediate_size=64, vocab_size=64, num_experts=8)
     tensors = Weights.collect(RandomWeights(config)).by_name
-    rows = torch.cat([tensors[f"model.layers.0.mlp.experts.{expert}.up_proj.weight"] for expert in range(4)])
+    rows = torch.cat([tensors[f"model.layers.0.mlp.experts.{expert}.up_proj.weight"] for expert in range(8)])
     assert len(rows.unique(dim=0)) == len(rows)
