@@ -199,7 +199,7 @@ class Instruction:
 
     def page_source(self, shape: Dimensions, tape: int, use: int, past: int, chosen: Sequence[int] = ()) -> PageSource | None:
         """What page use number `use` holds when `past` positions are cached, and `chosen` stands in the rows that it selects
-        by; None where the use passes through empty."""
+        by; None where the use passes through empty.  Where nothing is chosen yet, slot j holds expert j."""
         return PageSource("tape", tape + use)
 
     def cost(self, shape: Dimensions, past: int) -> Cost:

@@ -39,6 +39,7 @@ class ExpertRows(RowBlocks):
 
     def page_source(self, shape: Dimensions, tape: int, use: int, past: int, chosen: Sequence[int] = ()) -> PageSource | None:
         slot, page = self.place(shape, use)
+        chosen = chosen or self.slots(shape)
         return PageSource("tape", tape + chosen[slot] * self.matrix(shape).pages + page)
 
     def streams(self, shape: Dimensions) -> tuple[tuple[int, int], ...]:

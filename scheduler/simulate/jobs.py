@@ -63,7 +63,7 @@ def job_of(item: Scheduled, program: Program, past: int, model: MachineModel, ch
     return Job(
         before=preparation(instruction, shape, model),
         after=model.ending(item.release),
-        pages=(True,) * item.pages if selects else tuple(source is not None for source in sources),
+        pages=tuple(source is not None for source in sources),
         waits=tuple((wait.counter, wait.lag) for wait in item.waits),
         load_wait=item.load_wait.counter if item.load_wait else None,
         choice=choices.get(instruction.layer) if selects else None,
