@@ -11,6 +11,7 @@ ends with the record as one line of JSON.
 from __future__ import annotations
 
 import argparse
+import gc
 import platform
 import sys
 from collections.abc import Sequence
@@ -149,6 +150,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     record |= measure_rig(model, contexts, options, machine["gpu"])
     record["clocks_after"] = gpu_state()
+    gc.collect()  # what was measured below the engine, which a large model leaves no room beside
     torch.cuda.empty_cache()
     record["engine"] = engine = measure_engine(model, options.runs)
     steps, first = engine["ms_per_token"]["median"], engine["first_token_ms"]["median"]

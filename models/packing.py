@@ -214,5 +214,8 @@ def _pad_columns(matrix: Matrix, rows: torch.Tensor) -> torch.Tensor:
     if matrix.column_map is None and rows.shape[1] == width:
         return rows.contiguous()
     padded = torch.zeros(len(rows), width, dtype=rows.dtype)
+    if matrix.column_map is None:
+        padded[:, : rows.shape[1]] = rows
+        return padded
     padded[:, torch.from_numpy(_packed_columns(matrix))] = rows
     return padded

@@ -44,15 +44,21 @@ class RandomWeights:
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `WeightSource`."""
-        drawn, block = "", torch.empty(0)
+        drawn: dict[str, torch.Tensor] = {}  # blocks of the experts at hand, twice each: any place in one begins a whole
         routers = plain_matrices(self.config) if self.skewed else set()
         for name, shape in expected_tensors(self.config).items():
             count = int(np.prod(shape))
             common, expert = _without_expert(name)
-            if common != drawn:
-                drawn, block = common, self._block(common, count)
-            shifted = block.roll(EXPERT_SHIFT * expert) if expert else block
-            values = _lay_end_to_end(shifted, count).view(shape)
+            if expert is None:
+                drawn.clear()
+                block = self._block(name, count)
+            else:
+                if common not in drawn:
+                    drawn[common] = self._block(common, count).repeat(2)
+                length = len(drawn[common]) // 2
+                start = EXPERT_SHIFT * expert % length
+                block = drawn[common][start : start + length]
+            values = _lay_end_to_end(block, count).view(shape)
             yield name, skewed_rows(values) if name in routers else values
 
     def _block(self, name: str, count: int) -> torch.Tensor:
@@ -75,10 +81,10 @@ def skewed_rows(router: torch.Tensor) -> torch.Tensor:
     return (router.float() * (1 + torch.arange(len(router)))[:, None] ** -0.5).to(router.dtype)
 
 
-def _without_expert(name: str) -> tuple[str, int]:
-    """A tensor's name without the number of its expert, and that number; 0 where it is of none."""
+def _without_expert(name: str) -> tuple[str, int | None]:
+    """A tensor's name without the number of its expert, and that number; None where it is of none."""
     found = re.search(r"\.experts\.(\d+)\.", name)
-    return (name, 0) if found is None else (name.replace(found[0], ".experts."), int(found[1]))
+    return (name, None) if found is None else (name.replace(found[0], ".experts."), int(found[1]))
 
 
 def _lay_end_to_end(block: torch.Tensor, count: int) -> torch.Tensor:

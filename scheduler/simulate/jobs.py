@@ -31,8 +31,8 @@ class Job:
     pages: tuple[bool, ...] = ()
     waits: tuple[tuple[int, int], ...] = ()
     load_wait: int | None = None
-    choice: int | None = None
     signals: tuple[int, ...] = ()
+    choice: int | None = None
 
 
 @dataclass(frozen=True)
