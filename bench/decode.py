@@ -11,10 +11,11 @@ ends with the record as one line of JSON.
 from __future__ import annotations
 
 import argparse
+import gc
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bench.rig import Rig, device_sms
 from megakernel.geometry import COPIES
 from megakernel.gpu.backend import CHUNK
 from megakernel.loading import gpu_problem
+from megakernel.memory import check_memory, mend_of
 from models.checkpoint import open_checkpoint
 from models.command import Parser, add_formats, add_model, command, start, whole
 from models.config import SIZE_LIMIT
@@ -35,6 +37,8 @@ from models.errors import UserError
 from models.formats import PLAIN_NAME, chosen_formats
 from models.output import output_path
 from models.packed import PackedModel, pack
+from models.random_weights import RandomWeights
+from models.tape import TapeLayout
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -85,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=output_path, default=ROOT / "bench" / "results", help="folder of the record (default %(default)s)"
     )
+    parser.add_argument("--skewed", action="store_true", help="random routers that prefer some experts by far")
     parser.add_argument("--commit", help="the commit measured, where git cannot tell")
     return parser
 
@@ -94,10 +99,17 @@ def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
     if (problem := gpu_problem()) is not None:
         raise UserError(f"{problem}: this benchmark needs a GPU")
     checkpoint = open_checkpoint(options.model)
+    source = checkpoint.source
+    if options.skewed:
+        if not isinstance(source, RandomWeights) or not checkpoint.config.num_experts:
+            raise UserError(f"{options.model} has no random router: leave --skewed out, or name a random model with experts")
+        source = replace(source, skewed=True)
     contexts = fitting_contexts(options.contexts, options.tokens, checkpoint.config.max_position)
     capacity = max(max(contexts) + options.tokens + 1, PROMPT + 2)
     formats = chosen_formats(options.weights, options.head, checkpoint.formats)
-    return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity, formats), contexts
+    weights = {"weights": TapeLayout.from_config(checkpoint.config, torch.bfloat16.itemsize, formats).bytes}
+    check_memory(options.model, weights, torch.cuda.mem_get_info()[0], "GPU memory", mend_of(formats))
+    return pack(source, checkpoint.config, torch.bfloat16, capacity, formats), contexts
 
 
 def measure_rig(model: PackedModel, contexts: Sequence[int], options: argparse.Namespace, gpu: str | None) -> dict[str, Any]:
@@ -138,6 +150,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     record |= measure_rig(model, contexts, options, machine["gpu"])
     record["clocks_after"] = gpu_state()
+    gc.collect()  # what was measured below the engine, which a large model leaves no room beside
     torch.cuda.empty_cache()
     record["engine"] = engine = measure_engine(model, options.runs)
     steps, first = engine["ms_per_token"]["median"], engine["first_token_ms"]["median"]

@@ -93,9 +93,11 @@ def measure_context(rig: Rig, context: int, tokens: int, runs: int, gpu: str | N
 
 
 def measured_floor(rig: Rig, cached: int) -> Floor:
-    """Read the streamed weights where they lie, and as many pages of the KV cache as hold `cached` bytes."""
+    """Read as many of the streamed weights as a step does, where they lie, and as many pages of the KV cache as hold `cached`
+    bytes."""
     tape = rig.programs.shape(rig.programs.capacity).tape
-    return measure_floor(rig.state.weights[: tape.streamed_pages], rig.state.cache[: ceil_div(cached, PAGE_BYTES)])
+    pages = min(tape.streamed_pages, tape.streamed_bytes // PAGE_BYTES)  # of experts as many as are chosen
+    return measure_floor(rig.state.weights[:pages], rig.state.cache[: ceil_div(cached, PAGE_BYTES)])
 
 
 def measure_engine(model: PackedModel, runs: int) -> dict[str, Any]:

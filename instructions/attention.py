@@ -11,7 +11,8 @@ the normalised output goes to attn[layer]; with more, each leaves (m, l, o) for 
 
 Where heads are normed, q and this token's k are what `Qkv` left of them: weighted and rotated, but for the factor 1 / sqrt(mean
 y^2 + eps) of each head, with the row blocks' sums of y^2 beside them in squares[layer].  Each slice multiplies its queries, the
-last one also this token's keys, whose cache row it writes.
+last one also this token's keys, whose cache row it writes.  Where all queries are normed together, and all keys, every slice
+takes in the sums of all heads.
 
 The slices share the pages that exist evenly, so every slice works at any position within the bucket; page uses that a slice
 does not need pass through the ring empty, which keeps the page plan the same for every token.
@@ -19,6 +20,7 @@ does not need pass through the ring empty, which keeps the page plan the same fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,9 +52,11 @@ class Attention(Instruction):
     def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         rows, kv_rows = shape.group_rows, 2 * shape.head_rows
         query = Region("q", self.layer, self.head * rows, (self.head + 1) * rows)
-        new = Region("new_kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows)
-        first, count = self.head * shape.group_squares, shape.group_squares
-        return (query, new, Region("squares", self.layer, first, first + count)) if count else (query, new)
+        # Heads that are normed together wait for all: declared as reads of all, one counter serves all of them.
+        first, stop = (0, shape.config.num_kv_heads) if shape.norms_together else (self.head, self.head + 1)
+        new = Region("new_kv", self.layer, first * kv_rows, stop * kv_rows)
+        count = shape.group_squares
+        return (query, new, Region("squares", self.layer, first * count, stop * count)) if count else (query, new)
 
     def loads(self, shape: Dimensions) -> tuple[Region, ...]:
         kv_rows = 2 * shape.head_rows
@@ -82,7 +86,7 @@ class Attention(Instruction):
     def tape_page(self, shape: Dimensions) -> int:
         return shape.cache_page(self.layer, self.head, 0)
 
-    def page_source(self, shape: Dimensions, tape: int, use: int, past: int) -> PageSource | None:
+    def page_source(self, shape: Dimensions, tape: int, use: int, past: int, chosen: Sequence[int] = ()) -> PageSource | None:
         first, stop = shape.slice_range(self.slice, past)
         page, value = first + use // 2, use % 2
         return PageSource("kv", tape + value * shape.head_pages + page) if page < stop else None
@@ -95,8 +99,9 @@ class Attention(Instruction):
     def execute(self, machine: Machine) -> Pages:
         shape, config = machine.shape, machine.shape.config
         dtype, dp = DTYPES[shape.itemsize], shape.head_rows
-        q, new = (machine.read(region) for region in self.reads(shape)[:2])
-        q, (new_k, new_v) = q.view(config.group, dp), new.view(2, 1, dp).unbind(0)
+        q = machine.read(self.reads(shape)[0]).view(config.group, dp)
+        own = Region("new_kv", self.layer, self.head * 2 * dp, (self.head + 1) * 2 * dp)
+        new_k, new_v = machine.read(own).view(2, 1, dp).unbind(0)
         if shape.head_norms:
             factors = self.head_factors(machine)
             q, new_k = q * factors[:-1, None], new_k * factors[-1]
@@ -118,10 +123,15 @@ class Attention(Instruction):
             machine.write(region, new_k.flatten())
 
     def head_factors(self, machine: Machine) -> torch.Tensor:
-        """1 / sqrt(mean y^2 + eps) of each of the group's query heads and, last, of its key head, [group + 1]."""
+        """1 / sqrt(mean y^2 + eps) of each of the group's query heads and, last, of its key head, [group + 1]; of all queries
+        and all keys where these are normed together."""
         config = machine.shape.config
-        squares = machine.read(self.reads(machine.shape)[2]).view(config.group + 1, -1)
-        return torch.rsqrt(squares.sum(1) / config.head_dim + config.rms_eps)
+        squares = machine.read(self.reads(machine.shape)[2])
+        if not machine.shape.norms_together:
+            return torch.rsqrt(squares.view(config.group + 1, -1).sum(1) / config.head_dim + config.rms_eps)
+        of_heads = squares.view(config.num_kv_heads, config.group + 1, -1)
+        queries, keys = of_heads[:, :-1].sum() / config.query_size, of_heads[:, -1].sum() / config.key_value_size
+        return torch.rsqrt(torch.stack([queries] * config.group + [keys]) + config.rms_eps)
 
 
 def cache_rows(page: torch.Tensor, shape: Dimensions) -> torch.Tensor:

@@ -7,7 +7,7 @@ which shared-memory page its weights land: the scheduler decides that, and `inst
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import ClassVar, NamedTuple, Protocol
@@ -152,6 +152,11 @@ class Instruction:
         """Names of the fields that travel in payload words, in order."""
         return tuple(field.name for field in fields(cls) if field.name != "layer")
 
+    @classmethod
+    def foreign(cls, shape: Dimensions) -> str | None:
+        """Why no instruction of this kind has a part in the model, or None; asked before anything else."""
+        return None
+
     def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
         """Smallest and largest value of every payload field, in a program for `sms` SMs; `layer` is in range."""
         return {}
@@ -172,16 +177,29 @@ class Instruction:
         """Regions the loader streams ahead of the waits: rows of earlier positions of the KV cache."""
         return ()
 
+    def selects(self, shape: Dimensions) -> tuple[Region, ...]:
+        """Rows with the numbers of the experts whose pages it streams: the loader looks for them, of this token, before it
+        does, and the consumer has its pages only then."""
+        return ()
+
+    def streams(self, shape: Dimensions) -> tuple[tuple[int, int], ...]:
+        """Pages [first, stop) of the weight tape that it streams; of experts, as if they were chosen in the order of their
+        numbers."""
+        first, uses = self.tape_page(shape), self.page_uses(shape)
+        return ((first, first + uses),) if uses and not self.loads(shape) else ()
+
     def page_uses(self, shape: Dimensions) -> int:
         """Pages of shared memory this instruction passes through the ring, the same number for every token."""
         return 0
 
     def tape_page(self, shape: Dimensions) -> int:
-        """First page it streams, of the weight tape or (attention) of the KV cache."""
+        """First page it streams, of the weight tape (of experts: if all that it streams were expert 0's) or (attention) of the
+        KV cache."""
         return 0
 
-    def page_source(self, shape: Dimensions, tape: int, use: int, past: int) -> PageSource | None:
-        """What page use number `use` holds when `past` positions are cached; None where the use passes through empty."""
+    def page_source(self, shape: Dimensions, tape: int, use: int, past: int, chosen: Sequence[int] = ()) -> PageSource | None:
+        """What page use number `use` holds when `past` positions are cached, and `chosen` stands in the rows that it selects
+        by; None where the use passes through empty.  Where nothing is chosen yet, slot j holds expert j."""
         return PageSource("tape", tape + use)
 
     def cost(self, shape: Dimensions, past: int) -> Cost:

@@ -56,9 +56,9 @@ class Dimensions:
         """Where every matrix lies on the weight tape."""
         return TapeLayout.from_config(self.config, self.itemsize, self.formats)
 
-    def matrix(self, kind: str, layer: int = 0) -> Matrix:
+    def matrix(self, kind: str, layer: int = 0, expert: int = 0) -> Matrix:
         """One matrix of the tape: its row blocks, its pages, its bias."""
-        return self.tape.matrix(kind, layer)
+        return self.tape.matrix(kind, layer, expert)
 
     @property
     def tile_columns(self) -> int:
@@ -95,6 +95,11 @@ class Dimensions:
     def head_norms(self) -> bool:
         """Whether every head of queries and keys is normed."""
         return self.matrix("qkv").head_norm_offset >= 0
+
+    @property
+    def norms_together(self) -> bool:
+        """Whether all queries are normed together, and all keys: of several heads, not each by itself."""
+        return max(self.matrix("qkv").head_norm_heads, default=1) > 1
 
     @property
     def group_squares(self) -> int:

@@ -29,7 +29,7 @@ class GateUp(RowBlocks):
     MNEMONIC = "gate_up"
     MATRIX = "gate_up"
     LAYERED, SHORT = True, True
-    BRINGS = (Activation("mlp", lambda shape: shape.config.intermediate_size),)
+    BRINGS = (Activation("mlp", lambda shape: 0 if shape.config.num_experts else shape.config.intermediate_size),)
 
     def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         return (Region("x_mid", self.layer, 0, shape.config.hidden_size),)

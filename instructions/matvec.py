@@ -44,6 +44,11 @@ class RowBlocks(Instruction):
     blocks: int
 
     @classmethod
+    def foreign(cls, shape: Dimensions) -> str | None:
+        there = cls.MATRIX in (*shape.tape.kinds, "head")
+        return None if there else f"multiplies {cls.MATRIX}, a matrix that the model does not have"
+
+    @classmethod
     def parts(cls, shape: Dimensions, layer: int) -> list[int]:
         """Row blocks of the matrix, cut where no run may cross: how many there are in each part, in order."""
         return [shape.matrix(cls.MATRIX, layer).blocks]
@@ -51,6 +56,12 @@ class RowBlocks(Instruction):
     def matrix(self, shape: Dimensions) -> Matrix:
         """The matrix that it multiplies by some rows of."""
         return shape.matrix(self.MATRIX, self.layer)
+
+    @classmethod
+    def staged_columns(cls, shape: Dimensions) -> int:
+        """Columns of what it multiplies, padded to whole pages, as it is staged."""
+        matrix = shape.matrix(cls.MATRIX)
+        return matrix.pages_per_block * matrix.format.columns
 
     def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
         blocks = self.matrix(shape).blocks

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from instructions.base import Machine, Pages, Region
-from instructions.dimensions import Dimensions
-from instructions.matvec import RowBlocks
+from instructions.dimensions import Dimensions, ceil_div
+from instructions.matvec import RowBlocks, staged_pages
 from models.tape import BLOCK_ROWS
 
 
@@ -25,6 +25,12 @@ class Projection(RowBlocks):
     RESIDUAL: ClassVar[str]
     TARGET: ClassVar[str]
     TARGET_LAYER: ClassVar[int]  # added to the layer
+
+    @classmethod
+    def staged_columns(cls, shape: Dimensions) -> int:
+        matrix = shape.matrix(cls.MATRIX)
+        part = staged_pages(matrix.pages_per_block, matrix.format)
+        return ceil_div(matrix.pages_per_block, part) * part * matrix.format.columns
 
     def rows(self, shape: Dimensions) -> tuple[int, int]:
         """Output rows [start, stop), without the padding of the last block."""

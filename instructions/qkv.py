@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from instructions.base import Activation, Machine, Pages, Region
@@ -113,11 +114,17 @@ class Qkv(RowBlocks):
 
     def head_weights(self, machine: Machine) -> torch.Tensor:
         """The norm weights of every block's dimensions, [blocks, 16]; for values, which have none, those of keys."""
-        shape = machine.shape
-        weights = machine.constants(shape.matrix("qkv", self.layer).head_norm_offset, 2 * shape.head_rows)
+        shape, group = machine.shape, machine.shape.config.group
+        matrix = shape.matrix("qkv", self.layer)
+        weights = machine.constants(matrix.head_norm_offset, sum(matrix.head_norm_heads) * shape.head_rows)
         slot, inner = divmod(torch.arange(self.block, self.block + self.blocks).numpy(), shape.head_blocks)
-        keys = slot % (shape.config.group + 2) >= shape.config.group
-        return weights.view(2, shape.head_blocks, BLOCK_ROWS)[keys.astype(int), inner]
+        head, part = divmod(slot, group + 2)
+        keys = part >= group
+        if shape.norms_together:
+            heads = np.where(keys, shape.config.num_heads + head, head * group + part)
+        else:
+            heads = keys.astype(int)
+        return weights.view(-1, shape.head_blocks, BLOCK_ROWS)[heads, inner]
 
     def pairs(self, shape: Dimensions) -> torch.Tensor:
         """Which of the blocks hold RoPE pairs, bool [blocks, 1]."""

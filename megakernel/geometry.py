@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from instructions.codec import NONE
 from instructions.matvec import staged_pages
@@ -45,6 +45,21 @@ class Matrix(NamedTuple):
     norm: Places  # weights of its input's norm in the constants, by layer
     bias: Places  # in the constants, by layer
     format: WeightFormat
+
+
+class Experts(NamedTuple):
+    """A layer's mixture; all 0 in models without any."""
+
+    total: int
+    chosen: int  # slots of a token
+    renormalised: bool
+    blocks: int  # row blocks of one expert's gate/up matrix
+    gate_up_apart: int  # pages from one expert's gate/up matrix to the next one's
+    down_apart: int  # the same of down matrices
+    down_pages: int  # pages of a row block of one slot's down matrix; `expert_down` has those of all slots
+
+
+NO_EXPERTS = Experts(0, 0, False, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,9 @@ class Geometry:
     squares: Places  # one a row block of a query or key head, where heads are normed
     attn: Places
     mlp: Places
+    scores: Places
+    choice: Places
+    expert_mlp: Places
     logits: int
     best: int
     partial: int  # its distances depend on the bucket
@@ -97,10 +115,15 @@ class Geometry:
     o: Matrix
     gate_up: Matrix
     down: Matrix
+    router: Matrix
+    expert_gate_up: Matrix
+    expert_down: Matrix  # its columns are one slot's
     head: Matrix
     embedding: Places  # first pages of its row blocks
     head_apart: bool  # whether the head has another format than the layers' matrices
     head_first: int  # first page of the head
+    norms_together: bool  # whether all queries are normed together, and all keys
+    experts: Experts
     trace: bool  # whether the kernel writes time stamps
 
 
@@ -135,16 +158,37 @@ def _matrix(shape: Shape, kind: str, norm: Places = NOWHERE, biased: bool = True
     return Matrix(found.columns, pages, staged_pages(pages, found.format), norm, bias, found.format)
 
 
+def _experts(shape: Shape) -> Experts:
+    config = shape.config
+    if not config.num_experts:
+        return NO_EXPERTS
+    gate_up, down = (shape.matrix(kind) for kind in ("expert_gate_up", "expert_down"))
+    return Experts(
+        total=config.num_experts,
+        chosen=config.experts_per_token,
+        renormalised=config.renormalised,
+        blocks=gate_up.blocks,
+        gate_up_apart=gate_up.pages,
+        down_apart=down.pages,
+        down_pages=down.pages_per_block,
+    )
+
+
 def make_geometry(program: Program, trace: bool = False) -> Geometry:
     """The geometry of a program with bf16 weights; raises ValueError for another."""
     shape: Shape = program.shape
     if shape.itemsize != ITEM_BYTES:
         raise ValueError(f"a program for weights of {shape.itemsize} bytes: the kernel runs bf16, of {ITEM_BYTES}")
     config, tape = shape.config, shape.tape
-    attention_norm, mlp_norm = (
-        _by_layer(shape, partial(tape.norm_offset, tape.norm_before(kind))) for kind in ("qkv", "gate_up")
-    )
+    norms = {norm.kind: _by_layer(shape, partial(tape.norm_offset, norm.kind)) for norm in tape.layer.norms}
+    missing = Matrix(0, 0, 1, NOWHERE, NOWHERE, shape.matrix("qkv").format)
+    of_layers: dict[str, Any] = dict.fromkeys(("gate_up", "down", "router", "expert_gate_up", "expert_down"), missing)
+    for linear in tape.layer.linears:
+        of_layers[linear.kind] = _matrix(shape, linear.kind, norms[linear.norm.kind] if linear.norm else NOWHERE)
+    slots = max(1, config.experts_per_token)  # whose pages make a row block of `expert_down`
+    of_layers["expert_down"] = of_layers["expert_down"]._replace(pages=slots * of_layers["expert_down"].pages)
     embedding = shape.matrix("embedding")
+    places: dict[str, Any] = {name: Places(*shape.buffers[name][2:4]) for name in ANNOUNCED if name != "partial"}
     return Geometry(
         ring=program.ring,
         copies_now=min(COPIES[0], program.ring),
@@ -174,17 +218,16 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         best=shape.buffers["best"].base,
         partial=shape.buffers["partial"].base,
         best_slots=next_power_of_two(program.sms),
-        qkv=_matrix(shape, "qkv", attention_norm),
-        o=_matrix(shape, "o"),
-        gate_up=_matrix(shape, "gate_up", mlp_norm),
-        down=_matrix(shape, "down"),
+        **of_layers,
         head=_matrix(shape, "head", Places(tape.norm_offset(tape.norm_before("head")), 0), biased=False),
         embedding=Places(embedding.first_page, embedding.pages_per_block),
         head_norm=_by_layer(shape, lambda layer: shape.matrix("qkv", layer).head_norm_offset),
         head_apart=shape.matrix("head").format != shape.matrix("qkv").format,
         head_first=shape.matrix("head").first_page,
+        norms_together=shape.norms_together,
+        experts=_experts(shape),
         trace=trace,
-        **{name: Places(*shape.buffers[name][2:4]) for name in ANNOUNCED if name != "partial"},
+        **places,
     )
 
 

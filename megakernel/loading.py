@@ -14,7 +14,16 @@ import torch
 
 from megakernel.engine import Engine
 from megakernel.errors import one_line
-from megakernel.memory import available_bytes, check_memory, gpu_bytes, largest_tensor, packing_bytes, torch_bytes, vm_bytes
+from megakernel.memory import (
+    available_bytes,
+    check_memory,
+    gpu_bytes,
+    largest_tensor,
+    mend_of,
+    packing_bytes,
+    torch_bytes,
+    vm_bytes,
+)
 from megakernel.prefill.plan import Plan
 from megakernel.torch.backend import PASS, TorchBackend
 from megakernel.torch.device import best_device, free_bytes
@@ -150,7 +159,7 @@ def load_gpu(request: LoadRequest) -> Engine:
     programs = request.programs(sms)
     plan = Plan(request.checkpoint.config, programs.sms, programs.capacity, request.formats)
     needs = gpu_bytes(programs, plan.bytes if plan.possible else 0)
-    check_memory(request.model, needs, torch.cuda.mem_get_info(device)[0], "GPU memory")
+    check_memory(request.model, needs, torch.cuda.mem_get_info(device)[0], "GPU memory", mend_of(request.formats))
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
     programs.build_ahead(range(len(programs.sizes)))  # a request shall not wait for them
     try:

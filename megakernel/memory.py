@@ -13,6 +13,7 @@ from megakernel.geometry import COUNTER_STRIDE
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig
 from models.errors import UserError
+from models.formats import PLAIN, Formats
 from models.tape import PAGE_BYTES
 from models.weights import expected_tensors
 from scheduler.buckets import BucketPrograms
@@ -79,15 +80,22 @@ def largest_tensor(checkpoint: Checkpoint) -> int:
     return max(math.prod(shape) for shape in expected_tensors(checkpoint.config).values()) * checkpoint.stored_dtype.itemsize
 
 
-def check_memory(model: str, needs: Mapping[str, int], available: int | None, kind: str = "memory") -> None:
+MEND = "free some, or choose a smaller model or capacity"
+
+
+def mend_of(formats: Formats) -> str:
+    """What helps where the weights of these formats are too large for a GPU."""
+    return f"say --weights fp8, {MEND}" if formats == PLAIN else MEND
+
+
+def check_memory(model: str, needs: Mapping[str, int], available: int | None, kind: str = "memory", mend: str = MEND) -> None:
     """Refuse a model that needs more bytes than are available; raises UserError with the figures, largest first."""
     total = sum(needs.values())
     if available is None or total <= available:
         return
     parts = ", ".join(f"{name} {needs[name] / GIGABYTE:.2f}" for name in sorted(needs, key=lambda name: -needs[name]))
     raise UserError(
-        f"{model} needs {total / GIGABYTE:.2f} GB of {kind} ({parts}), {available / GIGABYTE:.2f} GB are available: "
-        "free some, or choose a smaller model or capacity"
+        f"{model} needs {total / GIGABYTE:.2f} GB of {kind} ({parts}), {available / GIGABYTE:.2f} GB are available: {mend}"
     )
 
 

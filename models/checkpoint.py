@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,8 @@ from models.rope import inverse_frequencies
 from models.safetensors_file import open_file, read_tensor
 from models.safetensors_header import Entry, read_header
 from models.sampling_defaults import NOTHING, SamplingDefaults, of_directory, of_gguf
-from models.weights import EMBEDDING, HEAD, WeightSource, expected_tensors
+from models.stored import Piece, stored_tensors
+from models.weights import EMBEDDING, HEAD, WeightSource
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 COMPARED_ELEMENTS = 2**23
@@ -50,22 +51,24 @@ Headers = dict[Path, dict[str, Entry]]
 @dataclass(frozen=True)
 class SafetensorsSource:
     """A `WeightSource` over checked files: `files` pairs each path with the tensors to read from it, in the order of
-    their bytes."""
+    their bytes; `pieces` are those of tensors that are handed over in some."""
 
     files: tuple[tuple[Path, tuple[str, ...]], ...]
+    pieces: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `WeightSource`. Raises `UserError` when a file changed since it was checked."""
         for path, names in self.files:
             file, read = open_file(path), 0
             for name in names:
-                if read > MAPPED_BYTES:  # what was read of the file leaves memory with its mapping
-                    del file
-                    file, read = open_file(path), 0
-                tensor = read_tensor(path, file, name)
-                read += tensor.nbytes
-                yield name, tensor
-                del tensor
+                for piece in self.pieces.get(name, (Piece(name),)):
+                    if read > MAPPED_BYTES:  # what was read of the file leaves memory with its mapping
+                        del file
+                        file, read = open_file(path), 0
+                    tensor = read_tensor(path, file, name, piece.place)
+                    read += tensor.nbytes
+                    yield piece.name, tensor
+                    del tensor
             del file
 
 
@@ -100,16 +103,19 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     config, scheme = _read_config(directory), _read_scheme(directory)
     listing, headers = _read_headers(directory) if path == directory else _read_file(path)
     owners = {name: path for path, entries in headers.items() for name in entries}
+    tensors = stored_tensors(config, owners)
     try:
-        found = contents(scheme, expected_tensors(config), owners)
+        if scheme is not None and config.num_experts:
+            raise UserError("quantised mixtures of experts are not supported: take the bf16 checkpoint, and say --weights fp8")
+        found = contents(scheme, {name: tensor.shape for name, tensor in tensors.items()}, owners)
     except UserError as error:
         raise UserError(f"{listing}: {error}") from None
     _check_tensors(config, listing, headers, owners, found)
     if config.tied_embeddings and HEAD in owners:
         _check_tied(owners[EMBEDDING], owners[HEAD])
-    plain = expected_tensors(config).keys() - found.quantised.keys()
+    plain = tensors.keys() - found.quantised.keys()
     files = tuple((path, tuple(name for name in entries if name in plain)) for path, entries in headers.items())
-    source: WeightSource = SafetensorsSource(files)
+    source: WeightSource = SafetensorsSource(files, {name: tensor.pieces for name, tensor in tensors.items()})
     if scheme is not None and found.quantised:
         source = QuantisedSource(source, scheme, _stored_matrices(found, scheme, owners))
     stored, sampling = DTYPES[headers[owners[EMBEDDING]][EMBEDDING].dtype], of_directory(directory)

@@ -26,6 +26,7 @@ _SIZES = (
     "vocab_size",
     "max_position",
 )
+MOST_EXPERTS = 128  # the kernel compares the scores of all of them with each other at once
 _POSITIVE = ("rms_eps", "rope_theta", "embedding_multiplier", "residual_multiplier", "logits_scaling")
 SIZE_LIMIT = 2**24  # token indices and positions travel as fp32, which counts exactly up to here
 LEAST_FLOAT, MOST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of the normal fp32 numbers
@@ -71,6 +72,10 @@ class ModelConfig:
     tokens. `family` names the one of `models.families` whose layers these are; `qkv_bias`, `o_bias` and `mlp_bias` say
     which of its linears have a bias.
 
+    Where a layer holds a mixture of experts, there are `num_experts` of `intermediate_size` units each, of which a token takes
+    those `experts_per_token` that its router likes best; their weights are the router's softmax over all experts, divided by
+    the sum of those chosen where they are `renormalised`. Both numbers are 0 where there are none.
+
     The embedding is multiplied by `embedding_multiplier`, what a block adds to the residual stream by
     `residual_multiplier`, the scores of attention by `attention_multiplier` (None: 1 / sqrt(head_dim)); the logits are
     divided by `logits_scaling` (Granite: arXiv:2408.13359).
@@ -95,6 +100,9 @@ class ModelConfig:
     attention_multiplier: float | None = None
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0
+    num_experts: int = 0
+    experts_per_token: int = 0
+    renormalised: bool = False
     max_position: int = 2048
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -112,19 +120,31 @@ class ModelConfig:
             _check_positive_float("attention_multiplier", self.attention_multiplier)
         if not isinstance(self.family, str):
             raise UserError(f"family is {self.family!r}: it must be a name")
-        for name in ("tied_embeddings", "qkv_bias", "o_bias", "mlp_bias"):
+        for name in ("tied_embeddings", "qkv_bias", "o_bias", "mlp_bias", "renormalised"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} is {getattr(self, name)!r}: it must be true or false")
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
             _check_int("a bos or eos token id", token, 0)
             if token >= TOKEN_LIMIT:
                 raise UserError(f"a bos or eos token id is {quoted(token)}: it must be below {TOKEN_LIMIT}")
+        self._check_experts()
         if self.head_dim % 2:
             raise UserError(f"head_dim is {self.head_dim}: RoPE turns pairs of dimensions, so it must be even")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"{self.num_heads} query heads cannot share {self.num_kv_heads} KV heads: "
                 "num_heads must be a multiple of num_kv_heads"
+            )
+
+    def _check_experts(self) -> None:
+        for name in ("num_experts", "experts_per_token"):
+            _check_int(name, getattr(self, name), 0)
+        if self.num_experts > MOST_EXPERTS:
+            raise UserError(f"num_experts is {quoted(self.num_experts)}: more than {MOST_EXPERTS} are not supported")
+        if not min(1, self.num_experts) <= self.experts_per_token <= self.num_experts:
+            raise UserError(
+                f"experts_per_token is {quoted(self.experts_per_token)} of {self.num_experts} experts: "
+                "it must be at least 1 and no more than there are"
             )
 
     @property

@@ -36,6 +36,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_mrope": (False,),
     "num_local_experts": (0, 1),
     "num_experts": (0, 1),
+    "decoder_sparse_step": (1,),
+    "mlp_only_layers": ([],),
+    "clip_qkv": (),
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
     "embedding_multiplier": (1, 1.0),
@@ -76,10 +79,10 @@ def parse_config(values: Mapping[str, Any], end_tokens: tuple[int, ...] | None =
     hidden, heads = _integer(values, "hidden_size"), _integer(values, "num_attention_heads")
     max_position = _integer(values, "max_position_embeddings")
     _check_window(family, values, max_position)
-    theta, scaling = _rope(values, max_position)
+    theta, scaling = _rope(values, max_position, family.theta)
     return ModelConfig(
         hidden_size=hidden,
-        intermediate_size=_integer(values, "intermediate_size"),
+        intermediate_size=_integer(values, _size_key(family, values, "intermediate_size")),
         num_layers=_integer(values, "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=_integer(values, "num_key_value_heads", heads),
@@ -125,6 +128,7 @@ def hf_values(config: ModelConfig) -> dict[str, object]:
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(config.eos_token_ids),
     }
+    values |= {keys[0]: getattr(config, name) for name, keys in family.sizes.items()}
     values |= {key: getattr(config, names[0]) for key, names in family.booleans.items()}
     values |= {key: getattr(config, name) for key, name in family.numbers.items()}
     if "attention_multiplier" in values:
@@ -158,13 +162,22 @@ def _find_family(values: Mapping[str, Any]) -> Family:
 def _keys_read(family: Family) -> set[str]:
     """Keys of `_NEUTRAL` that a family reads, or need not."""
     window = () if family.window_switch is None else ("sliding_window", family.window_switch)
-    return {*family.booleans, *family.numbers, *family.ignored, *window}
+    sizes = {key for keys in family.sizes.values() for key in keys}
+    return {*family.booleans, *family.numbers, *sizes, *family.ignored, *window}
+
+
+def _size_key(family: Family, values: Mapping[str, Any], name: str) -> str:
+    """The key that holds an integer property: of those that a family has for it the first that is there."""
+    keys = family.sizes.get(name, (name,))
+    return next((key for key in keys if values.get(key) is not None), keys[0])
 
 
 def _own_properties(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
     """Properties of `ModelConfig` that only some families set."""
     booleans = {name: _boolean(values, key) for key, names in family.booleans.items() for name in names}
-    return {**family.fixed, **booleans, **{name: _number(values, key) for key, name in family.numbers.items()}}
+    numbers = {name: _number(values, key) for key, name in family.numbers.items()}
+    counts = {name: _integer(values, _size_key(family, values, name)) for name in family.sizes if name != "intermediate_size"}
+    return {**family.fixed, **booleans, **numbers, **counts}
 
 
 def _check_window(family: Family, values: Mapping[str, Any], max_position: int) -> None:
@@ -199,7 +212,7 @@ def _check_dtype(values: Mapping[str, Any]) -> None:
             raise UserError(f"{key} {dtype!r} is not supported: use a checkpoint in {', '.join(DTYPES)}")
 
 
-def _rope(values: Mapping[str, Any], max_position: int) -> tuple[float, RopeScaling]:
+def _rope(values: Mapping[str, Any], max_position: int, default: float) -> tuple[float, RopeScaling]:
     """Theta and scaling, from `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
     old, new = values.get("rope_scaling"), values.get("rope_parameters")
     for key, parameters in (("rope_scaling", old), ("rope_parameters", new)):
@@ -213,7 +226,7 @@ def _rope(values: Mapping[str, Any], max_position: int) -> tuple[float, RopeScal
         if isinstance(value, Mapping):
             raise UserError(f"{key}.{name}: RoPE parameters by layer type are not supported, use a model with one set")
     _check_neutral(f"{key}.", parameters, _NEUTRAL_ROPE)
-    theta = _number(values, "rope_theta", 10000.0)
+    theta = _number(values, "rope_theta", default)
     inner_theta = _number(parameters, "rope_theta", theta, key)
     if values.get("rope_theta") is not None and inner_theta != theta:
         raise UserError(f"rope_theta is {theta} but {key}.rope_theta is {inner_theta}: keep only one of them")

@@ -116,8 +116,8 @@ def pack_bias(matrix: Matrix, source: str, tensor: torch.Tensor, constants: torc
 
 
 def pack_head_norm(layout: TapeLayout, matrix: Matrix, source: str, tensor: torch.Tensor, constants: torch.Tensor) -> None:
-    """Write the norm weights [head_dim] of a query or a key head into the fp32 constants, in packed row order. Raises as
-    `pack_weight` does."""
+    """Write the norm weights of a query or a key head [head_dim], or of all of them, into the fp32 constants, in packed row
+    order. Raises as `pack_weight` does."""
     check_finite(source, tensor, tensor)
     constants[_head_norm_places(layout, matrix, source)] = tensor.float()
 
@@ -188,9 +188,11 @@ def _packed_rows(matrix: Matrix, source: str) -> np.ndarray:
 
 
 def _head_norm_places(layout: TapeLayout, matrix: Matrix, source: str) -> torch.Tensor:
-    """Where each weight of a head's norm lies in the constants: int64 [head_dim]."""
-    start = matrix.head_norm_offset + matrix.head_norm_sources.index(source) * layout.config.padded_head_dim
-    return start + torch.from_numpy(_inverse(paired_head_rows(layout.config.head_dim)))
+    """Where each weight of a norm of heads lies in the constants: int64 [heads that it has weights for * head_dim]."""
+    number, size = matrix.head_norm_sources.index(source), layout.config.padded_head_dim
+    heads = sum(matrix.head_norm_heads[:number]) + torch.arange(matrix.head_norm_heads[number])
+    within = torch.from_numpy(_inverse(paired_head_rows(layout.config.head_dim)))
+    return (matrix.head_norm_offset + heads[:, None] * size + within).flatten()
 
 
 def _packed_columns(matrix: Matrix) -> np.ndarray:
@@ -212,5 +214,8 @@ def _pad_columns(matrix: Matrix, rows: torch.Tensor) -> torch.Tensor:
     if matrix.column_map is None and rows.shape[1] == width:
         return rows.contiguous()
     padded = torch.zeros(len(rows), width, dtype=rows.dtype)
+    if matrix.column_map is None:
+        padded[:, : rows.shape[1]] = rows
+        return padded
     padded[:, torch.from_numpy(_packed_columns(matrix))] = rows
     return padded

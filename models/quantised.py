@@ -12,6 +12,8 @@ import torch
 from torch.nn.functional import pad
 
 from models.config import ModelConfig
+from models.families import layer_of
+from models.families.base import layer_module
 from models.formats import PLAIN_NAME, Formats, Packed, format_of
 from models.formats.base import Codes
 from models.weights import EMBEDDING, HEAD, WeightSource
@@ -78,6 +80,13 @@ def pages_of(format: Packed, codes: Codes) -> Codes:
     return Codes(pad(codes.values, (0, columns)), pad(codes.scales, (0, groups)), zeros)
 
 
+def plain_matrices(config: ModelConfig) -> set[str]:
+    """Matrices of layers that no format is for: those of routers."""
+    linears = [linear for linear in layer_of(config).linears if linear.kind == "router"]
+    names = [name for linear in linears for name in linear.rows(config)]
+    return {f"{layer_module(layer, name)}.weight" for layer in range(config.num_layers) for name in names}
+
+
 @dataclass(frozen=True)
 class Requantised:
     """A `WeightSource` of what is left of another's matrices in quantised formats: numbers again, for a backend that multiplies
@@ -93,12 +102,13 @@ class Requantised:
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `WeightSource`."""
+        routers = plain_matrices(self.config)
         for name, tensor in self.source.tensors():
             if name == EMBEDDING:
                 yield name, tensor
                 if self.config.tied_embeddings and self.formats.head != PLAIN_NAME:
                     yield HEAD, self.rounded(self.formats.head, tensor)
-            elif len(tensor.shape) == 2:
+            elif len(tensor.shape) == 2 and name not in routers:
                 yield name, self.rounded(self.formats.head if name == HEAD else self.formats.body, tensor)
             else:
                 yield name, tensor

@@ -2,12 +2,13 @@
 
 Values do not matter to a decode step's time, their bytes do; so a tensor is a seeded block of 2^18 normal values
 laid end to end, not a billion draws. The block's length is prime, hence no two rows of a tensor start at the same place
-in it and no two are equal; every tensor draws its own block from (seed, name). The same seed gives the same bits on
-every machine and at every thread count.
+in it and no two are equal; every tensor draws its own block from (seed, name), but those of the experts of a layer have one
+between them, each from another place on. The same seed gives the same bits on every machine and at every thread count.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from zlib import crc32
@@ -18,31 +19,53 @@ import torch
 from models.config import ModelConfig
 from models.errors import UserError
 from models.families import PRESETS
+from models.quantised import plain_matrices
 from models.weights import expected_tensors
 
 PREFIX = "random:"
 BLOCK_VALUES = 262147  # the first prime above 2^18
 MATRIX_SCALE = 0.02  # Hugging Face's `initializer_range` for Llama
+EXPERT_SHIFT = 1009  # values from one expert's beginning in the block to the next one's
 NORM_SCALE = 0.1  # norm weights are 1 plus this much noise, so that leaving one out shows
 
 
 @dataclass(frozen=True)
 class RandomWeights:
-    """A `WeightSource` for any configuration: matrices and biases N(0, 0.02), norm weights N(1, 0.1), in `dtype`."""
+    """A `WeightSource` for any configuration: matrices and biases N(0, 0.02), norm weights N(1, 0.1), in `dtype`.
+
+    Routers choose experts evenly, but where they are `skewed`: then the scores of expert e are (1 + e)^-1/2 times as large, and
+    those of low numbers are chosen far more often.
+    """
 
     config: ModelConfig
     seed: int = 0
     dtype: torch.dtype = torch.bfloat16
+    skewed: bool = False
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `WeightSource`."""
+        drawn: dict[str, torch.Tensor] = {}  # blocks of the experts at hand, twice each: any place in one begins a whole
+        routers = plain_matrices(self.config) if self.skewed else set()
         for name, shape in expected_tensors(self.config).items():
             count = int(np.prod(shape))
-            generator = np.random.Generator(np.random.PCG64([self.seed, crc32(name.encode())]))
-            block = torch.from_numpy(generator.standard_normal(min(count, BLOCK_VALUES), dtype=np.float32))
-            is_norm = name.endswith("norm.weight")
-            values = (1 + NORM_SCALE * block) if is_norm else MATRIX_SCALE * block
-            yield name, _lay_end_to_end(values.to(self.dtype), count).view(shape)
+            common, expert = _without_expert(name)
+            if expert is None:
+                drawn.clear()
+                block = self._block(name, count)
+            else:
+                if common not in drawn:
+                    drawn[common] = self._block(common, count).repeat(2)
+                length = len(drawn[common]) // 2
+                start = EXPERT_SHIFT * expert % length
+                block = drawn[common][start : start + length]
+            values = _lay_end_to_end(block, count).view(shape)
+            yield name, skewed_rows(values) if name in routers else values
+
+    def _block(self, name: str, count: int) -> torch.Tensor:
+        generator = np.random.Generator(np.random.PCG64([self.seed, crc32(name.encode())]))
+        block = torch.from_numpy(generator.standard_normal(min(count, BLOCK_VALUES), dtype=np.float32))
+        values = (1 + NORM_SCALE * block) if name.endswith("norm.weight") else MATRIX_SCALE * block
+        return values.to(self.dtype)
 
 
 def random_config(model: str) -> ModelConfig:
@@ -51,6 +74,17 @@ def random_config(model: str) -> ModelConfig:
     if preset not in PRESETS:
         raise UserError(f"{model}: no such preset, choose one of {', '.join(PREFIX + name for name in PRESETS)}")
     return PRESETS[preset]
+
+
+def skewed_rows(router: torch.Tensor) -> torch.Tensor:
+    """A router [experts, hidden] whose rows become smaller from expert to expert."""
+    return (router.float() * (1 + torch.arange(len(router)))[:, None] ** -0.5).to(router.dtype)
+
+
+def _without_expert(name: str) -> tuple[str, int | None]:
+    """A tensor's name without the number of its expert, and that number; None where it is of none."""
+    found = re.search(r"\.experts\.(\d+)\.", name)
+    return (name, None) if found is None else (name.replace(found[0], ".experts."), int(found[1]))
 
 
 def _lay_end_to_end(block: torch.Tensor, count: int) -> torch.Tensor:

@@ -57,7 +57,8 @@ class Reference:
         turn = self._angles(len(token_ids))
         for layer in range(config.num_layers):
             residual = residual + self._attention(layer, residual, turn) * config.residual_multiplier
-            residual = residual + self._mlp(layer, residual) * config.residual_multiplier
+            added = self._mixture(layer, residual) if self.layer.experts else self._mlp(layer, residual)
+            residual = residual + added * config.residual_multiplier
         self.position += len(token_ids)
         head = self.tensors[EMBEDDING if config.tied_embeddings else HEAD]
         return (linear(self._norm(residual, FINAL_NORM), head) / config.logits_scaling).float()
@@ -73,11 +74,11 @@ class Reference:
             logits = self.extend(generated[-1:])
         return generated
 
-    def _products(self, layer: int, kind: str, x: Tensor) -> list[Tensor]:
+    def _products(self, layer: int, kind: str, x: Tensor, expert: int = 0) -> list[Tensor]:
         """What each module of a layer's linear makes of x [tokens, columns], normed first where a norm is before it."""
         of_kind = self.layer.linear(kind)
         x = self._norm(x, layer_module(layer, of_kind.norm.module)) if of_kind.norm else x
-        names = [layer_module(layer, module.name) for module in of_kind.modules]
+        names = [layer_module(layer, name) for name in of_kind.rows(self.config, expert)]
         return [linear(x, self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")) for name in names]
 
     def _norm(self, x: Tensor, module: str) -> Tensor:
@@ -95,9 +96,12 @@ class Reference:
     def _attention(self, layer: int, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
         config, tokens = self.config, len(x)
         products = self._products(layer, "qkv", x)
-        query, key, value = (product.view(tokens, -1, config.head_dim) for product in products)  # [tokens, heads, head_dim]
-        if norms := self.layer.linear("qkv").head_norms:
-            query, key = (self._norm(x, layer_module(layer, norm)) for x, norm in zip((query, key), norms, strict=True))
+        heads = [product.view(tokens, -1, config.head_dim) for product in products]  # [tokens, heads, head_dim]
+        qkv = self.layer.linear("qkv")
+        for number, norm in enumerate(qkv.head_norms):
+            normed = self._norm(products[number] if qkv.norms_together else heads[number], layer_module(layer, norm))
+            heads[number] = normed.view_as(heads[number])
+        query, key, value = heads
         query, key, value = (heads.transpose(0, 1) for heads in (query, key, value))  # [heads, tokens, head_dim]
         self._keys[layer] = torch.cat([self._keys[layer], _rotate(key, turn)], dim=1)  # [kv_heads, positions, head_dim]
         self._values[layer] = torch.cat([self._values[layer], value], dim=1)
@@ -114,6 +118,24 @@ class Reference:
         """SwiGLU (arXiv:2002.05202)."""
         gate, up = self._products(layer, "gate_up", x)
         return self._products(layer, "down", silu(gate) * up)[0]
+
+    def _mixture(self, layer: int, x: Tensor) -> Tensor:
+        """A mixture of experts (arXiv:1701.06538): each token takes the sum of its experts' outputs, weighted by the router;
+        the experts in the order of their numbers, of equal scores the lower number."""
+        config = self.config
+        [scores] = self._products(layer, "router", x)  # [tokens, experts]
+        shares = torch.softmax(scores, dim=-1, dtype=torch.promote_types(self.dtype, torch.float32))
+        shares, experts = shares.sort(dim=-1, descending=True, stable=True)
+        shares, experts = (found[:, : config.experts_per_token] for found in (shares, experts))
+        if config.renormalised:
+            shares = shares / shares.sum(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for expert in experts.unique().tolist():
+            tokens, places = (experts == expert).nonzero().unbind(1)
+            gate, up = self._products(layer, "expert_gate_up", x[tokens], expert)
+            [down] = self._products(layer, "expert_down", silu(gate) * up, expert)
+            out.index_add_(0, tokens, down * shares[tokens, places, None].to(down.dtype))
+        return out
 
 
 def _rotate(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:

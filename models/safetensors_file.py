@@ -20,9 +20,12 @@ def open_file(path: Path) -> safe_open:
         raise UserError(f"{path}: cannot be opened ({error}), use a machine with more memory, or a smaller model") from None
 
 
-def read_tensor(path: Path, file: safe_open, name: str) -> torch.Tensor:
-    """A tensor, which is a view of the file."""
+def read_tensor(path: Path, file: safe_open, name: str, place: tuple[int, slice] | None = None) -> torch.Tensor:
+    """A tensor, which is a view of the file, or some rows of one matrix of several."""
     try:
-        return file.get_tensor(name)
+        if place is None:
+            return file.get_tensor(name)
+        number, rows = place
+        return file.get_slice(name)[number : number + 1, rows][0]
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: tensor {name} cannot be read ({error}), download it anew") from None

@@ -5,6 +5,8 @@ A page is 16 KiB: 8 consecutive tiles of one block of 16 rows, each tile 16 rows
 with zeros. Rows are permuted so that one block holds what must meet: the two halves of a RoPE pair, or gate and up of
 the same unit.
 
+A mixture of experts has a matrix of a kind for every expert, one after another, all of the same size.
+
 Quantised matrices (`models.formats`) have pages of the same bytes, which hold more columns, and for every page some words in
 the constants: those of a page p of the body lie at `scale_offset`, page by page, as those of the head do.
 
@@ -18,7 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, product
 
 import numpy as np
 
@@ -45,8 +47,8 @@ class Matrix:
     `columns` is the length of the activation that it multiplies, before K is padded to `pages_per_block` whole pages.
     `bias_offset` is where the bias starts in the constants, in packed row order; -1 without a bias. `head_norm_offset` is
     where the norm weights of a query head start, in packed row order, and after them those of a key head, both
-    [padded_head_dim]; -1 without such norms. `scale_offset` is where the words beside its first page lie in the constants, -1
-    without any.
+    [padded_head_dim]; or of all query heads and of all key heads, as `head_norm_heads` counts them; -1 without such norms.
+    `scale_offset` is where the words beside its first page lie in the constants, -1 without any.
     """
 
     kind: str
@@ -62,9 +64,11 @@ class Matrix:
     bias_sources: tuple[str, ...]
     bias_offset: int
     head_norm_sources: tuple[str, ...]
+    head_norm_heads: tuple[int, ...]
     head_norm_offset: int
     format: WeightFormat
     scale_offset: int
+    expert: int = 0
 
     @property
     def pages(self) -> int:
@@ -90,9 +94,9 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class TapeLayout:
-    """All matrices of a model, in tape order: for each layer its linears; then the head; then the embedding when it is not
-    tied. `streamed_pages` are those that every decode step reads (all but the embedding). `constant_count` fp32 constants
-    hold the norm weights, the biases and what lies beside quantised pages; every vector starts at a multiple of
+    """All matrices of a model, in tape order: for each layer its linears, of experts one after another; then the head; then the
+    embedding when it is not tied. `streamed_pages` are those that decode steps read (all but the embedding). `constant_count`
+    fp32 constants hold the norm weights, the biases and what lies beside quantised pages; every vector starts at a multiple of
     `CONSTANT_ALIGNMENT`. A tied embedding is the head where that is not quantised."""
 
     config: ModelConfig
@@ -136,21 +140,34 @@ class TapeLayout:
         """The kinds of a layer's matrices, in tape order."""
         return tuple(linear.kind for linear in self.layer.linears)
 
-    def matrix(self, kind: str, layer: int = 0) -> Matrix:
-        """The matrix of one kind (one of `kinds`; "head", "embedding" with layer 0). A tied embedding is the head."""
-        layers, kinds = self.config.num_layers, self.kinds
-        if kind in kinds and 0 <= layer < layers:
-            return self.matrices[layer * len(kinds) + kinds.index(kind)]
+    @cached_property
+    def _places(self) -> dict[str, range]:
+        """Where the matrices of a kind lie among those of a layer."""
+        places, start = {}, 0
+        for linear in self.layer.linears:
+            places[linear.kind] = range(start, start := start + len(linear.copies(self.config)))
+        return places
+
+    def matrix(self, kind: str, layer: int = 0, expert: int = 0) -> Matrix:
+        """The matrix of one kind (one of `kinds`; "head", "embedding" with layer 0), of experts that of one. A tied embedding
+        is the head."""
+        layers, places = self.config.num_layers, self._places
+        of_layer = sum(map(len, places.values()))
+        if kind in places and 0 <= layer < layers and 0 <= expert < len(places[kind]):
+            return self.matrices[layer * of_layer + places[kind][expert]]
         if kind == "head" and layer == 0:
-            return self.matrices[layers * len(kinds)]
+            return self.matrices[layers * of_layer]
         if kind == "embedding" and layer == 0:
             return self.matrices[-1]
         raise KeyError(f"no matrix {kind!r} in layer {layer} of a model with {layers} layers")
 
     @property
     def streamed_bytes(self) -> int:
-        """Bytes of the weights that every decode step reads, with what lies beside them."""
-        return sum(matrix.bytes for matrix in self.matrices if matrix.first_page < self.streamed_pages)
+        """Bytes of the weights that a decode step reads, with what lies beside them: of experts those of the chosen ones."""
+        taken, all_of_them = self.config.experts_per_token, self.config.num_experts
+        read = sum(matrix.bytes for matrix in self.matrices if matrix.first_page < self.streamed_pages)
+        of_experts = sum(matrix.bytes for matrix in self.matrices if matrix.kind.startswith("expert_"))
+        return read - of_experts * (all_of_them - taken) // max(1, all_of_them)
 
     @property
     def bytes(self) -> int:
@@ -257,6 +274,7 @@ ROW_ORDERS: dict[str, Callable[[ModelConfig], np.ndarray]] = {
     "heads": qkv_rows,
     "hidden": lambda config: natural_rows(config.hidden_size),
     "gate_up": lambda config: gate_up_rows(config.intermediate_size),
+    "experts": lambda config: natural_rows(config.num_experts),
 }
 COLUMN_ORDERS: dict[str, Callable[[ModelConfig], np.ndarray | None]] = {
     "hidden": lambda config: None,
@@ -281,17 +299,19 @@ class _Builder:
         config = self.config
         row_maps = {linear.kind: ROW_ORDERS[linear.row_order](config) for linear in self.layer.linears}
         column_maps = {linear.kind: COLUMN_ORDERS[linear.source](config) for linear in self.layer.linears}
-        for layer in range(config.num_layers):
-            for linear in self.layer.linears:
+        for layer, linear in product(range(config.num_layers), self.layer.linears):
+            for expert in linear.copies(config):
                 self.add(
                     linear.kind,
                     layer,
-                    {layer_module(layer, name): rows for name, rows in linear.rows(config).items()},
+                    {layer_module(layer, name): rows for name, rows in linear.rows(config, expert).items()},
                     getattr(config, linear.columns),
                     row_maps[linear.kind],
                     column_maps[linear.kind],
                     linear.has_bias(config),
                     tuple(f"{layer_module(layer, norm)}.weight" for norm in linear.head_norms),
+                    tuple(rows // config.head_dim for rows in linear.normed_rows(config)),
+                    expert,
                 )
         vocabulary_map = natural_rows(config.vocab_size)
         embedding = {EMBEDDING: config.vocab_size}
@@ -305,14 +325,16 @@ class _Builder:
 
     def scaled(self) -> tuple[Matrix, ...]:
         """The matrices, with places for what lies beside their pages, behind all other constants: page by page, as long as the
-        format is the same."""
+        format is the same; a router, which is plain among them, takes room too, so that pages are counted through."""
         placed: list[Matrix] = []
-        for format, matrices in groupby(self.matrices, lambda matrix: matrix.format):
+        body = format_of(self.formats.body, self.itemsize)
+        for format, matrices in groupby(self.matrices, lambda m: body if m.kind == "router" else m.format):
             group = list(matrices)
             start = self.constants(sum(matrix.pages for matrix in group) * format.scale_words)
             for matrix in group:
                 pages = matrix.first_page - group[0].first_page
-                placed.append(matrix if format.plain else replace(matrix, scale_offset=start + pages * format.scale_words))
+                plain = matrix.format.plain
+                placed.append(matrix if plain else replace(matrix, scale_offset=start + pages * format.scale_words))
         return tuple(placed)
 
     def add(
@@ -325,11 +347,14 @@ class _Builder:
         column_map: np.ndarray | None = None,
         bias: bool = False,
         head_norms: tuple[str, ...] = (),
+        head_norm_heads: tuple[int, ...] = (),
+        expert: int = 0,
     ) -> None:
         """Append one matrix; `modules` are the linear modules whose rows it concatenates, with their row counts."""
         columns = columns if column_map is None else len(column_map)
         blocks = len(row_map) // BLOCK_ROWS
-        format = format_of({"head": self.formats.head, "embedding": PLAIN.body}.get(kind, self.formats.body), self.itemsize)
+        plain = {"head": self.formats.head, "embedding": PLAIN.body, "router": PLAIN.body}
+        format = format_of(plain.get(kind, self.formats.body), self.itemsize)
         pages_per_block = math.ceil(columns / format.columns)
         matrix = Matrix(
             kind=kind,
@@ -345,9 +370,11 @@ class _Builder:
             bias_sources=tuple(f"{module}.bias" for module in modules) if bias else (),
             bias_offset=self.constants(blocks * BLOCK_ROWS if bias else 0),
             head_norm_sources=head_norms,
-            head_norm_offset=self.constants(len(head_norms) * self.config.padded_head_dim),
+            head_norm_heads=head_norm_heads,
+            head_norm_offset=self.constants(sum(head_norm_heads) * self.config.padded_head_dim),
             format=format,
             scale_offset=-1,
+            expert=expert,
         )
         self.matrices.append(matrix)
         self.page += matrix.pages

@@ -86,10 +86,12 @@ def _layer_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     layer = layer_of(config)
     shapes: dict[str, tuple[int, ...]] = {}
     for linear in layer.linears:
-        for module, rows in linear.rows(config).items():
-            shapes[f"{module}.weight"] = (rows, getattr(config, linear.columns))
-            if linear.has_bias(config):
-                shapes[f"{module}.bias"] = (rows,)
-        shapes.update({f"{module}.weight": (config.head_dim,) for module in linear.head_norms})
+        for expert in linear.copies(config):
+            for module, rows in linear.rows(config, expert).items():
+                shapes[f"{module}.weight"] = (rows, getattr(config, linear.columns))
+                if linear.has_bias(config):
+                    shapes[f"{module}.bias"] = (rows,)
+        normed = zip(linear.head_norms, linear.normed_rows(config), strict=True)
+        shapes.update({f"{module}.weight": (rows,) for module, rows in normed})
     shapes.update({f"{norm.module}.weight": (config.hidden_size,) for norm in layer.norms})
     return shapes

@@ -117,7 +117,8 @@ class Deriver:
         """Sets that instruction i must follow, in this token or the one before: producers of what it reads, and readers of what
         it overwrites."""
         instruction = self.program[i]
-        reads = [self.accesses.producers(region) for region in instruction.reads(self.shape)]
+        regions = (*instruction.reads(self.shape), *instruction.selects(self.shape))
+        reads = [self.accesses.producers(region) for region in regions]
         rewrites = [self.accesses.readers_of(region) & ~(1 << i) for region in instruction.writes(self.shape)]
         return [*reads, *rewrites]
 
@@ -153,9 +154,11 @@ class Deriver:
                     self.before_previous[i] |= mask | self.closure("before", mask)
 
     def loads(self, i: int) -> bool:
-        """Whether the loader streams rows of earlier tokens for instruction i; every row must have a producer."""
-        producers = [self.accesses.producers(region) for region in self.program[i].loads(self.shape)]
-        return bool(producers)
+        """Whether the loader streams rows of earlier tokens for instruction i, or looks for a choice, which it must not take
+        for that of an earlier token; every row must have a producer."""
+        instruction = self.program[i]
+        regions = (*instruction.loads(self.shape), *instruction.selects(self.shape))
+        return bool([self.accesses.producers(region) for region in regions])
 
 
 def derive(program: Sequence[Instruction], shape: Shape) -> Dependencies:

@@ -11,19 +11,24 @@ from collections.abc import Iterator, Sequence
 
 from instructions.attention import Attention
 from instructions.base import Instruction
+from instructions.choose import Choose
 from instructions.combine import Combine
 from instructions.down import Down
 from instructions.embed import Embed
+from instructions.expert_down import ExpertDown
+from instructions.expert_gate_up import ExpertGateUp
 from instructions.gate_up import GateUp
 from instructions.hand_over import HandOver
 from instructions.lm_head import LmHead
 from instructions.matvec import RowBlocks
 from instructions.o_proj import OProj
 from instructions.qkv import Qkv
+from instructions.router import Router
 from instructions.sample import Sample
 from instructions.shape import Shape, ceil_div
 
-BY_MATRIX: dict[str, type[Qkv | OProj | GateUp | Down]] = {kind.MATRIX: kind for kind in (Qkv, OProj, GateUp, Down)}
+OF_LAYERS = (Qkv, OProj, GateUp, Down, Router, ExpertGateUp, ExpertDown)
+BY_MATRIX: dict[str, type[RowBlocks]] = {kind.MATRIX: kind for kind in OF_LAYERS}
 
 
 def split_blocks(parts: Sequence[int], sms: int) -> Iterator[tuple[int, int]]:
@@ -68,6 +73,8 @@ def lower_layer(shape: Shape, layer: int, sms: int) -> Iterator[Instruction]:
             yield from lower_attention(shape, layer)
         kind = BY_MATRIX[linear.kind]
         yield from (kind(layer, *run) for run in runs(kind, shape, layer, sms))
+        if kind is Router:
+            yield Choose(layer)
 
 
 def lower(shape: Shape, sms: int) -> list[Instruction]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from instructions.base import Instruction
 from instructions.codec import Wait
-from instructions.matvec import RowBlocks, staged_pages
+from instructions.matvec import RowBlocks
 from instructions.registry import INSTRUCTIONS
 from instructions.shape import HELD_PAGES, Shape, ceil_div, next_power_of_two
-from models.tape import PAGE_BYTES, TILE_BYTES, Matrix
+from models.tape import PAGE_BYTES, TILE_BYTES
 from scheduler.dependencies import Dependencies
 from scheduler.errors import ScheduleError
 from scheduler.limits import RESERVED, SHARED_MEMORY
@@ -35,25 +35,22 @@ class PagePlan:
 def staging_bytes(shape: Shape) -> int:
     """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest input of a
     projection in whole parts, the normalised hidden state at a power of two of pages, or the queries of an attention group."""
-    matrices = {kind.MATRIX: shape.matrix(kind.MATRIX) for kind in INSTRUCTIONS if issubclass(kind, RowBlocks)}
-    widest = max(padded_columns(matrices[kind]) for kind in ("o", "down"))
-    normed = (matrices["qkv"], matrices["head"])  # the hidden state for the body and for the head
+    kinds = [kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks) and kind.MATRIX in (*shape.tape.kinds, "head")]
+    widest = max(kind.staged_columns(shape) for kind in kinds)
+    normed = [shape.matrix(kind) for kind in ("qkv", "head", *(["router"] if shape.config.num_experts else []))]
     hidden = max(next_power_of_two(matrix.pages_per_block) * matrix.format.columns for matrix in normed)
     queries = ceil_div(shape.staged_queries, shape.page_columns) * shape.page_columns
     return max(widest, hidden, queries) * shape.itemsize + sums_bytes(shape)
 
 
-def padded_columns(matrix: Matrix) -> int:
-    """Columns of a projection's input as it is staged, in whole parts."""
-    staged = staged_pages(matrix.pages_per_block, matrix.format)
-    return ceil_div(matrix.pages_per_block, staged) * staged * matrix.format.columns
-
-
 def sums_bytes(shape: Shape) -> int:
     """Shared memory for the sums of a staged activation that formats need, whole KiB."""
-    matrices = (shape.matrix(kind.MATRIX) for kind in INSTRUCTIONS if issubclass(kind, RowBlocks))
-    summed = (m for m in matrices if m.format.summed)
-    most = max((next_power_of_two(m.pages_per_block) * m.format.columns // m.format.summed for m in summed), default=0)
+    most = 0
+    for matrix in shape.tape.matrices:
+        if matrix.format.summed:
+            slots = shape.config.experts_per_token if matrix.kind == "expert_down" else 1
+            columns = next_power_of_two(slots * matrix.pages_per_block) * matrix.format.columns
+            most = max(most, columns // matrix.format.summed)
     return ceil_div(4 * most, 1024) * 1024
 
 

@@ -27,7 +27,7 @@ from scheduler.errors import ProgramFormatError
 from scheduler.npz import open_arrays
 
 MAGIC = "megakernel-program"
-VERSION = 4
+VERSION = 5
 ARRAYS = ("words", "starts", "targets", "uses")
 MOST_HEADER, MOST_TEXT = 64 * 1024, 200  # bytes, characters
 MOST_BYTES = 64 * 1024 * 1024  # of an array: half a million instructions, some fifty times those of a large model

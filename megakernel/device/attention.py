@@ -15,9 +15,11 @@ from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import FLAT_TILES
 from megakernel.device.formats.plain import PAGE_LAYOUT, TILE
+from megakernel.device.matvec import power_of_two
+from megakernel.device.opaque import nothing
 from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
+from megakernel.device.values import complete, in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
 
 FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
 
@@ -61,6 +63,25 @@ def squares_places(S: gl.constexpr, memory, step):
 def head_factor(S: gl.constexpr, squares):
     """What a head whose squares sum to `squares` is multiplied by to be normed."""
     return gl.rsqrt(squares / S.head_dim + S.epsilon)
+
+
+@gluon.constexpr_function
+def whole_layout(size):
+    """A vector that every warp holds whole."""
+    return gl.BlockedLayout([max(1, size // 32)], [32], [4], [0])
+
+
+@gluon.jit
+def common_factors(S: gl.constexpr, memory, step):
+    """What all queries are multiplied by to be normed together, and all keys, once all heads' sums of squares are there."""
+    COUNT: gl.constexpr = S.kv_heads * (S.group + 1) * S.head_blocks
+    place = gl.arange(0, power_of_two(COUNT), whole_layout(power_of_two(COUNT))) + nothing()
+    source = rows_of(S, memory, step, S.squares, step.record.layer) + place
+    squares = complete(memory, step, look(source, place < COUNT), source, place < COUNT)
+    keys = place // S.head_blocks % (S.group + 1) == S.group
+    of_keys = gl.sum(gl.where(keys, squares, 0.0), axis=0) / (S.kv_heads * S.head_dim)
+    of_queries = gl.sum(gl.where(keys, 0.0, squares), axis=0) / (S.kv_heads * S.group * S.head_dim)
+    return gl.rsqrt(of_queries + S.epsilon), gl.rsqrt(of_keys + S.epsilon)
 
 
 @gluon.jit
@@ -119,10 +140,13 @@ def attention(S: gl.constexpr, memory, ring, step):
     HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))
     DIMS: gl.constexpr = S.head_tiles * TILE
     COLUMNS: gl.constexpr = S.group_columns
+    OWN_NORMS: gl.constexpr = S.head_norm.first >= 0 and not S.norms_together
 
     slice = step.record.b
     first, pages = slice_pages(S, memory.bucket.slices, slice, step.position)
     wait_all(S, memory, step, ALL)
+    if S.norms_together:  # first, while few registers are taken
+        query_factor, key_factor = common_factors(S, memory, step)
     current = slice == memory.bucket.slices - 1
     query, known = query_places(S, memory, step)
     new_kv = current_places(S, memory, step)
@@ -130,7 +154,7 @@ def attention(S: gl.constexpr, memory, ring, step):
     here = current & (dims < S.head_rows)
     q = gl.full(query.shape, 0.0, gl.float32, query.type.layout)
     new_k = gl.full(dims.shape, 0.0, gl.float32, dims.type.layout)
-    if S.head_norm.first >= 0:
+    if OWN_NORMS:
         query_blocks, key_blocks = squares_places(S, memory, step)
         normed = dims < S.head_blocks
         squares, key_squares = q, new_k
@@ -138,14 +162,17 @@ def attention(S: gl.constexpr, memory, ring, step):
     while waiting != 0:
         q, new_k, new_v = look(query, known), look(new_kv + dims, here), look(new_kv + S.head_rows + dims, here)
         absent = vacant(q) | (vacant(new_k) | vacant(new_v))[None, :]
-        if S.head_norm.first >= 0:
+        if OWN_NORMS:
             squares = look(query_blocks, known & normed[None, :])
             key_squares = look(key_blocks, here & normed)
             absent = absent | vacant(squares) | vacant(key_squares)[None, :]
         waiting = look_again(memory, step, begin, absent)
-    if S.head_norm.first >= 0:
+    if OWN_NORMS:
         q *= head_factor(S, gl.sum(squares, axis=1))[:, None]
         new_k *= head_factor(S, gl.sum(key_squares, axis=0))
+    if S.norms_together:
+        q *= query_factor
+        new_k *= key_factor
     rows = output_dims(S)
     new_v = look(new_kv + S.head_rows + rows, current & (rows < S.head_rows))  # is there, as has just been seen
     q, new_k = rounded(q), rounded(new_k)

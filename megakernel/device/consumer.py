@@ -8,16 +8,20 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from instructions.registry import INSTRUCTIONS
 from megakernel.device.attention import attention
+from megakernel.device.choose import choose
 from megakernel.device.combine import combine
 from megakernel.device.compat import barrier
 from megakernel.device.context import FAULT, STOP, Step, fetch, set_shared_word, settle
 from megakernel.device.down import down
 from megakernel.device.embed import embed
+from megakernel.device.expert_down import expert_down
+from megakernel.device.expert_gate_up import expert_gate_up
 from megakernel.device.gate_up import gate_up
 from megakernel.device.hand_over import hand_over
 from megakernel.device.lm_head import lm_head
 from megakernel.device.o_proj import o_proj
 from megakernel.device.qkv import qkv
+from megakernel.device.router import router
 from megakernel.device.sample import sample
 from megakernel.device.sync import agree, load_acquire, signal_all, wait_counter
 from megakernel.device.trace import (
@@ -34,9 +38,24 @@ from megakernel.device.trace import (
     token_stamps,
 )
 
-EMBED, QKV, ATTENTION, COMBINE, O_PROJ, GATE_UP, DOWN, LM_HEAD, SAMPLE, HAND_OVER = (
+EMBED, QKV, ATTENTION, COMBINE, O_PROJ, GATE_UP, DOWN, LM_HEAD, SAMPLE, HAND_OVER, *_MIXTURE = (
     gl.constexpr(kind.OPCODE) for kind in INSTRUCTIONS
 )
+ROUTER, CHOOSE, EXPERT_GATE_UP, EXPERT_DOWN = _MIXTURE
+
+
+@gluon.jit
+def execute_mixture(S: gl.constexpr, memory, ring, step):
+    """Dispatch one record of a mixture of experts, where it is one."""
+    opcode = step.record.opcode
+    if opcode == ROUTER:
+        router(S, memory, ring, step)
+    elif opcode == CHOOSE:
+        choose(S, memory, ring, step)
+    elif opcode == EXPERT_GATE_UP:
+        expert_gate_up(S, memory, ring, step)
+    elif opcode == EXPERT_DOWN:
+        expert_down(S, memory, ring, step)
 
 
 @gluon.jit
@@ -52,9 +71,11 @@ def execute(S: gl.constexpr, memory, ring, step):
     elif opcode == O_PROJ:
         o_proj(S, memory, ring, step)
     elif opcode == GATE_UP:
-        gate_up(S, memory, ring, step)
+        if S.experts.total == 0:
+            gate_up(S, memory, ring, step)
     elif opcode == DOWN:
-        down(S, memory, ring, step)
+        if S.experts.total == 0:
+            down(S, memory, ring, step)
     elif opcode == LM_HEAD:
         lm_head(S, memory, ring, step)
     elif opcode == SAMPLE:
@@ -63,6 +84,8 @@ def execute(S: gl.constexpr, memory, ring, step):
         embed(S, memory, ring, step)
     elif opcode == HAND_OVER:
         hand_over(S, memory, ring, step)
+    if S.experts.total > 0:
+        execute_mixture(S, memory, ring, step)
 
 
 @gluon.jit

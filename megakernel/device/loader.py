@@ -1,8 +1,9 @@
 """The loader: one warp that streams pages into the ring, ahead of the consumer and across tokens.
 
 It waits for a free page, for older copies to land, and, where the page plan could not prove it needless, for the previous
-token's K/V rows; never for an activation.  The ring is deep but few copies are in flight, fewer where the loader is ahead of
-the record that its consumer runs: so the SMs that lag get more of HBM, and all come to a dependency together.
+token's K/V rows; never for an activation, but for the numbers of the experts whose pages it streams.  The ring is deep but few
+copies are in flight, fewer where the loader is ahead of the record that its consumer runs: so the SMs that lag get more of HBM,
+and all come to a dependency together.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from instructions.attention import Attention
+from instructions.expert_down import ExpertDown
+from instructions.expert_gate_up import ExpertGateUp
 from instructions.lm_head import LmHead
 from megakernel.device.attention import slice_pages
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import copy_page
-from megakernel.device.context import DONE, LOADERS, fetch_load, set_shared_word, shared_word
+from megakernel.device.context import DONE, LAYER, LOADERS, PAYLOAD, RECORD, fetch_load, set_shared_word, shared_word, word
+from megakernel.device.experts import chosen_expert, look_for_choice
 from megakernel.device.matvec import LINES
 from megakernel.device.sync import proxy_fence, wait_counter
 from megakernel.device.trace import LOAD_BEGUN, LOAD_ENDED, LOAD_WAITED, POINTS, note, stamp, token_stamps
 from models.tape import PAGE_BYTES
 
 ATTENTION = gl.constexpr(Attention.OPCODE)
+EXPERT_GATE_UP, EXPERT_DOWN = gl.constexpr(ExpertGateUp.OPCODE), gl.constexpr(ExpertDown.OPCODE)
 LM_HEAD = gl.constexpr(LmHead.OPCODE)
 BYTES = gl.constexpr(PAGE_BYTES)
 
@@ -96,6 +101,68 @@ def stream_tape(S: gl.constexpr, tape, beside, head_beside, ring, load, use, num
 
 
 @gluon.jit
+def stream_slots(S: gl.constexpr, tape, beside, ring, choice, first_slot, slots, apart, page, pages, use, number):
+    """`pages` pages from `page` on of the expert of each of some slots, as if it were expert 0, whose matrices lie `apart`
+    pages apart; returns the time waited for free pages."""
+    waited = gl.to_tensor(0).to(gl.int64)
+    for slot in range(slots):
+        expert = chosen_expert(S, choice, first_slot + slot)
+        for i in range(pages):
+            here = page + expert * apart + i
+            waited += stream_weights(S, S.qkv.format, ring, tape, beside, 0, here, use + slot * pages + i, number)
+    return waited
+
+
+@gluon.jit
+def stream_chosen(S: gl.constexpr, memory, tape, beside, ring, load, use, number, epoch, position, sm, at, index):
+    """The pages of one record of the chosen experts; returns the time waited for free pages.
+
+    The choice is looked for once the first page may be filled: then no older one can be taken for it.
+    """
+    if load.wait >= 0:
+        wait_counter(memory, load.wait, load.target * epoch, LOADERS + sm, index, position)
+    record = memory.words + at * RECORD
+    layer, block = word(record, LAYER), word(record, PAYLOAD)
+    _, waited = free_slot(S, ring, use, number)
+    choice = look_for_choice(S, memory, layer, epoch, sm, index, position)
+    if load.opcode == EXPERT_GATE_UP:
+        slot = block // S.experts.blocks
+        waited += stream_slots(
+            S, tape, beside, ring, choice, slot, 1, S.experts.gate_up_apart, load.tape, load.pages, use, number
+        )
+    else:
+        for i in range(load.pages // S.expert_down.pages):
+            page = load.tape + i * S.experts.down_pages
+            first = use + i * S.expert_down.pages
+            waited += stream_slots(
+                S,
+                tape,
+                beside,
+                ring,
+                choice,
+                0,
+                S.experts.chosen,
+                S.experts.down_apart,
+                page,
+                S.experts.down_pages,
+                first,
+                number,
+            )
+    return waited
+
+
+@gluon.jit
+def stream_mixture(S: gl.constexpr, memory, tape, beside, head_beside, ring, load, use, number, epoch, position, sm, at, index):
+    """The weight pages of one record of a model with experts; returns the time waited for free pages."""
+    waited = gl.to_tensor(0).to(gl.int64)
+    if (load.opcode == EXPERT_GATE_UP) | (load.opcode == EXPERT_DOWN):
+        waited = stream_chosen(S, memory, tape, beside, ring, load, use, number, epoch, position, sm, at, index)
+    else:
+        waited = stream_tape(S, tape, beside, head_beside, ring, load, use, number)
+    return waited
+
+
+@gluon.jit
 def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, number, epoch, position, sm, index):
     """The K and V pages of one attention slice; page uses without a page pass through empty."""
     if load.wait >= 0:
@@ -131,7 +198,12 @@ def stream_token(
         if load.opcode == ATTENTION:
             waited = stream_cache(S, memory, cache, ring, load, use, number, epoch, position, sm, index - start)
         else:
-            waited = stream_tape(S, tape, beside, head_beside, ring, load, use, number)
+            if S.experts.total > 0:
+                waited = stream_mixture(
+                    S, memory, tape, beside, head_beside, ring, load, use, number, epoch, position, sm, index, index - start
+                )
+            else:
+                waited = stream_tape(S, tape, beside, head_beside, ring, load, use, number)
         note(S, here, LOAD_WAITED, waited)
         stamp(S, here, LOAD_ENDED)
         load = following

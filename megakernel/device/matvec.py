@@ -48,15 +48,16 @@ def power_of_two(n):
 
 
 @gluon.jit
-def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.constexpr):
+def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.constexpr, SIGNALS: gl.constexpr = EARLY):
     """Wait for the step's input, then stage rms_norm(source) * weight for fp32 vectors as long as the matrix's rows, rounded to
-    bf16 and padded with zeros.  The weights depend on nobody and are loaded before the wait."""
+    bf16 and padded with zeros.  The weights depend on nobody and are loaded before the wait, the input is looked for SIGNALS
+    signals before the last."""
     COUNT: gl.constexpr = matrix.columns
     SIZE: gl.constexpr = power_of_two(matrix.pages) * matrix.format.COLUMNS
     index = gl.arange(0, SIZE, vector_layout())
     staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], staged(matrix.format.LANE, [SIZE])).index(0)
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
-    wait_all(S, memory, step, EARLY)
+    wait_all(S, memory, step, SIGNALS)
     x = look(source + index, index < COUNT)
     squares = gl.sum(x * x, axis=0)
     if squares != squares:  # not a number, as a vacant place is none

@@ -12,15 +12,20 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from instructions.attention import Attention
+from instructions.expert_down import ExpertDown
+from instructions.expert_gate_up import ExpertGateUp
 from instructions.registry import INSTRUCTIONS
+from instructions.router import Router
 from megakernel.device.clocks import cycles
 from megakernel.device.context import DONE, fetch_load, shared_word
 from megakernel.device.matvec import PAGE_ELEMENTS
 from models.tape import PAGE_BYTES
 
 ATTENTION = gl.constexpr(Attention.OPCODE)
+EXPERT_GATE_UP, EXPERT_DOWN = gl.constexpr(ExpertGateUp.OPCODE), gl.constexpr(ExpertDown.OPCODE)
 # Bit n: opcode n is short, or waits for short ones alone.
 SHORT = gl.constexpr(sum(1 << kind.OPCODE for kind in INSTRUCTIONS if kind.SHORT))
+DENSE = gl.constexpr(SHORT.value & (1 << Router.OPCODE) - 1)  # of those that models without experts have
 AHEAD = gl.constexpr(12)  # most pages beyond the one that the loader is at
 DELAY = gl.constexpr(2000)  # clock cycles that the loader has waited for a page before the first is asked for
 PACE = gl.constexpr(600)  # and from one to the next; HBM delivers one to every SM in about 1,300 (H100) or 900 (H200)
@@ -51,6 +56,7 @@ def nap():
 @gluon.jit
 def prefetcher(S: gl.constexpr, memory, ring, start, stop, uses_per_token):
     """Follow the loader through the queue, token after token, until it is done."""
+    SHORTS: gl.constexpr = SHORT if S.experts.total > 0 else DENSE
     index, first_use = start, 0
     load = fetch_load(memory, start)
     page = 0  # of the record
@@ -61,7 +67,10 @@ def prefetcher(S: gl.constexpr, memory, ring, start, stop, uses_per_token):
         waits = loading >= 0
         copied = gl.where(waits, loading, -1 - loading)
         use = first_use + load.page
-        if (load.opcode == ATTENTION) | (use + load.pages <= copied) | (page >= load.pages):
+        unknown = load.opcode == ATTENTION
+        if S.experts.total > 0:
+            unknown = unknown | (load.opcode == EXPERT_GATE_UP) | (load.opcode == EXPERT_DOWN)
+        if unknown | (use + load.pages <= copied) | (page >= load.pages):
             index += 1
             if index >= stop:
                 index = start
@@ -73,7 +82,7 @@ def prefetcher(S: gl.constexpr, memory, ring, start, stop, uses_per_token):
             now = cycles()
             if loading != stalled:
                 stalled, since = loading, now + (DELAY - PACE)
-            idle = waits & (((SHORT >> shared_word(ring.doing)) & 1) != 0)
+            idle = waits & (((SHORTS >> shared_word(ring.doing)) & 1) != 0)
             if idle & (use + page < copied + AHEAD) & (now - since >= PACE):
                 prefetch(memory, load.tape + page)
                 page += 1

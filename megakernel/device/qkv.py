@@ -56,8 +56,11 @@ def qkv(S: gl.constexpr, memory, ring, step):
             bias = layer_constants(memory, S.qkv.bias, layer) + here * ROWS + row
             low_bias, high_bias = gl.load(bias), gl.load(bias + HALF)
         if S.head_norm.first >= 0:
-            weight = layer_constants(memory, S.head_norm, layer) + (part // S.group) * S.head_rows + inner * ROWS + row
             normed = part <= S.group  # a query or key; the factor of the whole head is the reader's business
+            place = part // S.group
+            if S.norms_together:  # weights of every head
+                place = gl.where(part < S.group, head * S.group + part, S.kv_heads * S.group + head)
+            weight = layer_constants(memory, S.head_norm, layer) + place * S.head_rows + inner * ROWS + row
             low_weight = gl.load(weight, mask=normed, other=1.0)
             high_weight = gl.load(weight + HALF, mask=normed, other=1.0)
         low, high = halves(row_block(S, ring, step, step.use + i * S.qkv.pages, S.qkv))

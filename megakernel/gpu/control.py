@@ -139,7 +139,7 @@ def place_in_time(stuck: Stuck, program: Program, depth: dict[int, int]) -> tupl
     """Which token, and how deep in it, the signals belong to that an SM was stuck waiting for."""
     counter = counter_of(stuck, program, depth)
     lagging = (
-        stuck.loader
+        (stuck.loader and stuck.counter != NONE)  # one that looks for a choice wants this token's
         or stuck.record < 0
         or any(wait.lag and wait.counter == counter for wait in program.decoded[stuck.sm][stuck.record].waits)
     )

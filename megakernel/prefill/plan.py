@@ -41,8 +41,10 @@ class Plan:
     def possible(self) -> bool:
         """Whether prefill's kernels take the model; else a prompt is decoded token by token.
 
-        Heads are not too wide and, where they are normed, whole tiles of the QKV matrix hold whole heads.
+        No layer has experts, heads are not too wide and, where they are normed, whole tiles of the QKV matrix hold whole heads.
         """
+        if self.config.num_experts:
+            return False
         rows = self.dimensions.head_rows
         whole = rows <= NORMED_TILE and NORMED_TILE % rows == 0
         return self.head_width <= WIDEST_HEAD and (whole or not self.dimensions.head_norms)

@@ -14,7 +14,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from megakernel.parts import BLOCK
 from megakernel.torch.cache import Cache, CachePart
 from megakernel.torch.product import Product
-from megakernel.torch.weights import Layer, Weights
+from megakernel.torch.weights import Mixture, Mlp, Weights
 from models.config import ModelConfig
 from models.rope import inverse_frequencies
 
@@ -45,7 +45,9 @@ class TorchModel:
         layer, multiplier = self.weights.layers[number], self.config.residual_multiplier
         added = self.attention(number, self.norm(residual, layer.attention_norm), past, part)
         residual = residual + added * multiplier
-        return residual + self.mlp(layer, self.norm(residual, layer.mlp_norm)) * multiplier
+        x = self.norm(residual, layer.mlp_norm)
+        added = self.mixture(layer.mlp, x) if isinstance(layer.mlp, Mixture) else self.mlp(layer.mlp, x)
+        return residual + added * multiplier
 
     def logits(self, residual: Tensor) -> Tensor:
         """What `extend` left of some tokens as logits, fp32 [tokens, vocab_size]."""
@@ -56,10 +58,25 @@ class TorchModel:
         """RMSNorm (arXiv:1910.07467)."""
         return rms_norm(x, weight.shape, weight, self.config.rms_eps)
 
-    def mlp(self, layer: Layer, x: Tensor) -> Tensor:
+    def mlp(self, mlp: Mlp, x: Tensor) -> Tensor:
         """SwiGLU (arXiv:2002.05202)."""
-        gate, up = self.product(layer.gate_up, x).chunk(2, dim=-1)
-        return self.product(layer.down, silu(gate) * up)
+        gate, up = self.product(mlp.gate_up, x).chunk(2, dim=-1)
+        return self.product(mlp.down, silu(gate) * up)
+
+    def mixture(self, mixture: Mixture, x: Tensor) -> Tensor:
+        """What the experts that the router chooses for each token make of it, weighted and added in the order of their numbers;
+        of equal scores the lower number is chosen."""
+        config = self.config
+        shares = torch.softmax(self.product(mixture.router, x, exact=True), dim=-1)  # [tokens, experts]
+        shares, experts = shares.sort(dim=-1, descending=True, stable=True)
+        shares, experts = (found[:, : config.experts_per_token] for found in (shares, experts))
+        if config.renormalised:
+            shares = shares / shares.sum(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for expert in experts.unique().tolist():
+            tokens, places = (experts == expert).nonzero().unbind(1)
+            out[tokens] += self.mlp(mixture.experts[expert], x[tokens]) * shares[tokens, places, None]
+        return out
 
     def attention(self, number: int, x: Tensor, past: int, part: CachePart) -> Tensor:
         """Self-attention of a layer with the `past` positions in the cache, to which those of x are added."""
@@ -69,7 +86,9 @@ class TorchModel:
         turning, value = heads.split([queries + config.num_kv_heads, config.num_kv_heads], dim=1)
         if layer.head_norms:
             parts = zip(turning.split([queries, config.num_kv_heads], dim=1), layer.head_norms, strict=True)
-            turning = torch.cat([self.norm(part, weight) for part, weight in parts], dim=1)
+            # the weights of one head, or of all together
+            normed = [self.norm(part.reshape(tokens, -1, len(weight)), weight).view(part.shape) for part, weight in parts]
+            turning = torch.cat(normed, dim=1)
         query, key = self.turned(turning, past).split([queries, config.num_kv_heads], dim=1)
         part.write(number, past, key, value)
         keys, values = part.read(number, end, self.attention_dtype)  # [kv_heads, end, head_dim] each

@@ -31,16 +31,31 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False)
+class Mlp:
+    """A layer's MLP, or one of its experts."""
+
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A layer's experts, and the router that chooses among them."""
+
+    router: Linear
+    experts: tuple[Mlp, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """One layer: matrices, and norm weights in fp32 [hidden_size].  `head_norms`: those of a query and of a key head,
-    [head_dim], in models that have them."""
+    """One layer: matrices, and norm weights in fp32 [hidden_size].  `head_norms`: those of a query and of a key head
+    [head_dim], or of all queries and of all keys, in models that have them."""
 
     attention_norm: Tensor
     qkv: Linear
     o: Linear
     mlp_norm: Tensor
-    gate_up: Linear
-    down: Linear
+    mlp: Mlp | Mixture
     head_norms: tuple[Tensor, ...] = ()
 
     @classmethod
@@ -50,13 +65,19 @@ class Layer:
         def vector(module: str) -> Tensor:
             return tensors.vector(f"{layer_module(number, module)}.weight")
 
-        held = layer_of(tensors.config)
-        parts: dict[str, Any] = {
-            linear.kind: tensors.linear(*(layer_module(number, module.name) for module in linear.modules))
-            for linear in held.linears
-        }
-        parts |= {f"{norm.kind}_norm": vector(norm.module) for norm in held.norms}
-        return cls(**parts, head_norms=tuple(vector(norm) for norm in held.linear("qkv").head_norms))
+        held, config = layer_of(tensors.config), tensors.config
+
+        def matrix(kind: str, expert: int = 0) -> Linear:
+            return tensors.linear(*(layer_module(number, name) for name in held.linear(kind).rows(config, expert)))
+
+        if held.experts:
+            experts = (Mlp(matrix("expert_gate_up", e), matrix("expert_down", e)) for e in range(config.num_experts))
+            mlp: Mlp | Mixture = Mixture(matrix("router"), tuple(experts))
+        else:
+            mlp = Mlp(matrix("gate_up"), matrix("down"))
+        norms: dict[str, Any] = {f"{norm.kind}_norm": vector(norm.module) for norm in held.norms}
+        head_norms = tuple(vector(norm) for norm in held.linear("qkv").head_norms)
+        return cls(qkv=matrix("qkv"), o=matrix("o"), mlp=mlp, head_norms=head_norms, **norms)
 
 
 class NamedTensors:

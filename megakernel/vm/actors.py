@@ -5,11 +5,13 @@ Both walk the SM's queue for many tokens, as their twins in the kernel do; a ste
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from instructions.base import Region
 from instructions.shape import ANNOUNCED, HELD_PAGES, Shape
 from megakernel.vm.cells import Actor, Cell, Need, Steps
 from megakernel.vm.errors import Fault, VmError
@@ -17,7 +19,7 @@ from megakernel.vm.machine import ExecutingMachine
 from megakernel.vm.memory import Activations
 from megakernel.vm.record import Record
 from megakernel.vm.ring import Ring, Run
-from megakernel.vm.sight import Clock, Moment, Sight, check_begin, ended, merged
+from megakernel.vm.sight import Clock, Moment, Sight, before, check_begin, ended, merged
 from megakernel.vm.state import DecodeState
 
 
@@ -82,7 +84,10 @@ class Loader(Actor):
                 yield Need(counter, want)
             self.clock = merged(self.clock, grid.sight.counters[item.load_wait.counter])
         try:
-            yield from (self.stream_tape if record.streams_tape else self.stream_cache)(record)
+            if record.selects:
+                yield from self.stream_chosen(record)
+            else:
+                yield from (self.stream_tape if record.streams_tape else self.stream_cache)(record)
         except Fault as fault:
             raise record.error(f"{fault} (loader, token {self.token})") from None
 
@@ -101,6 +106,47 @@ class Loader(Actor):
             ring.put(Run(record, self.token, first + use, use, stop - use, item.tape + use))
             ring.filled.add(stop - use, self.grid.ready)
             use = stop
+            yield None
+
+    def choice(self, record: Record) -> Generator[Need | None, None, list[int]]:
+        """Look for the numbers of experts that the instruction selects by, until they are there."""
+        grid, epoch, chosen = self.grid, self.grid.epoch + self.token, list[int]()
+        for region in record.selects:
+            while not grid.memory.written(region, epoch):
+                self.check_vacant(region, epoch)
+                yield Need(grid.stored, grid.stored.value + 1)
+            self.check_vacant(region, epoch)
+            chosen += [int(number) for number in grid.memory.read(region, epoch)]
+        return chosen
+
+    def check_vacant(self, region: Region, epoch: int) -> None:
+        """What is looked at must have been made vacant by the token before, for this loader to see: or it takes an older choice
+        for this token's."""
+        memory, sight = self.grid.memory, self.grid.sight
+        span = memory.span(region)
+        for row, (last, (sm, number)) in enumerate(zip(memory.epochs[span], sight.activations.last(span), strict=True)):
+            if last < epoch - 1 and epoch:
+                raise Fault(f"looks at row {region.start + row} of {region}, which the token before has not made vacant yet")
+            vacated = number if last == epoch - 1 else before(number, int(sight.lengths[sm]))
+            if self.clock[sm] < vacated:
+                raise Fault(f"looks at row {region.start + row} of {region}, without sight of its being made vacant by sm {sm}")
+
+    def stream_chosen(self, record: Record) -> Steps:
+        """Pages of the experts that were chosen, one by one; which, is looked for when the first of them may be filled."""
+        ring, item, shape, chosen = self.unit.ring, record.item, self.grid.shape, list[int]()
+        for use in range(item.pages):
+            number = self.token * self.unit.uses + item.page + use
+            ring.check_next(number, record)
+            if ring.released.value < number - ring.depth + 1:
+                yield Need(ring.released, number - ring.depth + 1)
+            freed = ring.clocks[number % ring.depth]
+            self.clock = self.clock if freed is None else merged(self.clock, freed)
+            chosen = chosen or (yield from self.choice(record))
+            source = item.instruction.page_source(shape, item.tape, use, 0, chosen)
+            if source is None or not 0 <= source.index < len(ring.weights):
+                raise Fault(f"loads page {source} of a tape of {len(ring.weights)}")
+            ring.put(Run(record, self.token, number, use, 1, source.index))
+            ring.filled.add(1, self.grid.ready)
             yield None
 
     def stream_cache(self, record: Record) -> Steps:
@@ -202,6 +248,17 @@ class Consumer(Actor):
             while region.buffer in ANNOUNCED and not memory.written(region, epoch):
                 yield Need(stored, stored.value + 1)
 
+    def without_others(self, record: Record, content: torch.Tensor, first: int, taken: int) -> torch.Tensor:
+        """Pages as they come from the ring, NaN where they are of experts that this token's choice has not."""
+        memory, epoch, shape = self.grid.memory, self.grid.epoch + self.token, self.grid.shape
+        chosen = [int(number) for region in record.selects for number in memory.read(region, epoch)]
+        held = self.unit.ring.indices(first + taken, record, self.token, taken, len(content))
+        for place, index in enumerate(held):
+            source = record.item.instruction.page_source(shape, record.item.tape, taken + place, 0, chosen)
+            if source is None or source.index != index:
+                content[place] = torch.nan
+        return content
+
     def supply(self, record: Record) -> Steps:
         """Run the instruction, handing it pages in order as they land and releasing them when it asks for more."""
         ring, ready, uses, filled = self.unit.ring, self.grid.ready, record.item.pages, self.unit.ring.filled
@@ -216,6 +273,8 @@ class Consumer(Actor):
                 if filled.value < first + taken + count:
                     yield Need(filled, first + taken + count)
                 content = ring.take(first + taken, record, self.token, taken, count)
+                if record.selects:
+                    content = self.without_others(record, content, first, taken)
                 taken, held = taken + count, count
                 request = pages.send(content)
                 ring.free(held, self.clock, ready)

@@ -16,7 +16,8 @@ from scheduler.program import Program
 class Record:
     """Instruction number `index` of SM `sm`, with the regions it declares.
 
-    `streams_tape`: its pages are consecutive pages of the weight tape, for every token; otherwise they are KV pages.
+    `streams_tape`: its pages are of the weight tape, and consecutive for every token where it selects none; otherwise they are
+    KV pages.
     """
 
     sm: int
@@ -24,6 +25,7 @@ class Record:
     item: Scheduled
     reads: tuple[Region, ...]
     writes: tuple[Region, ...]
+    selects: tuple[Region, ...]
     streams_tape: bool
 
     def error(self, problem: str) -> VmError:
@@ -44,11 +46,12 @@ def decode_record(program: Program, sm: int, index: int, words: np.ndarray) -> R
         text = disassemble(item)
         instruction, shape = item.instruction, program.shape
         reads, writes, loads = instruction.reads(shape), instruction.writes(shape), instruction.loads(shape)
+        selects = instruction.selects(shape)
         pages = instruction.page_uses(shape)
         tape = instruction.tape_page(shape) if pages else 0
     except Exception as error:  # any exception at all means that the words are no instruction of this model
         raise VmError(sm, index, text, f"not an instruction of this model: {error!r}") from error
-    record = Record(sm, index, item, reads, writes, not loads)
+    record = Record(sm, index, item, reads, writes, selects, not loads)
     if (item.pages, item.tape) != (pages, tape):
         raise record.error(f"streams pages {item.tape}+{item.pages}, the instruction needs {tape}+{pages}")
     waits = [*item.waits, *([] if item.load_wait is None else [item.load_wait])]

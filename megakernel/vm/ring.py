@@ -69,6 +69,8 @@ class Ring:
     def take(self, number: int, record: Record, token: int, use: int, count: int) -> torch.Tensor:
         """The `count` pages from use `number`, [count, page elements]; they must be the record's own."""
         run, skipped = self.owned(number, record, token, use)
+        if record.selects:
+            return self.weights[self.indices(number, record, token, use, count)]
         if isinstance(run.content, int):
             first, left = run.content + skipped, count - (run.length - skipped)
             if left > 0:  # what is left is the next run's, and runs of one record follow each other on the tape
@@ -76,6 +78,15 @@ class Ring:
             return self.weights.narrow(0, first, count)
         runs = [self.owned(number + i, record, token, use + i)[0] for i in range(count)]
         return torch.stack([run.content if isinstance(run.content, torch.Tensor) else self.empty for run in runs])
+
+    def indices(self, number: int, record: Record, token: int, use: int, count: int) -> list[int]:
+        """Which pages of the tape `count` uses from use `number` hold."""
+        found = []
+        for i in range(count):
+            run, skipped = self.owned(number + i, record, token, use + i)
+            assert isinstance(run.content, int)
+            found.append(run.content + skipped)
+        return found
 
     def owned(self, number: int, record: Record, token: int, use: int) -> tuple[Run, int]:
         """The run that holds use `number`, which must be use `use` of the record for this token, and its place in the run."""

@@ -7,7 +7,7 @@ queue, with the release of a page, and with every signal that releases; other si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,11 @@ def ended(clock: Clock, moment: Moment) -> Clock:
     return after
 
 
+def before(number: int, length: int) -> int:
+    """The number, in its SM's launch, of the same instruction a token before; 0 or less: the launch had none."""
+    return number - length
+
+
 class Stores:
     """The instruction that last stored each of some rows, since the launch began; what was there before all can see."""
 
@@ -46,6 +51,11 @@ class Stores:
     def note(self, place: tuple[int | slice, ...], moment: Moment) -> None:
         """Rows are stored."""
         self.sm[place], self.number[place] = moment
+
+    def last(self, place: slice) -> Iterator[Moment]:
+        """Who last stored each of some rows."""
+        for sm, number in zip(self.sm[place], self.number[place], strict=True):
+            yield Moment(int(sm), int(number))
 
     def check(self, place: tuple[int | slice, ...], clock: Clock, action: str) -> None:
         """Raises Fault where the owner of a clock would touch rows that it may not see yet."""

@@ -56,7 +56,7 @@ def summarise(program: Program, listing: Listing) -> Summary:
         sms=listing.sms,
         instructions=len(listing.items),
         counters=len(listing.targets),
-        reads=sum(len(regions) for table in (listing.reads, listing.loads) for regions in table),
+        reads=sum(len(regions) for table in (listing.reads, listing.loads, listing.selects) for regions in table),
         ring=listing.ring,
         page_uses=int(listing.uses.sum()),
         shared_bytes=shared_bytes(listing.shape, listing.ring),

@@ -1,7 +1,8 @@
 """Deadlock, explained: the shortest cycle of instructions that wait for one another.
 
 Nodes are records and counters (record i is i, counter c is c plus the number of records), so that a counter of many
-signals costs as many edges as it has signals, not signals times readers.
+signals costs as many edges as it has signals, not signals times readers.  A record's choice of experts is a counter, too,
+behind the others: whoever selects by it waits for it.
 """
 
 from __future__ import annotations
@@ -15,17 +16,24 @@ from scheduler.check.order import blocking_counters
 MAX_STARTS = 32  # records from which the shortest cycle is looked for
 
 
+def signallers(listing: Listing, counter: int) -> list[int]:
+    """Who signals a counter; of a record's choice that record."""
+    choice = counter - len(listing.targets)
+    return [choice] if choice >= 0 else listing.producers[counter]
+
+
 def blockers_of(listing: Listing, stuck: list[int]) -> dict[int, list[int]]:
     """What each record that never starts, and each counter among them, waits for."""
     count, members = len(listing.items), set(stuck)
     blockers: dict[int, list[int]] = {}
     for i in stuck:
         behind = [i - 1] if listing.index[i] and i - 1 in members else []
-        counters = sorted(blocking_counters(listing, i))
+        choices = [len(listing.targets) + j for j in listing.choosers[i] if j in members]
+        counters = [*sorted(blocking_counters(listing, i)), *choices]
         blockers[i] = behind + [count + counter for counter in counters]
         for counter in counters:
             if count + counter not in blockers:
-                blockers[count + counter] = [j for j in listing.producers[counter] if j in members]
+                blockers[count + counter] = [j for j in signallers(listing, counter) if j in members]
     return blockers
 
 
@@ -87,6 +95,8 @@ def explain(listing: Listing, i: int, j: int, counter: int | None) -> str:
     """One hop in words."""
     if counter is None:
         return f"{listing.place(i)} stands in the queue behind {listing.place(j)}"
+    if counter >= len(listing.targets):
+        return f"{listing.place(i)} has its pages only after {listing.place(j)} has chosen them"
     return f"{listing.place(i)} waits for c{counter}, which is full only after {listing.place(j)}"
 
 

@@ -22,6 +22,8 @@ def payload_problem(instruction: Instruction, shape: Shape, sms: int) -> str | N
     layers = shape.config.num_layers if instruction.LAYERED else 1
     if not 0 <= instruction.layer < layers:
         return f"layer {instruction.layer}, it must be 0 to {layers - 1}"
+    if (foreign := instruction.foreign(shape)) is not None:
+        return foreign
     ranges = instruction.field_ranges(shape, sms)
     for name in instruction.payload_names():
         if name not in ranges:
@@ -35,10 +37,14 @@ def payload_problem(instruction: Instruction, shape: Shape, sms: int) -> str | N
 
 def stray_pages(instruction: Instruction, shape: Shape) -> str | None:
     """Why the pages that it streams are none of the tape, or of the cache, or None."""
-    first = instruction.tape_page(shape)
-    stop = first + instruction.page_uses(shape)
-    what, pages = ("KV cache", shape.cache_pages) if instruction.loads(shape) else ("weight tape", shape.tape.pages)
-    return None if 0 <= first <= stop <= pages else f"streams pages {first} to {stop - 1} of a {what} of {pages}"
+    spans: tuple[tuple[int, int], ...]
+    if instruction.loads(shape):
+        first = instruction.tape_page(shape)
+        spans, what, pages = ((first, first + instruction.page_uses(shape)),), "KV cache", shape.cache_pages
+    else:
+        spans, what, pages = instruction.streams(shape), "weight tape", shape.tape.pages
+    stray = [(first, stop) for first, stop in spans if not 0 <= first <= stop <= pages]
+    return f"streams pages {stray[0][0]} to {stray[0][1] - 1} of a {what} of {pages}" if stray else None
 
 
 def region_problem(region: Region, shape: Shape) -> str | None:
@@ -73,8 +79,8 @@ def page_problem(item: Scheduled, shape: Shape, expected: int) -> str | None:
         return f"its page uses begin at {item.page}, but the queue has used {expected} before it"
     if item.tape != tape:
         return f"streams from page {item.tape}, its rows begin at page {tape}"
-    if item.load_wait is not None and not item.instruction.loads(shape):
-        return "its loader waits, but it streams no cache rows: the kernel would not wait"
+    if item.load_wait is not None and not (item.instruction.loads(shape) or item.instruction.selects(shape)):
+        return "its loader waits, but it streams no cache rows and no chosen experts: the kernel would not wait"
     return None
 
 
@@ -90,7 +96,7 @@ def field_findings(listing: Listing) -> Iterator[Finding]:
 def region_findings(listing: Listing) -> Iterator[Finding]:
     """Regions outside their buffers; to be asked only when the fields are sound."""
     for i in range(len(listing.items)):
-        for region in {*listing.reads[i], *listing.writes[i], *listing.loads[i]}:
+        for region in {*listing.reads[i], *listing.writes[i], *listing.loads[i], *listing.selects[i]}:
             problem = region_problem(region, listing.shape)
             if problem:
                 yield listing.finding("field", i, problem)

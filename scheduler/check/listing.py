@@ -58,6 +58,25 @@ class Listing:
         return [item.instruction.loads(self.shape) for item in self.items]
 
     @cached_property
+    def selects(self) -> list[tuple[Region, ...]]:
+        """The choices by which each loader finds its pages."""
+        return [item.instruction.selects(self.shape) for item in self.items]
+
+    @cached_property
+    def choosers(self) -> list[list[int]]:
+        """The records that write them."""
+        chosen = {(region.buffer, region.layer) for regions in self.selects for region in regions}
+        writers: dict[tuple[str, int], list[tuple[Region, int]]] = {key: [] for key in chosen}
+        for i, regions in enumerate(self.writes):
+            for region in regions:
+                if (region.buffer, region.layer) in chosen:
+                    writers[region.buffer, region.layer].append((region, i))
+        return [
+            [i for region in regions for other, i in writers[region.buffer, region.layer] if meet(region, other)]
+            for regions in self.selects
+        ]
+
+    @cached_property
     def producers(self) -> list[list[int]]:
         """The records that signal each counter."""
         found: list[list[int]] = [[] for _ in self.targets]
@@ -77,6 +96,11 @@ class Listing:
     def finding(self, kind: str, i: int, message: str, details: tuple[str, ...] = ()) -> Finding:
         """A fault of record i."""
         return Finding(kind, message, int(self.sm[i]), int(self.index[i]), self.text(i), details)
+
+
+def meet(a: Region, b: Region) -> bool:
+    """Whether two regions of one layer of a buffer have rows in common."""
+    return a.start < b.stop and b.start < a.stop
 
 
 def array_findings(program: Program) -> list[Finding]:

@@ -35,16 +35,22 @@ def launch_tokens(program: Program | Listing) -> int:
 def shared_bytes(shape: Shape, ring: int) -> int:
     """Shared memory of one block: the ring, one staged vector, and the kernel's reserve.
 
-    Staged are, one at a time, the input of a projection, padded to whole parts; the hidden state, padded to a power of two of
-    pages; the queries of an attention group.
+    Staged are, one at a time, the input of a projection, padded to whole parts, that of the experts' down projections once for
+    each that is chosen; the hidden state, padded to a power of two of pages; the queries of an attention group.
     """
     staged, beside = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0
     for matrix in shape.tape.matrices:
         columns = matrix.format.columns
         pages = -(-matrix.columns // columns)
         normed = matrix.columns == shape.config.hidden_size
-        whole = 1 << (pages - 1).bit_length() if normed else -(-pages // (part := staged_pages(pages, matrix.format))) * part
-        staged = max(staged, whole * columns)
+        if matrix.kind == "expert_down":
+            pages *= shape.config.experts_per_token
+        elif normed:
+            pages = 1 << (pages - 1).bit_length()
+        else:
+            part = staged_pages(pages, matrix.format)
+            pages = -(-pages // part) * part
+        staged = max(staged, pages * columns)
         beside = max(beside, -(-4 * matrix.format.scale_words // TILE_BYTES) * TILE_BYTES)
     return ring * (PAGE_BYTES + beside) + staged * shape.itemsize + RESERVED
 
@@ -124,11 +130,12 @@ def layer_findings(shape: Shape) -> Iterator[Finding]:
         kept = {(m.blocks, m.pages_per_block, m.bias_offset >= 0, m.head_norm_offset >= 0) for m in matrices}
         if len(kept) > 1:
             yield Finding("limits", f"the matrices {kind} of the layers differ in size, bias or norm; the kernel knows one")
-    for kind in ("qkv", "gate_up", "head", "embedding"):
+    for kind in (*(linear.kind for linear in tape.layer.linears if linear.source == "hidden"), "head", "embedding"):
         found = tape.matrix(kind)
         needed = -(-shape.config.hidden_size // found.format.columns)
         if found.pages_per_block != needed:
             yield Finding("limits", f"rows of {kind} take {found.pages_per_block} pages; the hidden state needs {needed}")
+    yield from expert_findings(shape)
     norms = {step for norm in tape.layer.norms for step in steps([tape.norm_offset(norm.kind, i) for i in layers])}
     offsets = [[tape.matrix(kind, i).bias_offset for i in layers] for kind in tape.kinds]
     offsets += [[tape.matrix(kind, i).head_norm_offset for i in layers] for kind in tape.kinds]
@@ -136,6 +143,19 @@ def layer_findings(shape: Shape) -> Iterator[Finding]:
     for name, distances in (("norms", norms), ("biases and norms of heads", biases)):
         if len(distances) > 1:
             yield Finding("limits", f"{name} lie {sorted(distances)} constants apart, layer by layer; the kernel knows one")
+
+
+def expert_findings(shape: Shape) -> Iterator[Finding]:
+    """Experts that are no evenly spaced copies of the first: the loader finds one by its number."""
+    tape, config = shape.tape, shape.config
+    for kind in (linear.kind for linear in tape.layer.linears if linear.experts):
+        for layer in range(config.num_layers):
+            found = [tape.matrix(kind, layer, expert) for expert in range(config.num_experts)]
+            apart = steps([matrix.first_page for matrix in found]) | {found[0].pages}
+            if len({(matrix.blocks, matrix.pages_per_block) for matrix in found}) > 1 or len(apart) > 1:
+                yield Finding(
+                    "limits", f"the experts' {kind} of layer {layer} differ in size or distance; the kernel knows one"
+                )
 
 
 def steps(places: list[int]) -> set[int]:

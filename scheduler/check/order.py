@@ -1,7 +1,8 @@
 """What happens before what within one token: queues and counters, as clocks.
 
 An instruction starts when the one before it in its queue has ended and, for every wait of the same token, all that signal
-the counter have ended.  `docs/proof.md` shows why one token is enough, and why loaders add nothing here.
+the counter have ended; and it ends only after those that chose the experts whose pages it takes.  `docs/proof.md` shows why one
+token is enough, and why loaders add nothing else here.
 
 Clock of an instruction: for each SM, how many of its queue's instructions have ended before the instruction starts (vector
 clocks: Mattern, 1988; queues are the processes).  Instruction a ended before b starts exactly if
@@ -43,13 +44,17 @@ def happens_before(listing: Listing) -> tuple[Order | None, list[int]]:
     counter_clocks = np.zeros((len(listing.targets), 2, listing.sms), dtype=np.int32)
     waits = [blocking_counters(listing, i) for i in range(count)]
     readers: list[list[int]] = [[] for _ in listing.targets]
+    selecting: list[list[int]] = [[] for _ in range(count)]  # who has its pages only when a record has chosen
     for i, counters in enumerate(waits):
         for counter in counters:
             readers[counter].append(i)
+        for j in listing.choosers[i]:
+            selecting[j].append(i)
     missing = [len(producers) for producers in listing.producers]
-    blockers = [len(counters) + bool(listing.index[i]) for i, counters in enumerate(waits)]
+    blockers = [len(waits[i]) + bool(listing.index[i]) + len(listing.choosers[i]) for i in range(count)]
     ready = deque(i for i, number in enumerate(blockers) if not number)
     sm_of, index_of, stops = listing.sm.tolist(), listing.index.tolist(), set(listing.starts.tolist())
+    ends: dict[int, np.ndarray] = {}
     done = 0
     while ready:
         i = ready.popleft()
@@ -59,10 +64,15 @@ def happens_before(listing: Listing) -> tuple[Order | None, list[int]]:
             np.maximum(clock, counter_clocks[counter], out=clock)
         ended = clock.copy()
         ended[:, sm_of[i]] = index_of[i] + 1
+        for j in listing.choosers[i]:  # it may start before they have chosen, but has no page before, and so does not end
+            np.maximum(ended[0], ends[j], out=ended[0])
         unblocked = []
         if i + 1 not in stops:
             np.maximum(clocks[i + 1], ended, out=clocks[i + 1])
             unblocked.append(i + 1)
+        if selecting[i]:
+            ends[i] = ended[0]
+            unblocked += selecting[i]
         passed_on = ended if listing.items[i].release else ended[:1]
         for counter in listing.items[i].signals:
             told = counter_clocks[counter, : len(passed_on)]

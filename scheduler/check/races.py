@@ -139,7 +139,8 @@ def end_counter_findings(listing: Listing, writers: Writers) -> Iterator[Finding
 
 
 def load_findings(listing: Listing, order: Order, writers: Writers) -> Iterator[Finding]:
-    """Cache rows that a loader may stream before the token before has stored them."""
+    """Cache rows that a loader may stream before the token before has stored them, and choices that it may take for this
+    token's before the token before has made the place vacant."""
     for sm in range(listing.sms):
         start, stop = int(listing.starts[sm]), int(listing.starts[sm + 1])
         reached = np.zeros(listing.sms, dtype=np.int32)  # of the token before, visible when the loader is at record i
@@ -147,15 +148,17 @@ def load_findings(listing: Listing, order: Order, writers: Writers) -> Iterator[
             item = listing.items[i]
             if item.load_wait is not None:
                 np.maximum(reached, order.counter_visible[item.load_wait.counter], out=reached)
-            if not listing.loads[i] or item.page >= listing.ring:
+            early = (*listing.loads[i], *listing.selects[i])
+            if not early or item.page >= listing.ring:
                 continue  # from use `ring` on, each fill follows a release of this token, so all of the token before
             owner = released_by(listing, sm, item.page)
             clock = reached if owner is None else np.maximum(reached, order.visible[owner])
-            for region in listing.loads[i]:
+            for region in early:
                 span = writers.missing(region, clock)
                 if span:
+                    does, has = ("stream", "stored it") if region in listing.loads[i] else ("look at", "made it vacant")
                     message = (
-                        f"its loader may stream {region} before {listing.place(span[2])} of the token before has stored it for "
+                        f"its loader may {does} {region} before {listing.place(span[2])} of the token before has {has} for "
                         f"all to see: let it wait for the token's end, or begin at page use {listing.ring} or later"
                     )
                     yield listing.finding("race", i, message)

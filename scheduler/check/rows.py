@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from instructions.base import Region
+from instructions.shape import Shape
 from scheduler.check.findings import Finding
 from scheduler.check.listing import Listing
 
@@ -60,7 +61,7 @@ def row_findings(listing: Listing) -> Iterator[Finding]:
     writes = spans_by_buffer(listing.writes)
     reads: dict[Key, set[tuple[int, int]]] = defaultdict(set)
     reads[ROOT.buffer, ROOT.layer].add((ROOT.start, ROOT.stop))
-    for regions in (listing.reads, listing.loads):
+    for regions in (listing.reads, listing.loads, listing.selects):
         for region in {region for of_record in regions for region in of_record}:
             reads[region.buffer, region.layer].add((region.start, region.stop))
     for (buffer, layer), spans in writes.items():
@@ -77,16 +78,28 @@ def row_findings(listing: Listing) -> Iterator[Finding]:
             yield listing.finding("rows", owner, f"writes {Region(*key, start, stop)}, which nobody reads")
 
 
+def left_out(shape: Shape) -> Iterator[tuple[int, int]]:
+    """Pages [first, stop) of the experts that are not chosen, if those are that have the lowest numbers."""
+    taken, experts = shape.config.experts_per_token, shape.config.num_experts
+    for linear in shape.tape.layer.linears:
+        for layer in range(shape.first_layer, shape.config.num_layers) if linear.experts and taken < experts else ():
+            first, last = (shape.tape.matrix(linear.kind, layer, expert) for expert in (taken, experts - 1))
+            yield first.first_page, last.first_page + last.pages
+
+
 def weight_findings(listing: Listing) -> Iterator[Finding]:
-    """Weight pages that are streamed twice, or by nobody.  Instructions that stream the KV cache have `loads`."""
-    spans = sorted(
-        (item.tape, item.tape + item.pages, i) for i, item in enumerate(listing.items) if item.pages and not listing.loads[i]
-    )
+    """Weight pages that are streamed twice, or by nobody.
+
+    Of the experts of a layer as many are streamed as are chosen, each once: that is asked as if those with the lowest numbers
+    were, of which slot j has number j.  `Choose` gives no two slots the same.
+    """
+    shape = listing.shape
+    spans = sorted((*span, i) for i, item in enumerate(listing.items) for span in item.instruction.streams(shape))
     for (_, stop, i), (start, _, j) in zip(spans, spans[1:], strict=False):
         if start < stop:
             yield listing.finding("weights", j, f"page {start} of the tape is also streamed by {listing.place(i)}")
     streamed = merged([(start, stop) for start, stop, _ in spans])
-    shape = listing.shape
     first = min(shape.matrix(kind, shape.first_layer).first_page for kind in shape.tape.kinds)
-    for start, stop in uncovered([(first, shape.tape.streamed_pages)], streamed):
+    needed = list(uncovered([(first, shape.tape.streamed_pages)], merged(list(left_out(shape)))))
+    for start, stop in uncovered(needed, streamed):
         yield Finding("weights", f"pages {start} to {stop - 1} of the tape are streamed by no instruction")

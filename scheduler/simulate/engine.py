@@ -36,13 +36,17 @@ class Sm:
         self.queue = queue
         self.filled = [filled for job in queue for filled in job.pages]
         self.load_waits: dict[int, int] = {}  # page use within the token: counter
+        self.choices: dict[int, int] = {}  # page use within the token: counter that tells of the choice it belongs to
         for job, first in zip(queue, accumulate([0] + [len(job.pages) for job in queue]), strict=False):
+            if job.choice is not None and job.pages:
+                self.choices[first] = job.choice
             if job.load_wait is not None and job.pages:
                 self.load_waits[first] = job.load_wait
         uses = len(self.filled)
         self.total = uses * tokens
         # page uses, counted from the start, that the loader may not just go on to: see `Engine.gate`
         self.gates = {token * uses + use for token in range(1, tokens) for use in {0, *self.load_waits}}
+        self.gates |= {token * uses + use for token in range(tokens) for use in self.choices}
         # loader
         self.issuing = False  # its next copy is in the event queue
         self.issued_at = 0.0
@@ -122,15 +126,17 @@ class Engine:
         heapq.heappush(self.events, (time, self.entered, sm.number))
 
     def gate(self, sm: Sm, number: int) -> float | None:
-        """When the loader may pass the start of a token or a load wait before page use `number`; None if not known."""
+        """When the loader may pass the start of a token, a load wait or a choice before page use `number`; None if not
+        known."""
         token, use = divmod(number, len(sm.filled))
         time = 0.0
-        if use == 0:
+        if use == 0 and token:
             if len(sm.begun) < token:
                 return None
             time = sm.begun[token - 1]
-        if use in sm.load_waits:
-            round_ = (sm.load_waits[use], token - 1)
+        rounds = [(sm.load_waits[use], token - 1)] if use in sm.load_waits and token else []
+        rounds += [(sm.choices[use], token)] if use in sm.choices else []
+        for round_ in rounds:
             if not self.met(round_):
                 self.blocked_loaders[round_].append(sm)
                 return None

@@ -13,6 +13,7 @@ from models.packed import pack
 from tests.support.gpu_models import config_of, weights_of
 from tests.support.preparation import (
     CASES,
+    EXPERT_PRESETS,
     PRESET_CASES,
     Preparation,
     engine_programs,
@@ -30,7 +31,8 @@ def preparation() -> Iterator[Preparation]:
     sms = device_sms()
     later = {"engine": (engine_programs(sms), [0, CAPACITY - 1]), "too many SMs": (oversized_programs(sms), [0])}
     later |= {f"{count} SMs": (programs, [0]) for count, programs in sm_count_programs(sms).items()}
-    later |= {name: (programs_of(case, sms), [0, case.positions - 1]) for name, case in PRESET_CASES.items()}
+    presets = {**PRESET_CASES, **EXPERT_PRESETS}
+    later |= {name: (programs_of(case, sms), [0, case.positions - 1]) for name, case in presets.items()}
     prepared = Preparation(sms, later)
     yield prepared
     prepared.close()

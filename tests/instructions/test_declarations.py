@@ -8,6 +8,8 @@ from itertools import chain
 import pytest
 
 from instructions.base import Instruction, Region
+from instructions.expert_gate_up import ExpertGateUp
+from instructions.experts import ExpertRows
 from instructions.matvec import RowBlocks
 from instructions.registry import INSTRUCTIONS
 from instructions.shape import ANNOUNCED, BROUGHT, Shape
@@ -17,6 +19,8 @@ from tests.support.fake_machine import small_shape
 SMS = 5
 SHAPES = [small_shape(name, slices=slices) for name in ("mha", "all_biases_linear_head24") for slices in (1, 3)]
 SHAPES += [small_shape("mha", slices=slices, tail=True) for slices in (1, 3)]
+MIXTURE = small_shape("qwen3_moe")
+SHAPES += [MIXTURE]
 MULTIPLYING = [kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks)]
 ANY_KIND = pytest.mark.parametrize("kind", INSTRUCTIONS, ids=lambda kind: kind.MNEMONIC)
 
@@ -33,6 +37,12 @@ def sound(instruction: Instruction, shape: Shape) -> bool:
     first, start, pages = instruction.tape_page(shape), 0, shape.cache_pages
     if isinstance(instruction, RowBlocks):
         start, pages = instruction.matrix(shape).first_page, instruction.matrix(shape).pages
+        if isinstance(instruction, ExpertRows):
+            return (
+                instruction.writes(shape) != ()
+                and all(exists(region, shape) for region in chain(instruction.reads(shape), instruction.writes(shape)))
+                and instruction.blocks <= instruction.matrix(shape).blocks
+            )
     if not instruction.writes(shape) or not all(exists(region, shape) for region in regions):
         return False
     return start <= first <= first + instruction.page_uses(shape) <= start + pages
@@ -91,15 +101,17 @@ def test_the_ends_of_a_range_exist_and_what_lies_beyond_does_not(kind: type[Inst
 
 def test_row_blocks_are_all_that_streams_the_tape() -> None:
     """Each has a matrix of its own, and together they multiply every matrix that is streamed."""
-    shape = SHAPES[0]
-    streaming = {type(item) for item in lower(shape, SMS) if item.page_uses(shape) and not item.loads(shape)}
-    assert streaming == set(MULTIPLYING)
-    streamed = {matrix.kind for matrix in shape.tape.matrices if matrix.first_page < shape.tape.streamed_pages}
-    assert sorted(kind.MATRIX for kind in MULTIPLYING) == sorted(streamed)
+    for shape in (SHAPES[0], MIXTURE):
+        streaming = {type(item) for item in lower(shape, SMS) if item.page_uses(shape) and not item.loads(shape)}
+        own = {kind for kind in MULTIPLYING if kind.foreign(shape) is None}
+        assert streaming == own
+        streamed = {matrix.kind for matrix in shape.tape.matrices if matrix.first_page < shape.tape.streamed_pages}
+        assert sorted(kind.MATRIX for kind in own) == sorted(streamed)
 
 
 @pytest.mark.parametrize("kind", MULTIPLYING, ids=lambda kind: kind.MNEMONIC)
 def test_parts_are_the_whole_matrix(kind: type[RowBlocks]) -> None:
-    for shape in SHAPES:
-        assert sum(kind.parts(shape, 0)) == shape.matrix(kind.MATRIX).blocks
+    for shape in (shape for shape in SHAPES if kind.foreign(shape) is None):
+        slots = shape.config.experts_per_token if kind is ExpertGateUp else 1
+        assert sum(kind.parts(shape, 0)) == shape.matrix(kind.MATRIX).blocks * slots
     assert [field.name for field in fields(kind)][:3] == ["layer", "block", "blocks"]

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ UNDER_ONE = {
     "llama-3.2-3b": NEWEST, "llama-3-8b": OLDEST, "smollm2-135m": OLDEST, "mistral-7b": OLDEST, "qwen2.5-7b": OLDEST,
     "granite-8b-code": NEWEST, "qwen3-0.6b": NEWEST, "qwen3-8b": NEWEST, "granite-3.3-8b": NEWEST,
 }  # fmt: skip
+EXPERTS_STACK = 40  # of queries that are normed together
 STACK = {"smollm2-135m": 16, "mistral-7b": 8, "qwen2.5-7b": 16, "qwen3-8b": 16, "granite-3.3-8b": 32}
 
 
@@ -73,6 +75,16 @@ def test_biases_odd_heads_and_sixteen_queries_a_head(triton_site: Site) -> None:
     assert (geometry.group_columns, geometry.head_rows) == (16, 48)
     assert min(matrix.bias.first for matrix in (geometry.qkv, geometry.o, geometry.gate_up, geometry.down)) >= 0
     check(compiled(triton_site(OLDEST), geometry), OLDEST)
+
+
+def test_chosen_experts(triton_site: Site) -> None:
+    """Router, choice, experts, and queries that are normed together; of two layers, for the code does not depend on how
+    many."""
+    geometry = geometry_of(replace(MODELS["olmoe-1b-7b"], num_layers=2))
+    assert geometry.experts.chosen == 8 and geometry.norms_together
+    found = compiled(triton_site(OLDEST), geometry)
+    check(found, OLDEST, EXPERTS_STACK)
+    assert found["shared"] >= pages_bytes(geometry)
 
 
 def test_quantised_weights(triton_site: Site) -> None:

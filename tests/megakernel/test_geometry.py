@@ -15,7 +15,7 @@ from instructions.lm_head import BEST_FIELDS
 from instructions.sample import Sample
 from instructions.shape import ANNOUNCED
 from megakernel.device.kernel import megakernel
-from megakernel.geometry import Geometry, Matrix, Places, make_bucket, make_geometry, pages_bytes
+from megakernel.geometry import Experts, Geometry, Matrix, Places, make_bucket, make_geometry, pages_bytes
 from models.config import ModelConfig
 from scheduler.build import build_program, make_shape
 from scheduler.check.machine import shared_bytes
@@ -32,6 +32,7 @@ NORMED = dataclasses.replace(BIASED, family="qwen3")  # heads are normed
 CONFIGS = {
     "biased": BIASED,
     "normed": NORMED,
+    "experts": dataclasses.replace(NORMED, family="olmoe", intermediate_size=520, num_experts=5, experts_per_token=2),
     "one layer": dataclasses.replace(BIASED, num_layers=1),
     "llama-3.2-1b": MODELS["llama-3.2-1b"],
     "bundled": MODELS["bundled"],
@@ -54,11 +55,17 @@ def test_every_layer_lies_where_the_strides_say(name: str) -> None:
     tape = shape.tape
     for layer in range(shape.config.num_layers):
         assert tape.norm_offset("attention", layer) == at(geometry.qkv.norm, layer)
-        assert tape.norm_offset("mlp", layer) == at(geometry.gate_up.norm, layer)
-        for kind in ("qkv", "o", "gate_up", "down"):
+        of_hidden = "router" if shape.config.num_experts else "gate_up"
+        assert tape.norm_offset("mlp", layer) == at(getattr(geometry, of_hidden).norm, layer)
+        for kind in tape.kinds:
             matrix, here = getattr(geometry, kind), tape.matrix(kind, layer)
+            slots = shape.config.experts_per_token if kind == "expert_down" else 1
             assert here.bias_offset == at(matrix.bias, layer)
-            assert (here.columns, here.pages_per_block) == (matrix.columns, matrix.pages)
+            assert (here.columns, here.pages_per_block * slots) == (matrix.columns, matrix.pages)
+        for kind in [kind for kind in tape.kinds if kind.startswith("expert_")]:
+            apart = getattr(geometry.experts, f"{kind.removeprefix('expert_')}_apart")
+            firsts = [tape.matrix(kind, layer, expert).first_page for expert in range(shape.config.num_experts)]
+            assert firsts == [firsts[0] + expert * apart for expert in range(len(firsts))]
         assert tape.matrix("qkv", layer).head_norm_offset == at(geometry.head_norm, layer)
     head, embedding = tape.matrix("head"), tape.matrix("embedding")
     assert (geometry.head.columns, geometry.head.pages) == (head.columns, head.pages_per_block)
@@ -128,7 +135,7 @@ def test_every_number_is_listed_with_its_proof() -> None:
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     wanted = (
         {field.name for field in fields(Geometry)}
-        | {*Matrix._fields, *Places._fields}
+        | {*Matrix._fields, *Places._fields, *Experts._fields}
         | set(megakernel.arg_names) - {"S"}
         | set(Word.__members__)
     )

@@ -69,8 +69,24 @@ CONFIG_CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a multiplier that is text": (GRANITE | {"embedding_multiplier": "12"}, ["embedding_multiplier", "'12'", "number"]),
     "a multiplier that is infinite": (GRANITE | {"attention_multiplier": math.inf}, ["attention_multiplier", "finite"]),
     "experts of another family": (
-        {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]},
-        ["model_type 'qwen3_moe'", "qwen3"],
+        {"model_type": "qwen2_moe", "architectures": ["Qwen2MoeForCausalLM"]},
+        ["model_type 'qwen2_moe'", "qwen3_moe"],
+    ),
+    "dense layers among experts": (
+        {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "mlp_only_layers": [0]},
+        ["mlp_only_layers", "[]"],
+    ),
+    "clipped queries": (
+        {"model_type": "olmoe", "architectures": ["OlmoeForCausalLM"], "clip_qkv": 8.0},
+        ["clip_qkv = 8.0", "without it"],
+    ),
+    "more experts than the kernel compares": (
+        {"model_type": "olmoe", "architectures": ["OlmoeForCausalLM"], "num_experts": 129},
+        ["num_experts is 129", "128"],
+    ),
+    "more experts a token than there are": (
+        {"model_type": "olmoe", "architectures": ["OlmoeForCausalLM"], "num_experts": 4, "num_experts_per_tok": 5},
+        ["experts_per_token is 5 of 4"],
     ),
     "layer types": ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types", "sliding_attention"]),
     "tensor parallel pretraining": ({"pretraining_tp": 2}, ["pretraining_tp = 2", "with 1"]),

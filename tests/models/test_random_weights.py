@@ -11,7 +11,7 @@ from models.checkpoint import open_checkpoint
 from models.errors import UserError
 from models.families import PRESETS
 from models.random_weights import BLOCK_VALUES, RandomWeights
-from models.weights import EMBEDDING, expected_tensors
+from models.weights import EMBEDDING, Weights, expected_tensors
 from tests.support.configs import small_config
 
 SMALL = small_config("all_biases_linear_head24")
@@ -66,3 +66,19 @@ def test_presets_by_name() -> None:
 def test_unknown_preset() -> None:
     with pytest.raises(UserError, match="random:llama-9: no such preset, choose one of random:llama-3.2-1b, "):
         open_checkpoint("random:llama-9")
+
+
+def test_a_skewed_router_has_smaller_rows_for_later_experts() -> None:
+    config = replace(PRESETS["olmoe-1b-7b"], num_layers=1, hidden_size=256, vocab_size=64, num_experts=16)
+    even, skewed = (Weights.collect(RandomWeights(config, skewed=skewed)).by_name for skewed in (False, True))
+    router = "model.layers.0.mlp.gate.weight"
+    assert all(torch.equal(even[name], skewed[name]) for name in even if name != router)
+    ratio = skewed[router].float().norm(dim=1) / even[router].float().norm(dim=1)
+    assert torch.allclose(ratio, (1 + torch.arange(16)) ** -0.5, rtol=1e-2)
+
+
+def test_experts_differ_though_they_are_drawn_together() -> None:
+    config = replace(PRESETS["olmoe-1b-7b"], num_layers=1, hidden_size=256, intermediate_size=64, vocab_size=64, num_experts=8)
+    tensors = Weights.collect(RandomWeights(config)).by_name
+    rows = torch.cat([tensors[f"model.layers.0.mlp.experts.{expert}.up_proj.weight"] for expert in range(8)])
+    assert len(rows.unique(dim=0)) == len(rows)

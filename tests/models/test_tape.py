@@ -30,6 +30,8 @@ from models.weights import EMBEDDING, expected_tensors
 @st.composite
 def configs(draw: st.DrawFn) -> ModelConfig:
     kv_heads = draw(st.integers(1, 4))
+    family = draw(st.sampled_from(sorted(FAMILIES)))
+    experts = draw(st.integers(1, 5)) if FAMILIES[family].layer.experts else 0
     return ModelConfig(
         hidden_size=draw(st.integers(1, 700)),
         intermediate_size=draw(st.integers(1, 700)),
@@ -42,7 +44,9 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         qkv_bias=draw(st.booleans()),
         o_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
-        family=draw(st.sampled_from(sorted(FAMILIES))),
+        family=family,
+        num_experts=experts,
+        experts_per_token=min(experts, 2),
     )
 
 
@@ -145,6 +149,9 @@ def test_a_page_is_the_unit_of_copying() -> None:
 PADDING = {  # bytes
     "smollm2-135m": 2 * (30 * (960 + 576 + 3072) * 448 + 49152 * 448),  # 576 columns in two pages; 1536 are three
     "granite-3.3-8b": 2 * 9 * 4096,  # a vocabulary of 49159
+    "qwen3-30b-a3b": 2 * 48 * 128 * 2048 * 256,  # an expert's 768 units in two pages
+    "mixtral-8x7b": 2 * 32 * 8 * 4096,  # 8 experts in a block of 16 rows
+    "granite-3.1-3b-a800m": 2 * (32 * 8 + 13) * 1536,  # 40 experts, a vocabulary of 49155
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from scheduler.program import Program
-from tests.mutations import end, order, sync, work  # noqa: F401  each enters its kinds into MUTATIONS
+from tests.mutations import end, experts, order, sync, work  # noqa: F401  each enters its kinds into MUTATIONS
 from tests.mutations.draft import MUTATIONS, Draft, same
 
 KINDS = tuple(MUTATIONS)

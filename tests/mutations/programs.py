@@ -12,6 +12,7 @@ from instructions.matvec import DTYPES
 from instructions.shape import HELD_PAGES
 from models.config import ModelConfig
 from models.errors import UserError
+from models.families import FAMILIES
 from models.packed import PackedModel, pack
 from models.random_weights import RandomWeights
 from scheduler.build import build_program, make_shape
@@ -40,6 +41,8 @@ class Base:
 def random_config(random: Random) -> ModelConfig:
     """A small network."""
     kv_heads, group = random.choice(((1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (3, 1)))
+    family = random.choice(["llama", "qwen3", "qwen3_moe", "olmoe"])  # qwen3 norms heads, olmoe all of them together
+    experts = random.choice((1, 3, 8, 20)) if FAMILIES[family].layer.experts else 0
     return ModelConfig(
         hidden_size=random.choice((16, 24, 48, 64)),
         intermediate_size=random.choice((16, 40, 64, 300)),
@@ -49,7 +52,10 @@ def random_config(random: Random) -> ModelConfig:
         head_dim=random.choice((8, 16, 24, 64)),
         vocab_size=random.choice((20, 33, 100)),
         tied_embeddings=random.random() < 0.5,
-        family=random.choice(["llama", "qwen3"]),  # qwen3 norms heads
+        family=family,
+        num_experts=experts,
+        experts_per_token=min(experts, random.choice((1, 2, 3))),
+        renormalised=random.random() < 0.5,
         qkv_bias=random.random() < 0.3,
         o_bias=random.random() < 0.3,
         max_position=CAPACITY,

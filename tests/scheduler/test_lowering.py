@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -65,14 +66,25 @@ def test_every_row_of_every_buffer_is_written_exactly_once(data: st.DataObject, 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.integers(1, 200))
 def test_every_streamed_page_of_the_tape_is_used_exactly_once(data: st.DataObject, sms: int) -> None:
-    """Weights in HBM are read once a token: a page read twice, or padding, would show in the step time."""
+    """Weights in HBM are read once a token: a page read twice, or padding, would show in the step time.
+
+    Of experts as many as are chosen, here those with the lowest numbers.
+    """
     shape = data.draw(shapes(sms))
     pages: Counter[int] = Counter()
     for instruction in lower(shape, sms):
         if not isinstance(instruction, Attention):
-            first = instruction.tape_page(shape)
-            pages.update(range(first, first + instruction.page_uses(shape)))
-    assert pages == Counter(range(shape.matrix("qkv", shape.first_layer).first_page, shape.tape.streamed_pages))
+            for first, stop in instruction.streams(shape):
+                pages.update(range(first, stop))
+    streamed = range(shape.matrix("qkv", shape.first_layer).first_page, shape.tape.streamed_pages)
+    assert pages == Counter(streamed) - Counter(not_chosen(shape))
+
+
+def not_chosen(shape: Shape) -> Iterator[int]:
+    """Pages of the experts beyond as many as are chosen."""
+    for matrix in shape.tape.matrices:
+        if matrix.kind.startswith("expert_") and matrix.expert >= shape.config.experts_per_token:
+            yield from range(matrix.first_page, matrix.first_page + matrix.pages)
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,9 +117,11 @@ def test_costs_add_up_to_the_weights(config: ModelConfig, sms: int) -> None:
     """All bytes of a first token are the streamed tape and one embedding row; the operations two per weight, padding in."""
     shape = make_shape(config, sms=sms, capacity=64, bucket=64, slices=1)
     costs = [instruction.cost(shape, 0) for instruction in lower(shape, sms)]
-    assert sum(cost.bytes for cost in costs) == shape.tape.streamed_pages * 16384 + config.hidden_size * shape.itemsize
-    slots = costs[-1].flops // 2
-    assert sum(cost.flops for cost in costs) == 2 * shape.tape.streamed_pages * shape.page_elements + 2 * slots
+    streamed = shape.tape.streamed_pages - len(list(not_chosen(shape)))
+    assert shape.tape.streamed_bytes == streamed * 16384
+    assert sum(cost.bytes for cost in costs) == streamed * 16384 + config.hidden_size * shape.itemsize
+    slots, compared = costs[-1].flops // 2, config.num_layers * config.num_experts**2
+    assert sum(cost.flops for cost in costs) == 2 * streamed * shape.page_elements + 2 * slots + compared
 
 
 @pytest.mark.parametrize("sms", [1, 2, 7, 131, 132, 200])

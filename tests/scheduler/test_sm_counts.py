@@ -8,6 +8,7 @@ from instructions.shape import ceil_div
 from models.config import ModelConfig
 from models.families import PRESETS
 from models.hf_config import read_config
+from models.tape import PAGE_BYTES
 from scheduler.build import build_program, make_shape
 from scheduler.place import POLICIES
 from scheduler.program import Program
@@ -22,7 +23,7 @@ def program(config: ModelConfig, sms: int, policy: str, bucket: int) -> Program:
 def check(built: Program, sms: int) -> None:
     shape = built.shape
     assert built.sms == sms and len(built.uses) == sms
-    assert built.uses.sum() >= shape.tape.streamed_pages
+    assert built.uses.sum() >= shape.tape.streamed_bytes // PAGE_BYTES
     assert (built.targets > 0).all()
     heads = sum(item.instruction.MNEMONIC == "lm_head" for queue in built.decoded for item in queue)
     assert heads == min(sms, ceil_div(shape.config.vocab_size, 16))

@@ -79,6 +79,14 @@ SMALL_CONFIGS: dict[str, dict[str, Any]] = {
     "granite_biases": _sizes(80, 72, 2, 4, 4, 24, 70)
     | {"model_type": "granite", "attention_bias": True, "mlp_bias": True, "embedding_multiplier": 12}
     | {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 0.75},
+    "qwen3_moe": _sizes(64, 999, 2, 4, 2, 32, 110)
+    | {"model_type": "qwen3_moe", "moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 3}
+    | {"norm_topk_prob": True},
+    "olmoe": _sizes(96, 48, 2, 4, 2, 24, 90) | {"model_type": "olmoe", "num_experts": 17, "num_experts_per_tok": 4},
+    "mixtral": _sizes(64, 520, 2, 4, 2, 16, 96) | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "granitemoe": _sizes(64, 56, 2, 4, 2, 16, 99)
+    | {"model_type": "granitemoe", "num_local_experts": 6, "num_experts_per_tok": 2, "tie_word_embeddings": True}
+    | {"embedding_multiplier": 6.0, "attention_multiplier": 0.125, "residual_multiplier": 0.22, "logits_scaling": 4.0},
 }
 
 
@@ -127,8 +135,8 @@ def make_model(name: str, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter_name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 2 and "embed_tokens" not in parameter_name:
-                parameter.copy_(noise * parameter.shape[1] ** -0.5)
+            if parameter.ndim > 1 and "embed_tokens" not in parameter_name:  # of experts [experts, rows, K]
+                parameter.copy_(noise * parameter.shape[-1] ** -0.5)
             elif parameter.ndim == 2:
                 parameter.copy_(noise * 0.25)  # a tied head's logits then stay below about 10
             else:

@@ -149,6 +149,8 @@ class Explorer:
             sees = joined(sees, state.told[item.load_wait.counter])
         if now.loaded >= self.ring:
             sees = joined(sees, now.history[self.taker(sm, now.loaded - self.ring)])
+        if j == 0 and not self.chosen(state, sees, token, item):
+            return now
         for region in item.instruction.loads(self.shape):
             for writer in self.writers_of(region):
                 if self.times_ended(state, *writer) < token:
@@ -156,6 +158,18 @@ class Explorer:
                 if token and sees[writer[0]] < (token - 1) * len(self.queues[writer[0]]) + writer[1] + 1:
                     raise Fault(f"{region} is loaded before it can be seen")
         return replace(now, loaded=now.loaded + 1, sees=sees)
+
+    def chosen(self, state: State, sees: Known, token: int, item: Scheduled) -> bool:
+        """Whether what a loader selects by is there; raises Fault where it may take an older token's choice for this one's."""
+        there = True
+        for region in item.instruction.selects(self.shape):
+            for writer in self.writers_of(region):
+                if self.times_ended(state, *writer) < token:
+                    raise Fault(f"{region} is looked at before it is vacant")
+                if token and sees[writer[0]] < (token - 1) * len(self.queues[writer[0]]) + writer[1] + 1:
+                    raise Fault(f"{region} is looked at before it can be seen to be vacant")
+                there = there and self.times_ended(state, *writer) > token
+        return there
 
     def taker(self, sm: int, use: int) -> int:
         """Which instruction of an SM, over all tokens, takes and releases a page use."""

@@ -98,6 +98,21 @@ CASES = {
 }
 
 
+# Mixtures of experts: of each family one, on both sides of a KV page's edge.
+EXPERT_CASES = {
+    case.name: case
+    for case in (
+        Case("qwen3_moe", 227, 140, 120),
+        Case("olmoe", 227, 140, 120),
+        Case("mixtral", 227, 140, 120),
+        Case("granitemoe", 227, 140, 120),
+    )
+}
+QUANTISED_EXPERTS = Case("mixtral", 128, 72, 60, ((1, 1), (2, 1)), Formats("fp8", "fp8"))
+EXPERT_PRESETS = {name: Case(name, 192, 150, 150, ((1, 1), (3, 3))) for name in ("qwen3-30b-a3b", "olmoe-1b-7b")}
+ALL_CASES = {**CASES, **EXPERT_CASES, "quantised experts": QUANTISED_EXPERTS}
+
+
 def engine_programs(sms: int) -> BucketPrograms:
     """The programs of the engine that the tests share."""
     return BucketPrograms(config_of("bundled"), sms, config_of("bundled").max_position, ITEMSIZE)
@@ -162,10 +177,10 @@ class Preparation:
 
     def __init__(self, sms: int, extra: Mapping[str, tuple[BucketPrograms, Sequence[int]]]) -> None:
         self.pool = ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"))
-        self.expected = {name: self.pool.submit(decode_on_the_cpu, case, sms) for name, case in CASES.items()}
+        self.expected = {name: self.pool.submit(decode_on_the_cpu, case, sms) for name, case in ALL_CASES.items()}
         self.compiled = {
             name: self.pool.submit(compile_programs, programs_of(case, sms), range(case.positions))
-            for name, case in CASES.items()
+            for name, case in ALL_CASES.items()
         }
         self.compiled |= {name: self.pool.submit(compile_programs, *arguments) for name, arguments in extra.items()}
 

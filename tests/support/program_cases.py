@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from instructions.base import Instruction
 from instructions.shape import Shape
 from models.config import ModelConfig
-from models.families import PRESETS
+from models.families import FAMILIES, PRESETS
 from scheduler.build import build_program, make_shape, schedule
 from scheduler.dependencies import Dependencies, derive
 from scheduler.lower import lower
@@ -51,6 +51,8 @@ def lowered(shape: Shape, sms: int) -> Lowered:
 def configs(draw: st.DrawFn) -> ModelConfig:
     """Models of at most two layers whose sizes fit no block, page or head size by intent."""
     kv_heads = draw(st.integers(1, 4))
+    family = draw(st.sampled_from(["llama", "qwen3", "qwen3_moe", "olmoe"]))  # qwen3 norms heads, olmoe all of them together
+    experts = draw(st.integers(1, 9)) if FAMILIES[family].layer.experts else 0
     return ModelConfig(
         hidden_size=draw(st.integers(1, 40)) * 4,
         intermediate_size=draw(st.integers(1, 150)),
@@ -63,7 +65,9 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         qkv_bias=draw(st.booleans()),
         o_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
-        family=draw(st.sampled_from(["llama", "qwen3"])),  # qwen3 norms heads
+        family=family,
+        num_experts=experts,
+        experts_per_token=draw(st.integers(1, min(experts, 3))) if experts else 0,
     )
 
 

@@ -29,18 +29,9 @@ from tests.support import ROOT
 DEVICE = ROOT / "megakernel" / "device"
 # what an instruction is, what it is told, and how it is written down
 HOST_ONLY = {"__init__", "base", "codec", "dimensions", "registry", "shape"}
-ROLES = {"kernel", "consumer", "loader", "prefetcher", "stream"}
-DEVICE_ONLY = ROLES | {
-    "__init__",
-    "cache",
-    "clocks",
-    "compat",
-    "context",
-    "stream",
-    "sync",
-    "trace",
-    "values",
-}  # the interpreter
+ROLES = {"kernel", "consumer", "loader", "prefetcher"}
+# the interpreter
+DEVICE_ONLY = ROLES | {"__init__", "cache", "clocks", "compat", "context", "opaque", "stream", "sync", "trace", "values"}
 
 
 def modules(folder: Path) -> set[str]:
@@ -77,7 +68,8 @@ def test_file_and_function_bear_the_instruction_s_name(kind: type[Instruction]) 
 def test_the_dispatch_has_every_opcode_once_and_calls_its_twin() -> None:
     called: dict[int, str] = {}
     known = constants(consumer)
-    branches = [node for node in ast.walk(definition(consumer, "execute")) if isinstance(node, ast.If)]
+    bodies = [definition(consumer, name) for name in ("execute", "execute_mixture")]
+    branches = [node for body in bodies for node in ast.walk(body) if isinstance(node, ast.If)]
     for branch in branches:
         match branch.test:
             case ast.Compare(left=ast.Name(id="opcode"), ops=[ast.Eq()], comparators=[ast.Name(id=name)]):
@@ -91,7 +83,9 @@ def test_the_prefetcher_knows_who_is_short() -> None:
     """By the bits of an int32 that it shifts right, so opcodes go up to 30."""
     assert all(0 < kind.OPCODE <= 30 for kind in INSTRUCTIONS)
     short = {kind.MNEMONIC for kind in INSTRUCTIONS if constants(prefetcher)["SHORT"] >> kind.OPCODE & 1}
-    assert short == {"embed", "attention", "combine", "o_proj", "gate_up", "sample", "hand_over"}
+    dense = {"embed", "attention", "combine", "o_proj", "gate_up", "sample", "hand_over"}
+    assert short == dense | {"router", "choose", "expert_gate_up"}
+    assert {kind.MNEMONIC for kind in INSTRUCTIONS if constants(prefetcher)["DENSE"] >> kind.OPCODE & 1} == dense
 
 
 @pytest.mark.parametrize("name", sorted(set(Word.__members__) - {"LAGS"}))  # which the GPU gets in WAITS

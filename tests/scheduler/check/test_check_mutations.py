@@ -14,6 +14,7 @@ import pytest
 from models.families import PRESETS
 from scheduler.build import build_program, make_shape
 from scheduler.check import check
+from tests.mutations.draft import MUTATIONS
 from tests.mutations.kinds import KINDS, plant
 from tests.mutations.programs import Base, random_base
 from tests.mutations.trial import Trial
@@ -30,7 +31,8 @@ FATAL = {
     "lost_instruction", "owned_twice", "overlapping_rows", "missing_row", "shifted_rows", "wrong_head", "wrong_slots",
     "wrong_layer", "wrong_page_count", "wrong_generation", "wrong_tape", "wrong_uses", "shallow_ring", "shared_layers",
     "shared_buffers", "end_not_awaited", "end_awaited_first", "end_awaited_second", "other_end_awaited", "own_end_awaited",
-    "two_ends", "end_signalled_twice", "end_handed_over", "other_end",
+    "two_ends", "end_signalled_twice", "end_handed_over", "other_end", "no_choice", "another_slot",
+    "experts_of_another_layer", "counted_from_another_expert",
 }  # fmt: skip
 HARMLESS = {"exchanged_queues", "last_end_awaited", "renamed_end"}
 
@@ -40,12 +42,19 @@ def base(number: int) -> Base:
     return random_base(number)
 
 
+@cache
+def homes(kind: str) -> list[int]:
+    """The programs with a place for a kind: those of chosen experts have one where there are experts."""
+    of_experts = MUTATIONS[kind].__module__.endswith(".experts")
+    return [n for n in range(BASES) if not of_experts or base(n).program.shape.config.num_experts]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutants_are_rejected_or_harmless(kind: str) -> None:
     random, verdicts = Random(kind), Counter[bool]()
     trials = 0
     for _ in range(MUTANTS):
-        home = base(random.randrange(BASES))
+        home = base(random.choice(homes(kind)))
         mutant = plant(kind, home.program, random)
         if mutant is None:
             continue
@@ -55,7 +64,7 @@ def test_mutants_are_rejected_or_harmless(kind: str) -> None:
             trials += 1
             fault = Trial(home, random).fault(mutant, RUNS)
             assert fault is None, f"accepted in {home}, yet: {fault}"
-    assert sum(verdicts.values()) >= MUTANTS // 3, "hardly a place for this kind"
+    assert sum(verdicts.values()) >= MUTANTS // 4, "hardly a place for this kind"
     if kind in FATAL:
         assert not verdicts[True]
     if kind in HARMLESS:

@@ -65,6 +65,16 @@ def test_the_consumer_drains_behind_the_first_page(pages: int) -> None:
     assert end_of([[streaming(pages)]], model, ring=100) == pytest.approx(3.0 + 0.5 * pages)
 
 
+@given(st.integers(1, 20), st.integers(1, 3))
+def test_pages_of_chosen_experts_are_asked_for_after_the_choice(pages: int, tokens: int) -> None:
+    """The choice takes 4 seconds a token, and a page lands a second after it is asked for; pages before those are there by
+    then."""
+    model = replace(FREE, latency=1.0)
+    chosen = Job(pages=(True,) * pages, choice=0, signals=(1,))
+    queues = [[Job(before=4.0, signals=(0,)), Job(waits=((1, 0),))], [streaming(1), chosen]]
+    assert end_of(queues, model, (1, 1), ring=100, tokens=tokens) == 5.0 * tokens
+
+
 @given(st.integers(1, 40), st.integers(1, 10))
 def test_a_shallow_ring_makes_copies_wait_for_releases(pages: int, ring: int) -> None:
     """`ring` pages land together after 1 second and are drained in no time but for one a second: with a ring of one page,

@@ -1,0 +1,39 @@
+"""Device side of `instructions.expert_down`: x[layer + 1] = x_mid[layer] + m * sum over slots of W_down
+expert_mlp[layer][slot]."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from megakernel.device.experts import stage_slots_and_multiply
+from megakernel.device.formats.layouts import block_layout
+from megakernel.device.matvec import ROWS, block_index, row_block
+from megakernel.device.sync import wait_all
+from megakernel.device.values import complete, look, put_once, rows_of
+
+EARLY = gl.constexpr(16)  # signals before the last when the first part of the input is looked for
+
+
+@gluon.jit
+def expert_down(S: gl.constexpr, memory, ring, step):
+    """Row blocks `block` to `block + blocks` of the chosen experts' down projections, all slots in one sum."""
+    layer = step.record.layer
+    source, residual = rows_of(S, memory, step, S.expert_mlp, layer), rows_of(S, memory, step, S.x_mid, layer)
+    target = rows_of(S, memory, step, S.x, layer + 1)
+    wait_all(S, memory, step, EARLY)
+    index = block_index(gl.SliceLayout(0, block_layout()))
+    row, column = index // 16, index % 16
+    block, blocks = step.record.a, step.record.b
+    for i in range(blocks):
+        rows = (block + i) * ROWS + row
+        inside = rows < S.hidden
+        before = look(residual + rows, inside)
+        if i == 0:
+            y = stage_slots_and_multiply(S, memory, ring, step, source)
+        else:
+            y = row_block(S, ring, step, step.use + i * S.expert_down.pages, S.expert_down)
+        if S.residual_multiplier != 1.0:
+            y *= S.residual_multiplier
+        y += complete(memory, step, before, residual + rows, inside)
+        put_once(S, step, target + rows, y, inside & (column == 0))
