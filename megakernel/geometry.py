@@ -35,6 +35,14 @@ class Places(NamedTuple):
 NOWHERE = Places(NONE, 0)
 
 
+class Rows(NamedTuple):
+    """A buffer of activations: layer n lies at `first + n * stride`, column c of it `c * column` behind."""
+
+    first: int
+    stride: int
+    column: int  # 0: rows of every column have names of their own
+
+
 class Matrix(NamedTuple):
     """A matrix of the tape, and what goes with it in every layer."""
 
@@ -64,8 +72,12 @@ class Geometry:
     residual_multiplier: float
     logits_multiplier: float
     # heads
+    sequences: int
+    depth: int  # columns of each
+    columns: int  # of all
     group: int
     group_columns: int  # group, rounded up to columns of the matrix instruction
+    attention_columns: int  # the same for the groups of all columns of a sequence
     kv_heads: int
     head_dim: int
     head_rows: int  # head_dim, rounded up to row blocks
@@ -76,15 +88,17 @@ class Geometry:
     page_positions: int
     # activations: from the first copy of those that announce themselves to the second, then their places by layer
     second: int
-    x: Places
-    x_mid: Places
-    q: Places
-    new_kv: Places
-    squares: Places  # one a row block of a query or key head, where heads are normed
-    attn: Places
-    mlp: Places
+    x: Rows
+    x_mid: Rows
+    q: Rows
+    new_kv: Rows
+    squares: Rows  # one a row block of a query or key head, where heads are normed
+    attn: Rows
+    mlp: Rows
     logits: int
+    logits_column: int  # from one column to the next
     best: int
+    best_column: int
     partial: int  # its distances depend on the bucket
     best_slots: int  # a power of two, at least the number of LM-head instructions
     # constants
@@ -155,8 +169,12 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         embedding_multiplier=config.embedding_multiplier,
         residual_multiplier=config.residual_multiplier,
         logits_multiplier=shape.logits_multiplier,
+        sequences=shape.sequences,
+        depth=shape.depth,
+        columns=shape.columns,
         group=config.group,
         group_columns=shape.group_columns,
+        attention_columns=shape.attention_columns,
         kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         head_rows=shape.head_rows,
@@ -166,7 +184,9 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         page_positions=shape.page_positions,
         second=shape.buffers["x"].second,
         logits=shape.buffers["logits"].base,
+        logits_column=shape.buffers["logits"].column,
         best=shape.buffers["best"].base,
+        best_column=shape.buffers["best"].column,
         partial=shape.buffers["partial"].base,
         best_slots=next_power_of_two(program.sms),
         qkv=_matrix(shape, "qkv", attention_norm),
@@ -179,7 +199,7 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         head_apart=shape.matrix("head").format != shape.matrix("qkv").format,
         head_first=shape.matrix("head").first_page,
         trace=trace,
-        **{name: Places(*shape.buffers[name][2:4]) for name in ANNOUNCED if name != "partial"},
+        **{name: Rows(*shape.buffers[name][2:5]) for name in ANNOUNCED if name != "partial"},
     )
 
 

@@ -14,7 +14,7 @@ from instructions.base import Instruction
 from instructions.codec import Wait
 from instructions.matvec import RowBlocks
 from instructions.registry import INSTRUCTIONS
-from instructions.shape import HELD_PAGES, Shape, ceil_div, next_power_of_two
+from instructions.shape import HELD_PAGES, MMA_COLUMNS, Shape, ceil_div, next_power_of_two
 from models.tape import PAGE_BYTES, TILE_BYTES
 from scheduler.dependencies import Dependencies
 from scheduler.errors import ScheduleError
@@ -34,13 +34,17 @@ class PagePlan:
 
 def staging_bytes(shape: Shape) -> int:
     """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest vector that a
-    matrix multiplies, the normalised hidden state at a power of two of pages, or the queries of one attention group."""
+    matrix multiplies, the normalised hidden state at a power of two of pages, or the queries of one attention group.
+
+    With several columns the hidden state is staged for all columns of the matrix instruction, and other inputs are not.
+    """
     matrices = {kind.MATRIX: shape.matrix(kind.MATRIX) for kind in INSTRUCTIONS if issubclass(kind, RowBlocks)}
     widest = max(matrix.pages_per_block * matrix.format.columns for matrix in matrices.values())
     normed = (matrices["qkv"], matrices["head"])  # the hidden state for the body and for the head
     hidden = max(next_power_of_two(matrix.pages_per_block) * matrix.format.columns for matrix in normed)
     queries = ceil_div(shape.staged_queries, shape.page_columns) * shape.page_columns
-    return max(widest, hidden, queries) * shape.itemsize
+    staged = max(widest, hidden) if shape.columns == 1 else MMA_COLUMNS * hidden
+    return max(staged, queries) * shape.itemsize
 
 
 def beside_bytes(shape: Shape) -> int:

@@ -15,24 +15,19 @@ from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import FLAT_TILES
 from megakernel.device.formats.plain import PAGE_LAYOUT, TILE
+from megakernel.device.heads import (
+    FLAT_HEADS,
+    head_factor,
+    output_dims,
+    query_layout,
+    rounded,
+    score_layout,
+    slice_pages,
+    wait_page,
+)
 from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
-
-FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
-
-
-@gluon.constexpr_function
-def score_layout():
-    """Accumulators [tiles, rows, heads], rows spread over the warps."""
-    return gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[1, 4, 1], instr_shape=[1, 16, 8])
-
-
-@gluon.constexpr_function
-def query_layout():
-    """Queries [heads, dims]."""
-    return gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
-
 
 @gluon.jit
 def query_places(S: gl.constexpr, memory, step):
@@ -55,29 +50,6 @@ def squares_places(S: gl.constexpr, memory, step):
     head = step.record.a
     source += head * ((S.group + 1) * S.head_blocks)
     return source + heads * S.head_blocks + blocks[None, :], source + S.group * S.head_blocks + blocks
-
-
-@gluon.jit
-def head_factor(S: gl.constexpr, squares):
-    """What a head whose squares sum to `squares` is multiplied by to be normed."""
-    return gl.rsqrt(squares / S.head_dim + S.epsilon)
-
-
-@gluon.jit
-def slice_pages(S: gl.constexpr, slices, index, position):
-    """First page and page count of slice `index`: `Shape.slice_range`."""
-    pages = (position + S.page_positions - 1) // S.page_positions
-    share = (pages + slices - 1) // slices
-    first = gl.minimum(index * share, pages)
-    return first, gl.minimum(first + share, pages) - first
-
-
-@gluon.jit
-def wait_page(S: gl.constexpr, ring, use):
-    """Wait for a page use to land; returns its slot."""
-    slot = use % S.ring
-    mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
-    return slot
 
 
 @gluon.jit
@@ -189,15 +161,6 @@ def attention(S: gl.constexpr, memory, ring, step):
 
 
 @gluon.jit
-def output_dims(S: gl.constexpr):
-    """Dimension of a head at each element of the accumulators, [tiles, 64, 1]."""
-    MMA: gl.constexpr = score_layout()
-    tiles = gl.arange(0, S.head_tiles, gl.SliceLayout(1, gl.SliceLayout(2, MMA)))
-    inner = gl.arange(0, TILE, gl.SliceLayout(0, gl.SliceLayout(2, MMA)))
-    return gl.expand_dims(tiles[:, None] * TILE + inner[None, :], 2)
-
-
-@gluon.jit
 def current_places(S: gl.constexpr, memory, step):
     """Where this token's K lies, and behind it its V.
 
@@ -205,12 +168,6 @@ def current_places(S: gl.constexpr, memory, step):
     """
     head = step.record.a
     return rows_of(S, memory, step, S.new_kv, step.record.layer) + head * (2 * S.head_rows)
-
-
-@gluon.jit
-def rounded(values):
-    """fp32 values, rounded to the weight type as in the cache."""
-    return values.to(gl.bfloat16).to(gl.float32)
 
 
 @gluon.jit

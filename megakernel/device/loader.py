@@ -13,10 +13,10 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from instructions.attention import Attention
 from instructions.lm_head import LmHead
-from megakernel.device.attention import slice_pages
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import copy_page
 from megakernel.device.context import DONE, LOADERS, fetch_load, set_shared_word, shared_word
+from megakernel.device.heads import slice_pages
 from megakernel.device.matvec import LINES
 from megakernel.device.sync import proxy_fence, wait_counter
 from megakernel.device.trace import LOAD_BEGUN, LOAD_ENDED, LOAD_WAITED, POINTS, note, stamp, token_stamps

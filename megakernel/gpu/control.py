@@ -11,7 +11,7 @@ import numpy as np
 
 from instructions.base import SamplingState
 from instructions.codec import NONE, Scheduled, disassemble
-from megakernel.control_block import CONTROL_WORDS, LOADERS, REPORT_WORDS, REPORTS, Control
+from megakernel.control_block import CONTROL_WORDS, LOADERS, REPORT_WORDS, REPORTS, SEQUENCES, Control
 from megakernel.errors import NotNumbers
 from megakernel.gpu.errors import GpuError, KernelFault
 from scheduler.program import Program
@@ -75,7 +75,7 @@ class Outcome:
     @property
     def stuck(self) -> list[Stuck]:
         """What every consumer and loader was stuck in that was."""
-        reports = self.words[REPORTS:].reshape(-1, REPORT_WORDS)
+        reports = self.words[REPORTS:SEQUENCES].reshape(-1, REPORT_WORDS)
         found = []
         for place in np.flatnonzero(reports[:, 0]):
             loader, sm = divmod(int(place), LOADERS)

@@ -35,14 +35,17 @@ def shared_bytes(shape: Shape, ring: int) -> int:
     """Shared memory of one block: the ring, one staged vector, and the kernel's reserve.
 
     Staged are, one at a time, the input of any matrix, padded to whole pages of columns; the hidden state, padded to a power
-    of two of pages; the queries of an attention group.
+    of two of pages; the queries of an attention group.  Of several columns none but the hidden state, eight times, and the queries.
     """
     staged, beside = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0
     for matrix in shape.tape.matrices:
         columns = matrix.format.columns
         pages = -(-matrix.columns // columns)
         normed = matrix.columns == shape.config.hidden_size
-        staged = max(staged, (1 << (pages - 1).bit_length() if normed else pages) * columns)
+        if shape.columns == 1:
+            staged = max(staged, (1 << (pages - 1).bit_length() if normed else pages) * columns)
+        elif normed:
+            staged = max(staged, 8 * (1 << (pages - 1).bit_length()) * columns)
         beside = max(beside, -(-4 * matrix.format.scale_words // TILE_BYTES) * TILE_BYTES)
     return ring * (PAGE_BYTES + beside) + staged * shape.itemsize + RESERVED
 
@@ -53,6 +56,10 @@ def shape_findings(shape: Shape) -> Iterator[Finding]:
         yield Finding("limits", f"weights of {shape.itemsize} bytes; they have 2 (bf16) or 4 (fp32)")
     if shape.slices < 1:
         yield Finding("limits", f"{shape.slices} attention slices; there is at least 1")
+    if min(shape.sequences, shape.depth) != 1 or not 1 <= shape.columns <= 8:
+        yield Finding("limits", f"{shape.sequences} sequences of {shape.depth} columns; there are 1 to 8 of either, one of the other")
+    if shape.tail and shape.columns > 1:
+        yield Finding("limits", f"a tail of {shape.columns} columns; it is for one token")
     if not 1 <= shape.bucket <= shape.capacity:
         yield Finding("limits", f"a context bucket of {shape.bucket} positions in a KV cache of {shape.capacity}")
 
@@ -99,11 +106,13 @@ def arena_findings(shape: Shape) -> Iterator[Finding]:
         if name in ("token", "kv") or not buffer.rows:
             continue
         for layer in range(buffer.layers):
-            start = buffer.base + layer * buffer.stride
-            spans.append((start, start + buffer.rows, f"{name}[{layer}]"))
-            if name in ANNOUNCED:
-                second = start + buffer.second
-                spans.append((second, second + buffer.rows, f"the second copy of {name}[{layer}]"))
+            for column in range(shape.columns if buffer.column else 1):
+                start = buffer.base + layer * buffer.stride + column * buffer.column
+                which = f"{name}[{layer}]" if shape.columns == 1 else f"column {column} of {name}[{layer}]"
+                spans.append((start, start + buffer.rows, which))
+                if name in ANNOUNCED:
+                    second = start + buffer.second
+                    spans.append((second, second + buffer.rows, f"the second copy of {which}"))
     spans.sort()
     for (_, stop, name), (start, _, other) in zip(spans, spans[1:], strict=False):
         if start < stop:

@@ -48,6 +48,15 @@ class FakeMachine:
     left: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     emitted: list[int] = field(default_factory=list)
 
+    column = 0
+
+    @property
+    def cached(self) -> int:
+        return self.past
+
+    def read_column(self, region: Region, column: int) -> torch.Tensor:
+        return self.read(region)
+
     def __post_init__(self) -> None:
         self.packed: PackedModel | None = None
         if self.tensors:
