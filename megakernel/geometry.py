@@ -22,6 +22,7 @@ from scheduler.program import Program
 
 ITEM_BYTES = 2  # of what the matrices multiply, of the KV cache and of plain weights: the kernel runs bf16
 STAGING_BYTES = 1024  # unit of the memory for staged activations
+TOKEN_SLACK = 64  # numbers behind the tokens of a sequence: the next token, and drafts
 COPIES = (4, 2)  # TMA copies in flight per SM: for the record that runs, for those ahead of it (docs/performance.md)
 
 
@@ -215,6 +216,11 @@ def make_bucket(program: Program) -> Bucket:
         end_counter=token_counter(program),
         records=len(program.words),
     )
+
+
+def token_stride(shape: Shape) -> int:
+    """From the tokens of one sequence to those of the next, in numbers."""
+    return shape.head_pages * shape.page_positions + TOKEN_SLACK
 
 
 def pages_bytes(geometry: Geometry) -> int:

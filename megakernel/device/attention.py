@@ -12,6 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
 from megakernel.device.cache import cache_address, finite
 from megakernel.device.clocks import cycles
+from megakernel.device.columns.attention import attend_columns
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import FLAT_TILES
 from megakernel.device.formats.plain import PAGE_LAYOUT, TILE
@@ -85,14 +86,23 @@ def add_values(S: gl.constexpr, ring, use, p, acc):
 
 @gluon.jit
 def attention(S: gl.constexpr, memory, ring, step):
-    """KV head `head`, slice `slice`; page uses beyond the slice's pages pass through empty."""
+    """KV head `head`, slice `slice`, of a sequence; page uses beyond the slice's pages pass through empty."""
+    head, slice, sequence = step.record.a, step.record.b, step.record.c
+    if S.columns == 1:
+        attend(S, memory, ring, step, slice)
+    else:
+        attend_columns(S, memory, ring, step, head, slice, sequence)
+
+
+@gluon.jit
+def attend(S: gl.constexpr, memory, ring, step, slice):
+    """`attention` of one column."""
     MMA: gl.constexpr = score_layout()
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
     HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))
     DIMS: gl.constexpr = S.head_tiles * TILE
     COLUMNS: gl.constexpr = S.group_columns
 
-    slice = step.record.b
     first, pages = slice_pages(S, memory.bucket.slices, slice, step.position)
     wait_all(S, memory, step, ALL)
     current = slice == memory.bucket.slices - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from megakernel.device.columns.places import in_column, kept
 from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
 from megakernel.device.values import put_once, rows_of
 
@@ -27,6 +28,7 @@ def gate_up(S: gl.constexpr, memory, ring, step):
         ring,
         step,
         rows_of(S, memory, step, S.x_mid, layer),
+        S.x_mid,
         layer_constants(memory, S.gate_up.norm, layer),
         S.gate_up,
     )
@@ -42,4 +44,5 @@ def gate_up(S: gl.constexpr, memory, ring, step):
             up += gl.load(bias + UNITS)
         unit = (block + i) * UNITS + row
         out = swiglu(gate, up)
-        put_once(S, step, target + unit, out, (unit < S.down.columns) & (column == 0))
+        place = in_column(S, target + unit, column, S.mlp.column)
+        put_once(S, step, place, out, (unit < S.down.columns) & kept(S, column))

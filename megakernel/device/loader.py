@@ -14,8 +14,9 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from instructions.attention import Attention
 from instructions.lm_head import LmHead
 from megakernel.device.clocks import cycles
+from megakernel.device.columns.places import progress
 from megakernel.device.compat import copy_page
-from megakernel.device.context import DONE, LOADERS, fetch_load, set_shared_word, shared_word
+from megakernel.device.context import DONE, LOADERS, POSITION, USED, fetch_load, set_shared_word, shared_word
 from megakernel.device.heads import slice_pages
 from megakernel.device.matvec import LINES
 from megakernel.device.sync import proxy_fence, wait_counter
@@ -96,11 +97,27 @@ def stream_tape(S: gl.constexpr, tape, beside, head_beside, ring, load, use, num
 
 
 @gluon.jit
+def last_position(S: gl.constexpr, memory, ring, load, use):
+    """The position of the last column of the sequence whose pages are to be streamed.
+
+    The step before has decided it.  Who fills page use `use` has seen the end of that step: by its own wait, or by the page's
+    release, which an instruction of this step gives.
+    """
+    set_shared_word(ring.loading, use)
+    mbarrier.wait(ring.empty.index(use % S.ring), ((use // S.ring) & 1) ^ 1)
+    sequence = load.tape // (memory.bucket.head_pages * (S.layers * S.kv_heads * 2))
+    at = progress(memory, sequence)
+    return gl.load(at + POSITION, cache_modifier=".cg") + gl.load(at + USED, cache_modifier=".cg") - 1
+
+
+@gluon.jit
 def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, number, epoch, position, sm, index):
     """The K and V pages of one attention slice; page uses without a page pass through empty."""
     if load.wait >= 0:
         wait_counter(memory, load.wait, load.target * epoch, LOADERS + sm, index, position)
     proxy_fence()
+    if S.columns > 1:
+        position = last_position(S, memory, ring, load, use)
     first, pages = slice_pages(S, memory.bucket.slices, load.slice, position)
     page = load.tape + first
     waited = gl.to_tensor(0).to(gl.int64)

@@ -12,6 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.clocks import cycles
+from megakernel.device.columns.staging import arrived, fragment, stage_norms, staged_page
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout
 from megakernel.device.sync import wait_all
@@ -50,11 +51,20 @@ def power_of_two(n):
 
 
 @gluon.jit
-def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.constexpr):
+def stage_norm(S: gl.constexpr, memory, ring, step, source, buffer: gl.constexpr, weight, matrix: gl.constexpr):
     """Wait for the step's input, then stage rms_norm(source) * weight for fp32 vectors as long as the matrix's rows, rounded to
-    bf16 and padded with zeros.  The weights depend on nobody and are loaded before the wait."""
-    COUNT: gl.constexpr = matrix.columns
+    bf16 and padded with zeros.  The weights depend on nobody and are loaded before the wait.  `source` lies in a `buffer`."""
     SIZE: gl.constexpr = power_of_two(matrix.pages) * matrix.format.COLUMNS
+    if S.columns == 1:
+        stage_one(S, memory, ring, step, source, weight, matrix, SIZE)
+    else:
+        stage_norms(S, memory, ring, step, source, buffer.column, weight, matrix, SIZE)
+
+
+@gluon.jit
+def stage_one(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.constexpr, SIZE: gl.constexpr):
+    """`stage_norm` for a single column."""
+    COUNT: gl.constexpr = matrix.columns
     index = gl.arange(0, SIZE, vector_layout())
     staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], FLAT).index(0)
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
@@ -78,7 +88,16 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.c
 def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
     """Wait for page use `use`, of format F, release it, and add its product with page `page` of the staged activation."""
     slot = use % S.ring
-    x = F.activation(ring, page)
+    if S.columns == 1:
+        x = F.activation(ring, page)
+    else:
+        x = staged_page(F, ring, page)
+    return multiply_by(S, F, ring, step, use, slot, x, acc)
+
+
+@gluon.jit
+def multiply_by(S: gl.constexpr, F: gl.constexpr, ring, step, use, slot, x, acc):
+    """Wait for page use `use`, of format F, in its slot, release it, and add its product with `x`, the B operand."""
     mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
     if S.trace:
         if use == step.use:
@@ -90,7 +109,8 @@ def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
 
 @gluon.jit
 def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
-    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
+    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 columns], equal ones where there
+    is but one."""
     F: gl.constexpr = matrix.format
     PAGES: gl.constexpr = matrix.pages
     GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
@@ -135,6 +155,34 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
         for j in gl.static_range(GROUP):
             page = part * GROUP + j
             acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
+    stamp(S, step.trace, COMPUTED)
+    return gl.sum(acc, axis=0)
+
+
+@gluon.jit
+def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance: gl.constexpr, matrix: gl.constexpr):
+    """Multiply the row block whose pages begin at `use` by fp32 vectors as long as the matrix's rows, `distance` from one column
+    to the next, rounded to bf16, each page as soon as it is there; returns what `row_block` does.
+
+    Nothing is staged: every value is loaded by the one thread that the tensor cores take it from.  Of a plain matrix three pages
+    are on their way at a time.
+    """
+    F: gl.constexpr = matrix.format
+    acc = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    begin = cycles()
+    if F.LANE == 2:
+        here = fragment(S, source, 0, distance, matrix)
+        after = fragment(S, source, 1, distance, matrix)
+        for page in range(matrix.pages):
+            last = fragment(S, source, page + 2, distance, matrix)
+            x = arrived(S, memory, step, begin, here, source, page, distance, matrix)
+            acc = multiply_by(S, F, ring, step, use + page, (use + page) % S.ring, x, acc)
+            here, after = after, last
+    else:
+        for page in range(matrix.pages):
+            here = fragment(S, source, page, distance, matrix)
+            x = arrived(S, memory, step, begin, here, source, page, distance, matrix)
+            acc = multiply_by(S, F, ring, step, use + page, (use + page) % S.ring, x, acc)
     stamp(S, step.trace, COMPUTED)
     return gl.sum(acc, axis=0)
 

@@ -23,7 +23,7 @@ class Twin:
     """What device functions are told of a format.
 
     TILES: of a page, each with its own accumulators; COLUMNS: of a page; TOGETHER: most pages whose loads are unrolled
-    together; BESIDE: bytes copied with each page; and the functions: `activation` loads page `page` of the staged vector as
+    together; LANE: columns side by side that a lane takes; BESIDE: bytes copied with each page; and the functions: `activation` loads page `page` of the staged vector as
     the B operand, `take` what a slot of the ring holds, `product` adds the product of the two to accumulators, `copy_beside`
     asks for what lies beside a page.
     """
@@ -32,6 +32,7 @@ class Twin:
         module = MODULES[format.name]
         self.TILES, self.COLUMNS = module.TILES, gl.constexpr(format.columns)
         self.TOGETHER = gl.constexpr(max(1, TOGETHER // format.columns))
+        self.LANE = gl.constexpr(2 * getattr(module, "CODES", gl.constexpr(1)).value)
         self.BESIDE = gl.constexpr(4 * format.scale_words)
         self.functions: dict[str, Any] = {name: getattr(module, name) for name in FUNCTIONS}
         vars(self).update(self.functions)

@@ -77,7 +77,7 @@ def test_columns_of_one_sequence_decode_what_one_column_does(depth: int, samplin
 def test_around_the_edges_of_pages_and_at_the_bucket_s_end(slices: int) -> None:
     """A step's own positions lie on both sides of an edge, and what is sliced otherwise waits for the next step."""
     prompt = [(7 * i) % TINY.vocab_size for i in range(85)]
-    expected, logits = alone(prompt, 12, slices=slices)
+    expected, logits = alone(prompt, 13, slices=slices)
     vm = Vm(program(depth=8, slices=slices, bucket=96), packed(), seed=3)
     vm.state.start(prompt)
     vm.launch(CAPACITY)
