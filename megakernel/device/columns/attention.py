@@ -113,11 +113,8 @@ def patch(S: gl.constexpr, ring, slot, lines, first, position, used):
 
 
 @gluon.jit
-def scores_of(S: gl.constexpr, ring, step, use, qt, lines, first, position, used, positions):
-    """Scores of the K page at a use, whose first position is `first`, fp32 [positions, queries]; -inf where a query's own
-    position is no later.  Takes and releases the page."""
-    MMA: gl.constexpr = score_layout()
-    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
+def land(S: gl.constexpr, ring, step, use, lines, first, position, used):
+    """Wait for the page at a use, whose first position is `first`, and put what it lacks into it; returns its slot."""
     slot = wait_page(S, ring, use)
     if S.trace:
         if use == step.use:
@@ -125,30 +122,63 @@ def scores_of(S: gl.constexpr, ring, step, use, qt, lines, first, position, used
     if S.depth > 1:
         if (used > 1) & (first + S.page_positions > position):
             patch(S, ring, slot, lines, first, position, used)
+    return slot
+
+
+@gluon.jit
+def scores_of(S: gl.constexpr, ring, slot, part: gl.constexpr, WIDE: gl.constexpr, first, positions):
+    """Scores of the K page in a slot and part `part` of the queries, fp32 [positions, queries]; -inf where a query's own position
+    is no later."""
+    MMA: gl.constexpr = score_layout()
+    PARTS: gl.constexpr = S.attention_columns // WIDE
+    queries = reinterpret(ring.staging, gl.bfloat16, [PARTS, WIDE, S.head_tiles, TILE], FLAT_HEADS).index(part)
+    qt = queries.permute([1, 2, 0]).load(gl.DotOperandLayout(1, MMA, 2))
     k = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
-    s = mma_v2(k.load(A), qt, gl.zeros([S.head_tiles, S.page_positions, S.attention_columns], gl.float32, MMA))
-    mbarrier.arrive(ring.empty.index(slot), count=1)
+    nothing = gl.zeros([S.head_tiles, S.page_positions, WIDE], gl.float32, MMA)
+    s = mma_v2(k.load(gl.DotOperandLayout(0, MMA, 2)), qt, nothing)
     rows = gl.arange(0, S.page_positions, gl.SliceLayout(1, gl.SliceLayout(0, MMA)))
     seen = (first + rows)[:, None] < positions[None, :]
     return gl.where(seen, gl.sum(s, axis=0) * S.scale, float("-inf"))
 
 
 @gluon.jit
-def add_rows(S: gl.constexpr, ring, use, p, acc, lines, first, position, used):
-    """`acc` and the rows of the V page at a use, weighted by p [positions, queries]; takes and releases the page."""
+def add_rows(S: gl.constexpr, ring, slot, p, acc):
+    """`acc` and the rows of the V page in a slot, weighted by p, bf16 [positions, queries]."""
     MMA: gl.constexpr = score_layout()
-    A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
-    weights = gl.convert_layout(gl.expand_dims(p.to(gl.bfloat16), 0), B)
-    weights, _ = gl.broadcast(weights, gl.zeros([S.head_tiles, S.page_positions, S.attention_columns], gl.bfloat16, B))
-    slot = wait_page(S, ring, use)
-    if S.depth > 1:
-        if (used > 1) & (first + S.page_positions > position):
-            patch(S, ring, slot, lines, first, position, used)
+    weights = gl.convert_layout(gl.expand_dims(p, 0), B)
+    weights, _ = gl.broadcast(weights, gl.zeros([S.head_tiles, S.page_positions, p.shape[1]], gl.bfloat16, B))
     v = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
-    acc = mma_v2(v.permute([0, 2, 1]).load(A), weights, acc)
+    return mma_v2(v.permute([0, 2, 1]).load(gl.DotOperandLayout(0, MMA, 2)), weights, acc)
+
+
+@gluon.jit
+def add_page(S: gl.constexpr, ring, step, use, lines, first, position, used, weights, acc):
+    """All of `acc`, a tuple, and the rows of the V page at a use, weighted; takes and releases the page."""
+    slot = land(S, ring, step, use, lines, first, position, used)
+    added = ()
+    for part in gl.static_range(len(acc)):
+        added += (add_rows(S, ring, slot, weights[part], acc[part]),)
     mbarrier.arrive(ring.empty.index(slot), count=1)
-    return acc
+    return added
+
+
+@gluon.jit
+def in_parts(values, PARTS: gl.constexpr):
+    """A vector in one or two parts, as a tuple."""
+    if PARTS == 1:
+        parts = (values,)
+    else:
+        low, high = gl.split(gl.permute(gl.reshape(values, [PARTS, values.shape[0] // PARTS]), [1, 0]))
+        LAYOUT: gl.constexpr = values.type.layout
+        parts = (gl.convert_layout(low, LAYOUT), gl.convert_layout(high, LAYOUT))
+    return parts
+
+
+@gluon.constexpr_function
+def queries_together(count):
+    """How many queries are multiplied at a time: what registers hold beside the sums of all."""
+    return min(count, 16)
 
 
 @gluon.jit
@@ -161,10 +191,11 @@ def weight_of(scores, m):
 def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
     """KV head `head`, slice `slice`, for all columns of a sequence; page uses beyond the slice's pages pass through empty."""
     MMA: gl.constexpr = score_layout()
-    B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
     QUERIES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))
     DIMS: gl.constexpr = S.head_tiles * TILE
     COUNT: gl.constexpr = S.attention_columns
+    WIDE: gl.constexpr = queries_together(COUNT)
+    PARTS: gl.constexpr = COUNT // WIDE
 
     at = progress(memory, sequence)
     position = gl.load(at + POSITION, cache_modifier=".cg")
@@ -197,43 +228,58 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
     q, new_k = rounded(q), rounded(new_k)
     reinterpret(ring.staging, gl.bfloat16, [1, COUNT, DIMS], FLAT_TILES).index(0).store(q.to(gl.bfloat16))
     barrier()
-    queries = reinterpret(ring.staging, gl.bfloat16, [COUNT, S.head_tiles, TILE], FLAT_HEADS)
-    qt = queries.permute([1, 2, 0]).load(B)
     keys = new_lines(S, memory, step, head, sequence, 0, position)
     values = new_lines(S, memory, step, head, sequence, 1, position)
     own = gl.convert_layout(gl.sum(q * new_k, axis=1), QUERIES) * S.scale  # scores of the columns' own positions
+    owns = in_parts(own, PARTS)
     stamp(S, step.trace, STAGED)
 
-    query_columns, query_heads = column_of(S, gl.arange(0, COUNT, QUERIES), sequence)
-    positions = position_of(S, memory, step, query_columns)
-    m = gl.full([COUNT], float("-inf"), gl.float32, QUERIES)
-    totals = gl.zeros([S.page_positions, COUNT], gl.float32, gl.SliceLayout(0, MMA))
-    acc = gl.zeros([S.head_tiles, TILE, COUNT], gl.float32, MMA)
+    m, totals, acc, positions = (), (), (), ()
+    for part in gl.static_range(PARTS):
+        columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), sequence)
+        positions += (position_of(S, memory, step, columns_here),)
+        m += (gl.full([WIDE], float("-inf"), gl.float32, QUERIES),)
+        totals += (gl.zeros([S.page_positions, WIDE], gl.float32, gl.SliceLayout(0, MMA)),)
+        acc += (gl.zeros([S.head_tiles, TILE, WIDE], gl.float32, MMA),)
     for i in range(0, pages, 2):  # in pairs, as one column takes them
         use, here = step.use + 2 * i, (first + i) * S.page_positions
         after = here + S.page_positions
         both = i + 1 < pages
-        s = scores_of(S, ring, step, use, qt, keys, here, position, used, positions)
-        t = gl.full([S.page_positions, COUNT], float("-inf"), gl.float32, gl.SliceLayout(0, MMA))
+        slot = land(S, ring, step, use, keys, here, position, used)
+        next_slot = slot
         if both:
-            t = scores_of(S, ring, step, use + 2, qt, keys, after, position, used, positions)
-        m_new = gl.maximum(m, gl.max(gl.maximum(s, t), axis=0))
-        decay = weight_of(m, m_new)
-        p, r = weight_of(s, gl.expand_dims(m_new, 0)), weight_of(t, gl.expand_dims(m_new, 0))
-        totals = totals * gl.expand_dims(decay, 0) + (p + r)
-        m = m_new
-        scaled = acc * gl.expand_dims(gl.expand_dims(decay, 0), 0)
-        acc = add_rows(S, ring, use + 1, p, scaled, values, here, position, used)
+            next_slot = land(S, ring, step, use + 2, keys, after, position, used)
+        m_new, totals_new, scaled, weights, weights_after = (), (), (), (), ()
+        for part in gl.static_range(PARTS):
+            s = scores_of(S, ring, slot, part, WIDE, here, positions[part])
+            t = gl.full([S.page_positions, WIDE], float("-inf"), gl.float32, gl.SliceLayout(0, MMA))
+            if both:
+                t = scores_of(S, ring, next_slot, part, WIDE, after, positions[part])
+            top = gl.maximum(m[part], gl.max(gl.maximum(s, t), axis=0))
+            decay = weight_of(m[part], top)
+            p, r = weight_of(s, gl.expand_dims(top, 0)), weight_of(t, gl.expand_dims(top, 0))
+            totals_new += (totals[part] * gl.expand_dims(decay, 0) + (p + r),)
+            m_new += (top,)
+            scaled += (acc[part] * gl.expand_dims(gl.expand_dims(decay, 0), 0),)
+            weights += (p.to(gl.bfloat16),)
+            weights_after += (r.to(gl.bfloat16),)
+        mbarrier.arrive(ring.empty.index(slot), count=1)
         if both:
-            acc = add_rows(S, ring, use + 3, r, acc, values, after, position, used)
+            mbarrier.arrive(ring.empty.index(next_slot), count=1)
+        m, totals = m_new, totals_new
+        acc = add_page(S, ring, step, use + 1, values, here, position, used, weights, scaled)
+        if both:
+            acc = add_page(S, ring, step, use + 3, values, after, position, used, weights_after, acc)
     for use in range(step.use + 2 * pages, step.use + step.record.pages):
         slot = wait_page(S, ring, use)
         mbarrier.arrive(ring.empty.index(slot), count=1)
-    total = gl.sum(totals, axis=0)
     stamp(S, step.trace, COMPUTED)
-    if current:
-        m, total, acc = add_own(S, memory, step, head, query_columns, query_heads, own, m, total, acc)
-    store_columns(S, memory, step, head, slice, query_columns, query_heads, m, total, acc)
+    for part in gl.static_range(PARTS):
+        columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), sequence)
+        top, total, out = m[part], gl.sum(totals[part], axis=0), acc[part]
+        if current:
+            top, total, out = add_own(S, memory, step, head, columns_here, heads_here, owns[part], top, total, out)
+        store_columns(S, memory, step, head, slice, columns_here, heads_here, top, total, out)
     if S.head_norm.first >= 0:
         place = position_of(S, memory, step, columns)[:, None]
         cached = cache_address(S, memory.cache, memory.bucket.head_pages, step.record.layer, head, 0, place, dims[None, :])

@@ -50,16 +50,23 @@ def staged_page(F: gl.constexpr, ring, page):
 
 
 @gluon.jit
-def squares_of(S: gl.constexpr, memory, step, source, mask):
+def look_columns(S: gl.constexpr, source, distance: gl.constexpr, COUNT: gl.constexpr, column, index):
+    """The vectors of some columns, `distance` apart, as they are now, fp32 [columns, values]; zeros where there are none."""
+    known = (column < S.columns)[:, None] & (index < COUNT)[None, :]
+    return look(source + column[:, None] * distance + index[None, :], known)
+
+
+@gluon.jit
+def squares_of(S: gl.constexpr, memory, step, source, distance: gl.constexpr, COUNT: gl.constexpr, column, index):
     """Vectors [columns, values] as soon as all of them are there, and the sum of squares of each."""
-    x = look(source, mask)
+    x = look_columns(S, source, distance, COUNT, column, index)
     squares = gl.sum(x * x, axis=1)
     if gl.max((squares != squares).to(gl.int32), axis=0) != 0:  # not a number, as a vacant place is none
         begin, waiting = cycles(), 1
         while waiting != 0:
             waiting = look_again(memory, step, begin, vacant(x))
-            if waiting != 0:
-                x = look(source, mask)
+            if waiting != 0:  # it is 1; but so the compiler does not keep all places for this rare case
+                x = look_columns(S, source + (waiting - 1), distance, COUNT, column, index)
         squares = gl.sum(x * x, axis=1)
     return x, squares
 
@@ -74,12 +81,10 @@ def stage_norms(S: gl.constexpr, memory, ring, step, source, distance: gl.conste
     TOGETHER: gl.constexpr = columns_together(SIZE)
     index = gl.arange(0, SIZE, gl.SliceLayout(0, L))
     column = gl.arange(0, TOGETHER, gl.SliceLayout(1, L))
-    inside = (index < COUNT)[None, :]
     if TOGETHER == MMA_COLUMNS:
         w = gl.load(weight + index, mask=index < COUNT, other=0.0)
         wait_all(S, memory, step, EARLY)
-        places = source + column[:, None] * distance + index[None, :]
-        x, squares = squares_of(S, memory, step, places, (column < S.columns)[:, None] & inside)
+        x, squares = squares_of(S, memory, step, source, distance, COUNT, column, index)
         scale = gl.rsqrt(squares / COUNT + S.epsilon)
         y = (x * scale[:, None] * w[None, :]).to(gl.bfloat16)
         tiles = gl.permute(gl.reshape(y, [MMA_COLUMNS, SIZE // TILE, TILE]), [1, 0, 2])
@@ -90,9 +95,7 @@ def stage_norms(S: gl.constexpr, memory, ring, step, source, distance: gl.conste
         scales = gl.zeros([MMA_COLUMNS], gl.float32, gl.SliceLayout(1, L))
         for first in gl.static_range(0, MMA_COLUMNS, TOGETHER):
             if first < S.columns:
-                here = first + column
-                places = source + here[:, None] * distance + index[None, :]
-                _, squares = squares_of(S, memory, step, places, (here < S.columns)[:, None] & inside)
+                _, squares = squares_of(S, memory, step, source, distance, COUNT, first + column, index)
                 scale = gl.rsqrt(squares / COUNT + S.epsilon)
                 for j in gl.static_range(TOGETHER):
                     own = gl.sum(gl.where(column == j, scale, 0.0), axis=0)
