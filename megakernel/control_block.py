@@ -33,6 +33,7 @@ class Progress(IntEnum):
     END = 2  # first position that is not to be decoded by this launch; the kernel only reads it, and the next
     SOURCE = 3  # of drafts: see `Source`
     STEPS = 4  # that were made, counted in the first sequence alone
+    LAST = 5  # the column whose choice was the last that was stored
 
 
 class Source(IntEnum):

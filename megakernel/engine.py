@@ -113,6 +113,11 @@ class Engine:
             raise RuntimeError("logits are there once a request is finished")
         return backend.logits()
 
+    @property
+    def steps(self) -> int | None:
+        """Steps of the request in which tokens were chosen, where the backend drafts; more tokens than steps are drafts' worth."""
+        return getattr(self._opened(), "steps", None)
+
     def stop(self) -> None:
         """Abandon the request; the engine stays usable.  Without one it does nothing."""
         self._limit = 0

@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from instructions.codec import NONE
+from instructions.dimensions import Dimensions
 from instructions.shape import ANNOUNCED, Shape, ceil_div, next_power_of_two
 from models.formats import WeightFormat
 from models.tape import PAGE_BYTES
@@ -218,7 +219,7 @@ def make_bucket(program: Program) -> Bucket:
     )
 
 
-def token_stride(shape: Shape) -> int:
+def token_stride(shape: Dimensions) -> int:
     """From the tokens of one sequence to those of the next, in numbers."""
     return shape.head_pages * shape.page_positions + TOKEN_SLACK
 

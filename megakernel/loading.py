@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from instructions.dimensions import MMA_COLUMNS, next_power_of_two
 from megakernel.engine import Engine
 from megakernel.errors import one_line
 from megakernel.memory import available_bytes, check_memory, gpu_bytes, largest_tensor, packing_bytes, torch_bytes, vm_bytes
@@ -28,7 +29,7 @@ from models.packed import pack
 from models.quantised import Requantised
 from models.weights import WeightSource, expected_tensors
 from scheduler.buckets import BucketPrograms
-from scheduler.build import DEFAULT_POLICY
+from scheduler.build import DEFAULT_POLICY, most_depth
 from scheduler.options import cache_capacity
 
 BACKENDS = ("auto", "gpu", "torch", "vm")
@@ -52,6 +53,7 @@ def load_engine(
     stage: Stage | None = None,
     weights: str | None = None,
     head: str | None = None,
+    speculate: int = 0,
 ) -> Engine:
     """An engine for a checkpoint directory, a hub id or "random:<preset>".
 
@@ -65,6 +67,7 @@ def load_engine(
     checkpoint: the model, where it has been opened already.
     weights, head: what matrices are kept as, names in `models.formats.NAMES`; weights None: as the checkpoint has them; head
         None: as the other weights, where those are named.
+    speculate: most drafts a step, 0: none; rounded up so that with the token before them they are 2, 4 or 8.
     stage: called with what is done once the weights are packed, where that takes long.
 
     The engine is ready when this returns: nothing is left to be compiled.
@@ -79,7 +82,8 @@ def load_engine(
     capacity = cache_capacity(checkpoint.config, capacity)
     formats = chosen_formats(weights, head, checkpoint.formats)
     check_formats(formats, DTYPES[dtype].itemsize)
-    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress, stage, formats)
+    depth = columns_of(speculate, chosen, checkpoint.config)
+    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress, stage, formats, depth)
     return {"gpu": load_gpu, "torch": load_torch, "vm": load_vm}[chosen](request)
 
 
@@ -96,11 +100,13 @@ class LoadRequest:
     progress: Progress | None
     stage: Stage | None
     formats: Formats = PLAIN
+    depth: int = 1  # columns of the sequence: a token and the drafts after it
 
-    def programs(self, default_sms: int) -> BucketPrograms:
-        """The programs of this model; raises ScheduleError where none can be made for it."""
+    def programs(self, default_sms: int, depth: int = 1) -> BucketPrograms:
+        """The programs of this model, of so many columns; raises ScheduleError where none can be made for it."""
         sms = default_sms if self.sms is None else self.sms
-        programs = BucketPrograms(self.checkpoint.config, sms, self.capacity, self.dtype.itemsize, self.policy, self.formats)
+        numbers = (self.capacity, self.dtype.itemsize, self.policy, self.formats)
+        programs = BucketPrograms(self.checkpoint.config, sms, *numbers, depth=depth)
         programs.program(0)
         return programs
 
@@ -109,6 +115,15 @@ class LoadRequest:
         if self.progress is None:
             return self.checkpoint.source
         return CountedSource(self.checkpoint, self.progress)
+
+
+def columns_of(speculate: int, backend: str, config: ModelConfig) -> int:
+    """Columns of a sequence for so many drafts; raises UserError where there can be none."""
+    if not 0 <= speculate < MMA_COLUMNS:
+        raise UserError(f"{speculate} drafts a step: use 0 (off) to {MMA_COLUMNS - 1}")
+    if speculate and backend == "torch":
+        raise UserError("plain PyTorch decodes one token a step: leave --speculate out, or use --backend gpu or vm")
+    return min(next_power_of_two(speculate + 1), most_depth(config))
 
 
 def choose_backend(name: str) -> str:
@@ -139,6 +154,7 @@ def gpu_problem() -> str | None:
 def load_gpu(request: LoadRequest) -> Engine:
     """An engine on the GPU.  Triton is imported only here, so that the CPU machine runs without it."""
     from megakernel.gpu.backend import CHUNK, GpuBackend
+    from megakernel.gpu.drafting import DraftingBackend
     from megakernel.prefill.prefill import Prefill
 
     if request.dtype != torch.bfloat16:
@@ -150,6 +166,9 @@ def load_gpu(request: LoadRequest) -> Engine:
     programs = request.programs(sms)
     plan = Plan(request.checkpoint.config, programs.sms, programs.capacity, request.formats)
     needs = gpu_bytes(programs, plan.bytes if plan.possible else 0)
+    drafted = request.programs(sms, request.depth) if request.depth > 1 else None
+    if drafted is not None:
+        needs["drafts"] = sum(4 * drafted.shape(bucket).arena_elements for bucket in drafted.sizes)
     check_memory(request.model, needs, torch.cuda.mem_get_info(device)[0], "GPU memory")
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
     programs.build_ahead(range(len(programs.sizes)))  # a request shall not wait for them
@@ -157,7 +176,10 @@ def load_gpu(request: LoadRequest) -> Engine:
         model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity, request.formats)
         if request.stage is not None:
             request.stage("compiling the kernels, some seconds at a model's first start")
-        return Engine(GpuBackend(model, programs, device, Prefill if plan.possible else None), chunk=CHUNK)
+        prefill = Prefill if plan.possible else None
+        if drafted is not None:
+            return Engine(DraftingBackend(model, programs, drafted, device, prefill), chunk=CHUNK)
+        return Engine(GpuBackend(model, programs, device, prefill), chunk=CHUNK)
     except BaseException:
         programs.close()
         raise
@@ -185,7 +207,7 @@ def load_torch(request: LoadRequest) -> Engine:
 
 def load_vm(request: LoadRequest) -> Engine:
     """An engine on the CPU machine."""
-    programs = request.programs(DEFAULT_VM_SMS)
+    programs = request.programs(DEFAULT_VM_SMS, request.depth)
     check_memory(request.model, vm_bytes(programs, request.checkpoint), available_bytes())
     model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity, request.formats)
     return Engine(VmBackend(model, programs))

@@ -22,6 +22,7 @@ from scheduler.program import Program, read_program
 
 DEFAULT_POLICY = "balanced"
 MAX_SLICES = MAX_SMS  # more than one a SM are never of use
+COLUMNS = (1, 2, 4, 8)
 MOST_QUERIES = 32  # of one KV head in a step: what the registers of the kernel hold
 SLICE_PAGES = 4  # K pages of an attention slice, at least, where the context has so many
 
@@ -46,6 +47,8 @@ def column_problem(shape: Shape) -> str | None:
         return f"{sequences} sequences of {depth} columns; a step has 1 to {MMA_COLUMNS} columns in all"
     if sequences > 1 and depth > 1:
         return f"{sequences} sequences of {depth} columns; use several of one, or several sequences of one column"
+    if sequences not in COLUMNS or depth not in COLUMNS:
+        return f"{sequences} sequences of {depth} columns; use {', '.join(map(str, COLUMNS))}"
     if depth > most_depth(shape.config):
         return f"{depth} columns of a sequence; this model's attention takes at most {most_depth(shape.config)}"
     return f"a tail of {shape.columns} columns; it is for one token" if shape.tail and shape.columns > 1 else None

@@ -44,6 +44,7 @@ USED = gl.constexpr(int(Progress.USED))
 END = gl.constexpr(int(Progress.END))
 SOURCE = gl.constexpr(int(Progress.SOURCE))
 STEPS = gl.constexpr(int(Progress.STEPS))
+LAST = gl.constexpr(int(Progress.LAST))
 GIVEN = gl.constexpr(int(Source.GIVEN))
 
 DONE = gl.constexpr(2**31 - 1)  # what the loader says it is at when it has ended

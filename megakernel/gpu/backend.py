@@ -79,6 +79,7 @@ class GpuBackend:
         self.sequence: list[int] = []  # the prompt, and what has been chosen since
         self.cached = self.kept = 0
         self.prompt_length = self.position = self.end = 0
+        self.steps = 0  # of the request, that chose a token
         self.report: Report | None = None
         self.stopped = False
         self.settled = False  # whether all that was enqueued has landed well, since when nothing was
@@ -111,7 +112,7 @@ class GpuBackend:
         self.state.start(prompt, sampling_state(sampling), sampling.stop_token_ids, kept)
         self.ready.clear()
         self.prompt_length, self.position, self.stopped = len(prompt), kept, False
-        self.kept, self.end = kept, len(prompt) - 1 + limit
+        self.kept, self.end, self.steps = kept, len(prompt) - 1 + limit, 0
         for place, tail in self.wanted():
             self.program(place, tail)
 
@@ -127,7 +128,7 @@ class GpuBackend:
     def decode(self, count: int) -> list[int]:
         with self.on_device("decoding"):
             while not self.ready:
-                while len(self.flights) < FLIGHTS and self.position < self.end and not self.stopped:
+                while self.room():
                     self.take_off()
                 self.land()
         tokens, self.ready = self.ready[:count], self.ready[count:]
@@ -168,6 +169,10 @@ class GpuBackend:
         prefill.launch(self.position, self.prompt_length, self.report)
         self.flights.append(self.program(self.programs.place(last), tail=True).result().launch(last, 1))
         self.position = self.prompt_length
+
+    def room(self) -> bool:
+        """Whether another launch may be enqueued."""
+        return len(self.flights) < FLIGHTS and self.position < self.end and not self.stopped
 
     def take_off(self) -> None:
         """Enqueue the next launch: the prompt, in long ones that end with it, then a few tokens at a time."""

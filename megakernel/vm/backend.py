@@ -15,7 +15,8 @@ from scheduler.buckets import BucketPrograms
 
 
 class VmBackend:
-    """See `megakernel.backend.Backend`.  `seed` draws the order in which the SMs take their steps.
+    """See `megakernel.backend.Backend`.  `seed` draws the order in which the SMs take their steps.  Where `programs` have several
+    columns, the sequence's other columns are drafts, and `steps` counts those of the request.
 
     It reads a prompt token by token, as the specification does, and keeps nothing from one sequence to the next.
     """
@@ -30,22 +31,40 @@ class VmBackend:
         self.model, self.programs, self.seed = model, programs, seed
         self.state = DecodeState(programs.shape(programs.capacity))
         self.machines: dict[int, Vm] = {}
+        self.steps = 0
+        self.ready: list[int] = []
 
     def start(
         self, prompt: Sequence[int], limit: int, sampling: SamplingParams, reuse: bool = True, report: Report | None = None
     ) -> None:
         self.state.start(prompt, sampling_state(sampling), sampling.stop_token_ids)
+        self.state.end = len(prompt) - 1 + limit
+        self.steps, self.ready = 0, []
 
     def decode(self, count: int) -> list[int]:
+        if self.programs.depth == 1:
+            return self.decode_one(count)
+        state = self.state
+        while len(self.ready) < count and not state.stopped and state.position < state.end:
+            known = len(state.tokens)
+            made = self.machine(self.programs.place(state.position)).launch(1)
+            self.steps += made if len(state.tokens) > known else 0
+            self.ready += state.tokens[known:]
+        tokens, self.ready = self.ready[:count], self.ready[count:]
+        return tokens
+
+    def decode_one(self, count: int) -> list[int]:
+        """`decode` of a single column."""
         state, known = self.state, len(self.state.tokens)
         end = known - 1 + count  # the token after position p is number p + 1
         while state.position < end and not state.stopped:
             place, stop = self.programs.cut(state.position, end)
             self.machine(place).launch(stop - state.position)
+        self.steps += len(state.tokens) - known
         return state.tokens[known:]
 
     def logits(self) -> torch.Tensor:
-        return self.last_machine.logits()
+        return self.last_machine.logits(self.state.last_place)
 
     def close(self) -> None:
         self.machines.clear()
@@ -59,4 +78,4 @@ class VmBackend:
     @property
     def last_machine(self) -> Vm:
         """The machine that decoded the last token, whose logits are still there."""
-        return self.machine(self.programs.place(self.state.position - 1))
+        return self.machine(self.programs.place(self.state.position - 1 - self.state.last_place))

@@ -28,12 +28,13 @@ class SequenceState:
         self.stopped = False
         self.drafts: list[int] = []
         self.source: Source = look_up
+        self.last_place = 0  # of the column that chose the last token
 
     def begin(self, prompt: Sequence[int], sampling: SamplingState, stop_tokens: Collection[int]) -> None:
         """A new sequence in the place of the one before."""
         self.tokens, self.prompt_length, self.position = list(prompt), len(prompt), 0
         self.sampling, self.stop_tokens, self.stopped = sampling, frozenset(stop_tokens), False
-        self.end, self.drafts = self.capacity, []
+        self.end, self.drafts, self.last_place = self.capacity, [], 0
 
     @property
     def generated(self) -> list[int]:
@@ -71,6 +72,7 @@ class SequenceState:
         coming = self.coming()
         for place, token in enumerate(chosen):
             self.emit(self.position, token)
+            self.last_place = place
             if self.stopped or place + 1 == len(chosen) or coming[place + 1] != self.tokens[self.position]:
                 break
         self.drafts = []

@@ -14,6 +14,7 @@ from megakernel.device.compat import barrier
 from megakernel.device.context import (
     END,
     GIVEN,
+    LAST,
     NO_NUMBERS,
     POSITION,
     PROMPT_LENGTH,
@@ -114,6 +115,7 @@ def advance(S: gl.constexpr, memory, slots):
     gl.store(own + STOP, following, mask=here & stops)
     gl.store(own + NO_NUMBERS, sequence * 0 + 1, mask=here & numberless)
     gl.store(at + POSITION, following, mask=here)
+    gl.store(at + LAST, column, mask=here)
     gl.store(at + STEPS, steps, mask=column == 0)
     if S.depth > 1:
         barrier()
