@@ -93,10 +93,10 @@ class DraftingBackend(GpuBackend):
             self.last_program, self.last_column = flight.program, found.last
         self.ready.extend(made)
         self.sequence.extend(made)
-        self.position, self.stopped = found.position, found.stopped
-        self.cached = found.position
-        self.steps += steps
+        self.stopped = self.stopped or found.stopped
         if steps:
+            self.position = self.cached = found.position
+            self.steps += steps
             self.pace.landed(made, steps)
         self.settled = not self.flights
 
