@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import triton
 
+from bench.column_runs import measure_columns
 from bench.decode_runs import PROMPT, ContextRecord, data_sheet_bandwidth, measure_context, measure_endurance, measure_engine
 from bench.record import describe, gpu_state
 from bench.record_file import make_folder, save_record
@@ -29,7 +30,7 @@ from megakernel.geometry import COPIES
 from megakernel.gpu.backend import CHUNK
 from megakernel.loading import gpu_problem
 from models.checkpoint import open_checkpoint
-from models.command import Parser, add_formats, add_model, command, start, whole
+from models.command import Parser, add_formats, add_model, columns, command, start, whole
 from models.config import SIZE_LIMIT
 from models.errors import UserError
 from models.formats import PLAIN_NAME, chosen_formats
@@ -72,6 +73,13 @@ def positions(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1, 0 not included."""
+    if not 0 < float(text) <= 1:
+        raise ValueError(text)
+    return float(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="python -m bench.decode", description="Milliseconds a token against the read floor.")
@@ -82,6 +90,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=whole(1, MOST_RUNS), default=RUNS, help="runs of each kind (default %(default)s)")
     endurance = whole(0, MOST_ENDURANCE)
     parser.add_argument("--endurance", type=endurance, default=0, help="also decode so many tokens on end, watching for drift")
+    parser.add_argument(
+        "--columns", type=columns, help="SxD: a step of S sequences, or of D columns of one, beside one column; nothing else"
+    )
+    parser.add_argument("--right", type=share, default=0.7, help="of planted drafts with --columns (default %(default)s)")
     parser.add_argument(
         "--output", type=output_path, default=ROOT / "bench" / "results", help="folder of the record (default %(default)s)"
     )
@@ -94,8 +106,9 @@ def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
     if (problem := gpu_problem()) is not None:
         raise UserError(f"{problem}: this benchmark needs a GPU")
     checkpoint = open_checkpoint(options.model)
-    contexts = fitting_contexts(options.contexts, options.tokens, checkpoint.config.max_position)
-    capacity = max(max(contexts) + options.tokens + 1, PROMPT + 2)
+    tokens = options.tokens * (1 if options.columns is None else options.columns[1])
+    contexts = fitting_contexts(options.contexts, tokens, checkpoint.config.max_position)
+    capacity = max(max(contexts) + tokens + 1, PROMPT + 2)
     formats = chosen_formats(options.weights, options.head, checkpoint.formats)
     return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity, formats), contexts
 
@@ -125,6 +138,7 @@ def measure_rig(model: PackedModel, contexts: Sequence[int], options: argparse.N
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything, as the record."""
     model, contexts = load(options)
+    several = options.columns not in (None, (1, 1))
     machine = describe(ROOT, options.commit)
     record: dict[str, Any] = {
         "benchmark": "decode",
@@ -136,6 +150,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "data_sheet_bytes_per_second": data_sheet_bandwidth(machine["gpu"]),
         "clocks_before": gpu_state(),
     }
+    if several:
+        steps = (options.tokens, options.runs, options.columns, options.right)
+        record["columns"] = measure_columns(model, contexts, *steps)
+        record["clocks_after"] = gpu_state()
+        return record
     record |= measure_rig(model, contexts, options, machine["gpu"])
     record["clocks_after"] = gpu_state()
     torch.cuda.empty_cache()

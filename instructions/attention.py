@@ -18,13 +18,16 @@ before one are among those that it attends to, but not in the cache yet: their r
 page that they will have.  So a token's numbers are the same in whichever column it is computed.  Where the page plan lets a
 loader run ahead into the next step, it must know where that begins: it reads the token, as `Embed` does.
 
+Of several sequences each is split as it would be alone: the program's slices beyond those stay empty, so that a sequence's
+numbers do not depend on how long the others are.
+
 The slices share the pages that exist evenly, so every slice works at any position within the bucket; page uses that a slice
 does not need pass through the ring empty, which keeps the page plan the same for every token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -80,17 +83,13 @@ class Attention(Instruction):
 
     def cached(self, shape: Dimensions) -> tuple[Region, ...]:
         """The rows of the cache that it writes, where any."""
-        if not (shape.head_norms and self.takes_current(shape)):
+        if not shape.head_norms or self.slice < shape.slices - 1:
             return ()
         first = self.sequence * shape.new_rows + self.head * 2 * shape.head_rows
         return (Region("kv", self.layer, first, first + shape.head_rows),)
 
     def writes(self, shape: Dimensions) -> tuple[Region, ...]:
         return (*(self.output(shape, column) for column in self.columns(shape)), *self.cached(shape))
-
-    def takes_current(self, shape: Dimensions) -> bool:
-        """Whether this slice takes the current position."""
-        return self.slice == shape.slices - 1
 
     def page_uses(self, shape: Dimensions) -> int:
         return 2 * shape.slice_pages
@@ -117,7 +116,7 @@ class Attention(Instruction):
         q, (new_k, new_v) = q.to(dtype).float(), self.current(machine, machine.column)
         before = [self.current(machine, self.columns(shape)[place]) for place in range(machine.past - machine.cached)]
         state = OnlineSoftmax(config.group, dp, config.attention_scale)
-        first, stop = shape.slice_range(self.slice, machine.past)
+        first, stop = replace(shape, slices=machine.slices).slice_range(self.slice, machine.past)
         for i in range(shape.slice_pages):
             k_page, v_page = (yield PageRequest(2 * i, 2)).unbind(0)
             page = first + i
@@ -128,7 +127,7 @@ class Attention(Instruction):
                         k[position], v[position] = (row.to(dtype).float() for row in rows)
                 count = min(machine.past - page * shape.page_positions, shape.page_positions)
                 state.add(q, k[:count], v[:count], dtype)
-        if self.takes_current(shape):
+        if self.slice == machine.slices - 1:
             state.add(q, new_k[None].to(dtype).float(), new_v[None].to(dtype).float(), dtype)
         machine.write(self.output(shape, machine.column), state.normalised() if shape.slices == 1 else state.partial())
         for region in self.cached(shape):

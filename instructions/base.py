@@ -86,6 +86,7 @@ class Machine(Protocol):
     """
 
     column: int  # the one that is computed
+    slices: int  # into which its sequence's context is split: as many as the program has, or fewer
     past: int  # positions before the token being decoded: its position
     cached: int  # and those of them that the KV cache holds; the others are those of the sequence's columns before this one
 

@@ -32,8 +32,9 @@ class Progress(IntEnum):
     USED = 1  # columns that hold tokens of its own: that one, and what may follow it
     END = 2  # first position that is not to be decoded by this launch; the kernel only reads it, and the next
     SOURCE = 3  # of drafts: see `Source`
-    STEPS = 4  # that were made, counted in the first sequence alone
-    LAST = 5  # the column whose choice was the last that was stored
+    SLICES = 4  # of its attention, in programs of several sequences: as many as where it is alone
+    STEPS = 5  # that were made, counted in the first sequence alone
+    LAST = 6  # the column whose choice was the last that was stored
 
 
 class Source(IntEnum):

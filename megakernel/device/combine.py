@@ -77,11 +77,11 @@ def add_chunk(S: gl.constexpr, source, slices, m, total, out, MOST: gl.constexpr
 @gluon.jit
 def any_vacant(S: gl.constexpr, source, slices):
     """Whether anything of the slices from `source` on is vacant, int32, the same for all threads."""
-    column = gl.arange(0, CHECKED, vector_layout())
+    index = gl.arange(0, CHECKED, vector_layout())
     absent = gl.zeros([CHECKED], gl.int32, vector_layout())
     count = slices * (S.group * (S.head_rows + 2))
     for first in range(0, count, CHECKED):
-        absent |= vacant(look(source + first + column, first + column < count))
+        absent |= vacant(look(source + first + index, first + index < count))
     return gl.max(absent, axis=0)
 
 

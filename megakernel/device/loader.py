@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from instructions.attention import Attention
 from instructions.lm_head import LmHead
 from megakernel.device.clocks import cycles
-from megakernel.device.columns.places import progress
+from megakernel.device.columns.places import progress, slices_of
 from megakernel.device.compat import copy_page
 from megakernel.device.context import DONE, LOADERS, POSITION, USED, fetch_load, set_shared_word, shared_word
 from megakernel.device.heads import slice_pages
@@ -97,8 +97,8 @@ def stream_tape(S: gl.constexpr, tape, beside, head_beside, ring, load, use, num
 
 
 @gluon.jit
-def last_position(S: gl.constexpr, memory, ring, load, use):
-    """The position of the last column of the sequence whose pages are to be streamed.
+def where_it_stands(S: gl.constexpr, memory, ring, load, use):
+    """The position of the last column of the sequence whose pages are to be streamed, and the slices of its attention.
 
     The step before has decided it.  Who fills page use `use` has seen the end of that step: by its own wait, or by the page's
     release, which an instruction of this step gives.
@@ -107,7 +107,8 @@ def last_position(S: gl.constexpr, memory, ring, load, use):
     mbarrier.wait(ring.empty.index(use % S.ring), ((use // S.ring) & 1) ^ 1)
     sequence = load.tape // (memory.bucket.head_pages * (S.layers * S.kv_heads * 2))
     at = progress(memory, sequence)
-    return gl.load(at + POSITION, cache_modifier=".cg") + gl.load(at + USED, cache_modifier=".cg") - 1
+    position = gl.load(at + POSITION, cache_modifier=".cg") + gl.load(at + USED, cache_modifier=".cg") - 1
+    return position, slices_of(S, memory, sequence)
 
 
 @gluon.jit
@@ -116,9 +117,12 @@ def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, number, epoch,
     if load.wait >= 0:
         wait_counter(memory, load.wait, load.target * epoch, LOADERS + sm, index, position)
     proxy_fence()
+    slices = memory.bucket.slices
     if S.columns > 1:
-        position = last_position(S, memory, ring, load, use)
-    first, pages = slice_pages(S, memory.bucket.slices, load.slice, position)
+        position, slices = where_it_stands(S, memory, ring, load, use)
+    first, pages = slice_pages(S, slices, load.slice, position)
+    if S.columns > 1:
+        pages = gl.minimum(pages, load.pages // 2)  # a step that will not be taken may stand beyond the bucket
     page = load.tape + first
     waited = gl.to_tensor(0).to(gl.int64)
     for i in range(pages):

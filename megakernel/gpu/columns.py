@@ -19,10 +19,15 @@ from megakernel.gpu.control import Outcome, control_words, progress_words, reque
 from megakernel.gpu.machine import LAUNCH_OPTIONS, GpuProgram, GpuState, check_fit
 
 
-def place_sequence(state: GpuState, number: int, position: int, end: int, source: Source = Source.LOOK_UP) -> None:
-    """Enqueue that sequence `number` goes on at `position`, whose token is known, and not beyond `end`."""
+def place_sequence(
+    state: GpuState, number: int, position: int, end: int, slices: int, source: Source = Source.LOOK_UP
+) -> None:
+    """Enqueue that sequence `number` goes on at `position`, whose token is known, and not beyond `end`.
+
+    `slices`: of its attention at those positions, were it alone.
+    """
     first = SEQUENCES + number * SEQUENCE_WORDS
-    words = torch.from_numpy(progress_words(position, end, source))
+    words = torch.from_numpy(progress_words(position, end, slices, source))
     state.control[first : first + len(words)].copy_(words)
 
 

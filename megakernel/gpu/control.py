@@ -54,11 +54,9 @@ def request_place(sequence: int) -> int:
     return SEQUENCES + sequence * SEQUENCE_WORDS + REQUEST if sequence else 0
 
 
-def progress_words(position: int, end: int, source: Source = Source.LOOK_UP, used: int = 1) -> np.ndarray:
-    """What a sequence is told where it stands, int32 [4]: the first words of `Progress`."""
-    words = np.zeros(Progress.SOURCE + 1, dtype=np.int32)
-    words[[Progress.POSITION, Progress.USED, Progress.END, Progress.SOURCE]] = position, used, end, source
-    return words
+def progress_words(position: int, end: int, slices: int, source: Source = Source.LOOK_UP) -> np.ndarray:
+    """What a sequence is told where it stands, with no drafts, int32 [5]: the first words of `Progress`."""
+    return np.array([position, 1, end, source, slices], dtype=np.int32)
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,14 @@ class DraftingBackend(GpuBackend):
         self.columns_built: dict[int, Future[ColumnProgram]] = {}
         self.column_flights: list[ColumnFlight] = []
         self.pace, self.last_column = Pace([]), 0
+        self.placed = (-1, -1)  # where the GPU knows the sequence to stand and to end, by its own steps
         super().__init__(model, programs, device, prefill)
         with self.on_device("compiling the kernel"):
             self.column_program(0).result().compile()
 
     def begin(self, prompt: list[int], limit: int, sampling: SamplingParams, reuse: bool) -> None:
         super().begin(prompt, limit, sampling, reuse)
-        self.pace = Pace(prompt)
+        self.pace, self.placed = Pace(prompt), (-1, -1)
 
     def room(self) -> bool:
         """Launches of one column wait until those of several have landed, and so does a change of the bucket."""
@@ -62,9 +63,10 @@ class DraftingBackend(GpuBackend):
             return
         self.settled = False
         place, end = self.programs.cut(self.position, self.end)
-        if not self.column_flights:
-            place_sequence(self.state, 0, self.position, end)
         program = self.column_program(place).result()
+        if (self.position, end) != self.placed and not self.column_flights:
+            place_sequence(self.state, 0, self.position, end, program.bucket.slices)
+            self.placed = self.position, end
         steps = TRIAL if self.position == self.prompt_length else min(CHUNK, self.longest)
         flight = program.launch_steps(steps, [self.position])
         self.column_flights.append(flight)
@@ -96,6 +98,7 @@ class DraftingBackend(GpuBackend):
         self.stopped = self.stopped or found.stopped
         if steps:
             self.position = self.cached = found.position
+            self.placed = found.position, self.placed[1]
             self.steps += steps
             self.pace.landed(made, steps)
         self.settled = not self.flights

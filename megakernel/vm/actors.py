@@ -5,6 +5,7 @@ Both walk the SM's queue for many tokens, as their twins in the kernel do; a ste
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -116,6 +117,7 @@ class Loader(Actor):
         """KV pages one by one, copied as they are at that moment; uses without a page pass through empty."""
         ring, item, grid = self.unit.ring, record.item, self.grid
         cached = past = grid.start + self.token
+        shape = grid.shape
         for use in range(item.pages):
             number = self.token * self.unit.uses + item.page + use
             ring.check_next(number, record)
@@ -124,18 +126,21 @@ class Loader(Actor):
             freed = ring.clocks[number % ring.depth]
             self.clock = self.clock if freed is None else merged(self.clock, freed)
             if grid.shape.columns > 1 and not use:
-                cached, past = self.look(record)
-            source = item.instruction.page_source(grid.shape, item.tape, use, past)
+                cached, past, slices = self.look(record)
+                shape = replace(shape, slices=slices)
+            source = item.instruction.page_source(shape, item.tape, use, past)
             page = None if source is None else self.load(source.index, cached, past)
             ring.put(Run(record, self.token, number, use, 1, page))
             ring.filled.add(1, grid.ready)
             yield None
 
-    def look(self, record: Record) -> tuple[int, int]:
-        """Where a sequence stands, which the step before has decided: the positions that are cached, and those attended to."""
+    def look(self, record: Record) -> tuple[int, int, int]:
+        """Where a sequence stands, which the step before has decided: the positions that are cached, those attended to, and into
+        how many slices those are split."""
         self.grid.sight.token.check((0,), self.clock, "looks where its step begins")
         step, columns = self.grid.step(self.token), record.item.instruction.columns(self.grid.shape)
-        return step.columns[columns[0]].cached, step.columns[columns[-1]].position
+        first = step.columns[columns[0]]
+        return first.cached, step.columns[columns[-1]].position, step.slices(first.sequence)
 
     def load(self, index: int, cached: int, past: int) -> torch.Tensor:
         """A copy of a KV page; its newest row must be visible, and older ones are if their token was seen to end."""

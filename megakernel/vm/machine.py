@@ -34,6 +34,7 @@ class ExecutingMachine:
         self.shape, self.model, self.memory, self.state, self.sight = shape, model, memory, state, sight
         self.clock, self.moment = sight.nothing, Moment(0, 0)
         self.past = self.cached = self.column = 0
+        self.slices = shape.slices
         self.epoch = 0
         self.step: Step
         self.rows_left = 0
@@ -57,7 +58,8 @@ class ExecutingMachine:
     def turn(self, column: int) -> None:
         """Go on with a column."""
         self.column = column
-        _, self.past, self.cached = self.step.columns[column]
+        sequence, self.past, self.cached = self.step.columns[column]
+        self.slices = self.step.slices(sequence)
 
     def end(self) -> None:
         """The instruction has ended; all it declared must be written."""

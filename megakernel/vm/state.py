@@ -28,6 +28,7 @@ class SequenceState:
         self.stopped = False
         self.drafts: list[int] = []
         self.source: Source = look_up
+        self.slices = 0  # of attention at its positions, were it alone; 0: the program's
         self.last_place = 0  # of the column that chose the last token
 
     def begin(self, prompt: Sequence[int], sampling: SamplingState, stop_tokens: Collection[int]) -> None:

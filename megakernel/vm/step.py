@@ -39,9 +39,9 @@ class Step:
             self.tokens += [coming[place] for place in places]
             self.used.append(used)
 
-    def past(self, sequence: int) -> int:
-        """The positions that the last column of a sequence attends to, beside its own."""
-        return self.columns[self.shape.columns_of(sequence)[-1]].position
+    def slices(self, sequence: int) -> int:
+        """Into how many a sequence's context is split."""
+        return self.state.sequences[sequence].slices or self.shape.slices
 
     def choose(self, column: int, token: int) -> None:
         """A column has chosen the token after its own; with the last one of them, positions advance."""

@@ -51,6 +51,10 @@ class FakeMachine:
     column = 0
 
     @property
+    def slices(self) -> int:
+        return self.shape.slices
+
+    @property
     def cached(self) -> int:
         return self.past
 

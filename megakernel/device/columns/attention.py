@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from megakernel.device.cache import cache_address, finite
 from megakernel.device.clocks import cycles
-from megakernel.device.columns.places import kept, position_of, progress, sequence_rows
+from megakernel.device.columns.places import position_of, progress, sequence_rows, slices_of
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.context import POSITION, USED
 from megakernel.device.formats.layouts import FLAT_TILES
@@ -200,9 +200,10 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
     at = progress(memory, sequence)
     position = gl.load(at + POSITION, cache_modifier=".cg")
     used = gl.load(at + USED, cache_modifier=".cg")
-    first, pages = slice_pages(S, memory.bucket.slices, slice, position + used - 1)
+    slices = slices_of(S, memory, sequence)
+    first, pages = slice_pages(S, slices, slice, position + used - 1)
     wait_all(S, memory, step, ALL)
-    current = slice == memory.bucket.slices - 1
+    current = slice == slices - 1
     columns, heads = column_of(S, gl.arange(0, COUNT, gl.SliceLayout(1, query_layout())), sequence)
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))
     known = (heads < S.group)[:, None] & (dims < S.head_rows)[None, :]
@@ -284,7 +285,7 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
         place = position_of(S, memory, step, columns)[:, None]
         cached = cache_address(S, memory.cache, memory.bucket.head_pages, step.record.layer, head, 0, place, dims[None, :])
         cached = sequence_rows(S, memory, cached, columns[:, None])
-        inside = known & (heads == 0)[:, None] & kept(S, columns)[:, None] & current
+        inside = known & (heads == 0)[:, None] & (slice == memory.bucket.slices - 1)
         gl.store(cached, finite(new_k).to(gl.bfloat16), mask=inside)
         proxy_fence()  # later steps read these rows by TMA
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.context import END, POSITION, REQUEST, SEQUENCE_WORDS, SEQUENCES, STOP, USED
+from megakernel.device.context import END, POSITION, REQUEST, SEQUENCE_WORDS, SEQUENCES, SLICES, STOP, USED
 from megakernel.device.matvec import PAGE_ELEMENTS
 from megakernel.device.sync import load_acquire
 from megakernel.geometry import TOKEN_SLACK
@@ -80,6 +80,16 @@ def position_of(S: gl.constexpr, memory, step, column):
         used = gl.load(at + USED, cache_modifier=".cg")
         position = first + gl.minimum(gl.minimum(column, S.columns - 1) - sequence * S.depth, used - 1)
     return position
+
+
+@gluon.jit
+def slices_of(S: gl.constexpr, memory, sequence):
+    """How many slices a sequence's context is split into.  Those of the program beyond them stay empty: so a sequence's sums do
+    not depend on how long the others are."""
+    slices = memory.bucket.slices
+    if S.sequences > 1:
+        slices = gl.load(progress(memory, sequence) + SLICES, cache_modifier=".cg")
+    return slices
 
 
 @gluon.jit

@@ -103,15 +103,18 @@ def orders() -> list[Interleaving | None]:
 
 @pytest.mark.parametrize("sequences", [2, 8])
 def test_sequences_share_steps_and_nothing_else(sequences: int) -> None:
-    """Of different lengths, samplings and ends, one of them joining late: each as it is alone, in every order."""
+    """Of different lengths, samplings and ends, one of them joining late: each as it is alone, where attention has fewer slices."""
     random = Random(sequences)
     prompts = [[random.randrange(TINY.vocab_size) for _ in range(2 + 9 * number)] for number in range(sequences)]
     samplings = [GREEDY if number % 2 else SAMPLED._replace(seed=number) for number in range(sequences)]
     wanted = [alone(prompt, 6, sampling)[0] for prompt, sampling in zip(prompts, samplings, strict=True)]
     for interleaving in orders()[: 7 if sequences == 2 else 2]:
-        vm = Vm(program(sequences), packed(), interleaving=interleaving, early=interleaving is not None)
+        vm = Vm(program(sequences, slices=3), packed(), interleaving=interleaving, early=interleaving is not None)
+        vm.state.join(0, [1])
         for number in range(1, sequences):
             vm.state.join(number, prompts[number], samplings[number])
+        for sequence in vm.state.sequences:
+            sequence.slices = 2
         vm.launch(3)
         vm.state.join(0, prompts[0], samplings[0])
         for sequence, prompt in zip(vm.state.sequences, prompts, strict=True):
