@@ -210,7 +210,7 @@ def generate(engine: Engine, text: TextCodec, options: Request, result: Result, 
 
     try:
         for token_id in engine.stream():
-            result.steps = engine.steps if options.speculate else None
+            result.steps = engine.steps_made if options.speculate else None
             result.last = time.perf_counter()
             result.first = result.first or result.last
             result.token_ids.append(token_id)

@@ -19,8 +19,8 @@ ITEMSIZE = 2
 
 def column_programs(model: PackedModel, sequences: int = 1, depth: int = 1) -> BucketPrograms:
     """The programs of a model with so many columns, on all SMs of the GPU."""
-    numbers = {"formats": model.tape.formats, "sequences": sequences, "depth": depth}
-    return BucketPrograms(model.config, device_sms(), model.capacity, ITEMSIZE, **numbers)
+    sizes = (model.config, device_sms(), model.capacity, ITEMSIZE)
+    return BucketPrograms(*sizes, formats=model.tape.formats, sequences=sequences, depth=depth)
 
 
 class ColumnRig:
@@ -29,7 +29,9 @@ class ColumnRig:
     `alone` are the programs of one column: they say into how many slices a context is split.
     """
 
-    def __init__(self, model: PackedModel, programs: BucketPrograms, alone: BucketPrograms, state: GpuState | None = None) -> None:
+    def __init__(
+        self, model: PackedModel, programs: BucketPrograms, alone: BucketPrograms, state: GpuState | None = None
+    ) -> None:
         self.programs, self.alone = programs, alone
         pages = programs.shape(programs.capacity).cache_pages
         device = torch.device("cuda", 0)
@@ -75,7 +77,8 @@ class ColumnRig:
         return max((self.positions[place] for place in running), default=0), ends
 
     def place(self) -> ColumnProgram:
-        """Tell every sequence where it stands, where that has changed but by its own steps; returns the program to go on with."""
+        """Tell every sequence where it stands, where that has changed but by its own steps; returns the program to go on
+        with."""
         longest, ends = self.limits()
         for number, (position, end) in enumerate(zip(self.positions, ends, strict=True)):
             slices = self.alone.shape(self.alone.sizes[self.alone.place(position)]).slices
@@ -104,7 +107,8 @@ class ColumnRig:
         return found
 
     def timed(self, steps: int, launches: int) -> tuple[float, int, int]:
-        """Milliseconds a step of launches back to back, by the GPU's own events; the tokens of all sequences, and the steps, that
+        """Milliseconds a step of launches back to back, by the GPU's own events; the tokens of all sequences, and the steps,
+        that
         they made."""
         program = self.place()
         begin, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))

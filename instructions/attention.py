@@ -13,7 +13,8 @@ Where heads are normed, q and this token's k are what `Qkv` left of them: weight
 y^2 + eps) of each head, with the row blocks' sums of y^2 beside them in squares[layer].  Each slice multiplies its queries, the
 last one also this token's keys, whose cache row it writes.
 
-A sequence may have several columns, each the next position: then a slice's pages serve all of them.  The positions of the columns
+A sequence may have several columns, each the next position: then a slice's pages serve all of them.  The positions of the
+columns
 before one are among those that it attends to, but not in the cache yet: their rows stand in new_kv, and take the places in the
 page that they will have.  So a token's numbers are the same in whichever column it is computed.  Where the page plan lets a
 loader run ahead into the next step, it must know where that begins: it reads the token, as `Embed` does.

@@ -19,7 +19,8 @@ from instructions.dimensions import Dimensions
 
 @dataclass(frozen=True, order=True)
 class Region:
-    """Rows `start` (included) to `stop` (excluded) of one layer of a buffer, in all columns; `Shape.buffers` has all buffers."""
+    """Rows `start` (included) to `stop` (excluded) of one layer of a buffer, in all columns; `Shape.buffers` has all
+    buffers."""
 
     buffer: str
     layer: int
@@ -205,5 +206,6 @@ class Instruction:
         raise NotImplementedError
 
     def execute(self, machine: Machine) -> Pages:
-        """Run on the CPU, for one column: a generator that yields the pages it needs, in order, and receives them as tensors."""
+        """Run on the CPU, for one column: a generator that yields the pages it needs, in order, and receives them as
+        tensors."""
         raise NotImplementedError

@@ -1,7 +1,8 @@
 """Drafts by looking up: tokens that may come next, taken from where the last ones stood before (prompt lookup: Saxena, 2023).
 
 Of the places where the sequence's last token stood before, the one counts where most of the tokens before it agree, too: at
-least LEAST tokens in all, counted up to MOST; of equals, the latest.  What followed there is the draft.  Where that runs into the
+least LEAST tokens in all, counted up to MOST; of equals, the latest.  What followed there is the draft.  Where that runs into
+the
 sequence's own end, it goes on with the draft itself, as what repeats does.
 
 A draft is right if it is the token that would be chosen anyway, so it decides how fast a text comes, never what it says.  The

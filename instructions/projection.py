@@ -32,7 +32,9 @@ class Projection(RowBlocks):
         return self.block * BLOCK_ROWS, min((self.block + self.blocks) * BLOCK_ROWS, shape.config.hidden_size)
 
     def reads(self, shape: Dimensions) -> tuple[Region, ...]:
-        source = Region(self.SOURCE, self.layer, 0, shape.columns * self.matrix(shape).columns if self.APART else self.matrix(shape).columns)
+        source = Region(
+            self.SOURCE, self.layer, 0, shape.columns * self.matrix(shape).columns if self.APART else self.matrix(shape).columns
+        )
         return (source, Region(self.RESIDUAL, self.layer, *self.rows(shape)))
 
     def source(self, shape: Dimensions, column: int) -> Region:

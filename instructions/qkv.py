@@ -113,7 +113,9 @@ class Qkv(RowBlocks):
             y = torch.where(normed[:, None], y * self.head_weights(machine), y)
         y = torch.where(self.pairs(shape), rotated(y, self.angles(shape, machine.rope())), y)
         write_runs(machine, self.outputs(shape), y.flatten())
-        write_runs(machine, self.cached(shape, machine.column // shape.depth), y[torch.tensor(self.cached_blocks(shape))].flatten())
+        write_runs(
+            machine, self.cached(shape, machine.column // shape.depth), y[torch.tensor(self.cached_blocks(shape))].flatten()
+        )
 
     def head_weights(self, machine: Machine) -> torch.Tensor:
         """The norm weights of every block's dimensions, [blocks, 16]; for values, which have none, those of keys."""

@@ -102,7 +102,14 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--head", metavar="F", choices=WEIGHTS, help="the LM head's (default: as the other weights)")
     add("--backend", choices=BACKENDS, help="auto, the default, takes the kernel (gpu) where it runs, else torch")
     add("--sms", type=int, metavar="N", help="SMs to use or, with vm, to imitate")
-    add("--speculate", type=int, metavar="K", nargs="?", const=MOST_DRAFTS, help=f"drafts a step, at most {MOST_DRAFTS}; 0 is off")
+    add(
+        "--speculate",
+        type=int,
+        metavar="K",
+        nargs="?",
+        const=MOST_DRAFTS,
+        help=f"drafts a step, at most {MOST_DRAFTS}; 0 is off",
+    )
     add("--context", type=int, metavar="N", help="tokens that prompt and answer may have together")
 
 

@@ -116,9 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     capacity = cache_capacity(config, min(2048, config.max_position) if options.capacity is None else options.capacity)
     formats = chosen_formats(options.weights, options.head)
     sequences, depth = options.columns
-    programs = BucketPrograms(
-        config, options.sms, capacity, itemsize=2, formats=formats, sequences=sequences, depth=depth
-    )
+    programs = BucketPrograms(config, options.sms, capacity, itemsize=2, formats=formats, sequences=sequences, depth=depth)
     if not 0 <= options.past <= capacity:
         raise UserError(f"position {options.past} in a KV cache of {capacity}: use 0 to {capacity}")
     program = programs.program(programs.place(options.past))

@@ -114,8 +114,9 @@ class Engine:
         return backend.logits()
 
     @property
-    def steps(self) -> int | None:
-        """Steps of the request in which tokens were chosen, where the backend drafts; more tokens than steps are drafts' worth."""
+    def steps_made(self) -> int | None:
+        """How many steps of the request there were in which tokens were chosen, where the backend drafts; more tokens than
+        steps are drafts' worth."""
         return getattr(self._opened(), "steps", None)
 
     def stop(self) -> None:

@@ -23,6 +23,7 @@ from megakernel.torch.model import TorchModel
 from megakernel.torch.weights import Weights
 from megakernel.vm.backend import VmBackend
 from models.checkpoint import Checkpoint, open_checkpoint
+from models.config import ModelConfig
 from models.errors import UserError
 from models.formats import PLAIN, Formats, check_formats, chosen_formats
 from models.packed import pack

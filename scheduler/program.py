@@ -172,7 +172,9 @@ def read_program(path: Path) -> Program:
         raise ProgramFormatError(f"{path}: arrays of the wrong type or size; make the program again")
     try:
         config = ModelConfig.from_dict(header["config"])
-        numbers = {name: whole_number(header, name) for name in ("itemsize", "capacity", "bucket", "slices", "sequences", "depth")}
+        numbers = {
+            name: whole_number(header, name) for name in ("itemsize", "capacity", "bucket", "slices", "sequences", "depth")
+        }
         shape = Shape(config, **numbers, tail=flag(header, "tail"), formats=formats_of(header))
         return Program(shape, text(header, "policy"), whole_number(header, "ring"), **arrays)
     except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:

@@ -30,6 +30,7 @@ from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
 
+
 @gluon.jit
 def query_places(S: gl.constexpr, memory, step):
     """Where the group's queries lie, [heads, dims], and which of them there are."""

@@ -109,7 +109,8 @@ def multiply_by(S: gl.constexpr, F: gl.constexpr, ring, step, use, slot, x, acc)
 
 @gluon.jit
 def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
-    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 columns], equal ones where there
+    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 columns], equal ones where
+    there
     is but one."""
     F: gl.constexpr = matrix.format
     PAGES: gl.constexpr = matrix.pages
@@ -161,10 +162,12 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
 
 @gluon.jit
 def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance: gl.constexpr, matrix: gl.constexpr):
-    """Multiply the row block whose pages begin at `use` by fp32 vectors as long as the matrix's rows, `distance` from one column
+    """Multiply the row block whose pages begin at `use` by fp32 vectors as long as the matrix's rows, `distance` from one
+    column
     to the next, rounded to bf16, each page as soon as it is there; returns what `row_block` does.
 
-    Nothing is staged: every value is loaded by the one thread that the tensor cores take it from.  Of a plain matrix three pages
+    Nothing is staged: every value is loaded by the one thread that the tensor cores take it from.  Of a plain matrix three
+    pages
     are on their way at a time.
     """
     F: gl.constexpr = matrix.format

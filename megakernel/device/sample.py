@@ -11,6 +11,7 @@ from megakernel.device.draws import draw
 from megakernel.device.sampling import best_of, load_sampling
 from megakernel.device.sync import wait_all
 
+
 @gluon.jit
 def sample(S: gl.constexpr, memory, ring, step):
     """Of `slots` slots in "best", or of the rows that a cut keeps; the prompt's own tokens stand.  Logits that are no finite

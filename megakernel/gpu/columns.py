@@ -1,6 +1,7 @@
 """Launches of programs of several columns: so many steps, from where each sequence stands in GPU memory.
 
-A step decodes of every sequence as many tokens as its drafts were right, and one more.  Where the sequences stand then, the host
+A step decodes of every sequence as many tokens as its drafts were right, and one more.  Where the sequences stand then, the
+host
 learns when a launch has landed; the next may be enqueued before.
 """
 
@@ -19,9 +20,7 @@ from megakernel.gpu.control import Outcome, control_words, progress_words, reque
 from megakernel.gpu.machine import LAUNCH_OPTIONS, GpuProgram, GpuState, check_fit
 
 
-def place_sequence(
-    state: GpuState, number: int, position: int, end: int, slices: int, source: Source = Source.LOOK_UP
-) -> None:
+def place_sequence(state: GpuState, number: int, position: int, end: int, slices: int, source: Source = Source.LOOK_UP) -> None:
     """Enqueue that sequence `number` goes on at `position`, whose token is known, and not beyond `end`.
 
     `slices`: of its attention at those positions, were it alone.
@@ -94,7 +93,8 @@ class ColumnProgram(GpuProgram):
     """A program of several columns in GPU memory."""
 
     def launch_steps(self, steps: int, firsts: Sequence[int]) -> ColumnFlight:
-        """Enqueue up to `steps` steps; returns at once.  `firsts`: positions that the sequences have reached already, from which on
+        """Enqueue up to `steps` steps; returns at once.  `firsts`: positions that the sequences have reached already, from
+        which on
         their tokens are asked for.
 
         Where no sequence has anything left to decode, the kernel leaves at once.  Raises ValueError where the program does not

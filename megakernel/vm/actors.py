@@ -135,7 +135,8 @@ class Loader(Actor):
             yield None
 
     def look(self, record: Record) -> tuple[int, int, int]:
-        """Where a sequence stands, which the step before has decided: the positions that are cached, those attended to, and into
+        """Where a sequence stands, which the step before has decided: the positions that are cached, those attended to, and
+        into
         how many slices those are split."""
         self.grid.sight.token.check((0,), self.clock, "looks where its step begins")
         step, columns = self.grid.step(self.token), record.item.instruction.columns(self.grid.shape)

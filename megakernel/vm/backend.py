@@ -15,7 +15,8 @@ from scheduler.buckets import BucketPrograms
 
 
 class VmBackend:
-    """See `megakernel.backend.Backend`.  `seed` draws the order in which the SMs take their steps.  Where `programs` have several
+    """See `megakernel.backend.Backend`.  `seed` draws the order in which the SMs take their steps.  Where `programs` have
+    several
     columns, the sequence's other columns are drafts, and `steps` counts those of the request.
 
     It reads a prompt token by token, as the specification does, and keeps nothing from one sequence to the next.

@@ -60,10 +60,8 @@ class Step:
     def accept(self, number: int, runs: bool) -> None:
         """Advance one sequence, and draft what may follow."""
         sequence, first = self.state.sequences[number], self.shape.columns_of(number)[0]
-        if not runs:
-            return
-        sequence.accept([self.chosen[first + place] for place in range(self.used[number])])
+        if runs:
+            sequence.accept([self.chosen[first + place] for place in range(self.used[number])])
         self.state.cache.truncate(number, sequence.position)
-        if self.shape.depth > 1 and sequence.position >= sequence.prompt_length - 1 and not sequence.stopped:
+        if runs and self.shape.depth > 1 and sequence.position >= sequence.prompt_length - 1 and not sequence.stopped:
             sequence.drafts = sequence.source(sequence.tokens, self.shape.depth - 1)
-

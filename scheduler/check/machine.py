@@ -35,7 +35,8 @@ def shared_bytes(shape: Shape, ring: int) -> int:
     """Shared memory of one block: the ring, one staged vector, and the kernel's reserve.
 
     Staged are, one at a time, the input of any matrix, padded to whole pages of columns; the hidden state, padded to a power
-    of two of pages; the queries of an attention group.  Of several columns none but the hidden state, eight times, and the queries.
+    of two of pages; the queries of an attention group.  Of several columns none but the hidden state, eight times, and the
+    queries.
     """
     staged, beside = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0
     for matrix in shape.tape.matrices:
@@ -57,7 +58,9 @@ def shape_findings(shape: Shape) -> Iterator[Finding]:
     if shape.slices < 1:
         yield Finding("limits", f"{shape.slices} attention slices; there is at least 1")
     if min(shape.sequences, shape.depth) != 1 or not 1 <= shape.columns <= 8:
-        yield Finding("limits", f"{shape.sequences} sequences of {shape.depth} columns; there are 1 to 8 of either, one of the other")
+        yield Finding(
+            "limits", f"{shape.sequences} sequences of {shape.depth} columns; there are 1 to 8 of either, one of the other"
+        )
     if shape.tail and shape.columns > 1:
         yield Finding("limits", f"a tail of {shape.columns} columns; it is for one token")
     if not 1 <= shape.bucket <= shape.capacity:

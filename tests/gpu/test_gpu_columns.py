@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from bench.column_rig import ColumnRig
-from bench.rig import Rig, device_sms, programs_of as engine_programs_of
+from bench.rig import Rig, device_sms
+from bench.rig import programs_of as engine_programs_of
 from instructions.base import GREEDY, SamplingState
 from instructions.drafts import look_up
 from megakernel.control_block import SEQUENCES, Progress
@@ -46,8 +47,8 @@ def model_of(name: str) -> PackedModel:
 def columns_of(name: str, sequences: int = 1, depth: int = 1) -> BucketPrograms:
     """A case's programs with so many columns."""
     case = case_of(name)
-    numbers = {"formats": case.formats, "sequences": sequences, "depth": depth, "buckets": case.buckets}
-    return CasePrograms(config_of(name), device_sms(), case.capacity, ITEMSIZE, **numbers)
+    sizes = (config_of(name), device_sms(), case.capacity, ITEMSIZE)
+    return CasePrograms(*sizes, formats=case.formats, sequences=sequences, depth=depth, buckets=case.buckets)
 
 
 class Truth:
@@ -197,7 +198,7 @@ def test_texts_are_the_same_with_drafts_and_without() -> None:
         for prompt, tokens, sampling in requests:
             engine.start(prompt, tokens, sampling, reuse=False)
             made.append(list(engine.stream()))
-            steps += engine.steps or 0
+            steps += engine.steps_made or 0
         return made, steps
 
     with Engine(GpuBackend(model, programs, device, Prefill), chunk=CHUNK) as engine:

@@ -118,7 +118,6 @@ class FakeKernel:
                 if chosen in control[STOP_TOKENS + 1 :][: control[STOP_TOKENS]]:
                     control[STOP] = position + 1
 
-
     def step(self, control: np.ndarray, tokens: np.ndarray, rows: np.ndarray, geometry: Geometry) -> None:
         """A step of several columns of one sequence: what is drafted is decoded, and kept as far as it is right."""
         progress = control[SEQUENCES : SEQUENCES + len(Progress)]

@@ -1,6 +1,8 @@
-"""The end of a step of several columns: choose what follows each, keep what was decoded from true tokens, draft what may follow.
+"""The end of a step of several columns: choose what follows each, keep what was decoded from true tokens, draft what may
+follow.
 
-A column's choice is that of its position, whoever shares the step.  What it was decoded from is true if it is what the column before
+A column's choice is that of its position, whoever shares the step.  What it was decoded from is true if it is what the column
+before
 has chosen: so the text is the same with drafts and without.
 """
 

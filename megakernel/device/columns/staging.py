@@ -72,7 +72,9 @@ def squares_of(S: gl.constexpr, memory, step, source, distance: gl.constexpr, CO
 
 
 @gluon.jit
-def stage_norms(S: gl.constexpr, memory, ring, step, source, distance: gl.constexpr, weight, matrix: gl.constexpr, SIZE: gl.constexpr):
+def stage_norms(
+    S: gl.constexpr, memory, ring, step, source, distance: gl.constexpr, weight, matrix: gl.constexpr, SIZE: gl.constexpr
+):
     """`megakernel.device.matvec.stage_norm` for all columns, `distance` from one to the next."""
     F: gl.constexpr = matrix.format
     TILE: gl.constexpr = F.COLUMNS // F.TILES
@@ -116,7 +118,8 @@ def stage_norms(S: gl.constexpr, memory, ring, step, source, distance: gl.conste
 
 @gluon.jit
 def fragment(S: gl.constexpr, source, page, distance: gl.constexpr, matrix: gl.constexpr):
-    """Page `page` of the vectors at `source` as they are now, where the B operand has them: fp32 [tiles, columns of a tile, 8]."""
+    """Page `page` of the vectors at `source` as they are now, where the B operand has them: fp32 [tiles, columns of a tile,
+    8]."""
     F: gl.constexpr = matrix.format
     TILE: gl.constexpr = F.COLUMNS // F.TILES
     B: gl.constexpr = gl.DotOperandLayout(1, block_layout(), F.LANE)

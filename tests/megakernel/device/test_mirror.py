@@ -30,7 +30,18 @@ DEVICE = ROOT / "megakernel" / "device"
 # what an instruction is, what it is told, and how it is written down
 HOST_ONLY = {"__init__", "base", "codec", "dimensions", "registry", "shape"}
 ROLES = {"kernel", "consumer", "loader", "prefetcher"}
-DEVICE_ONLY = ROLES | {"__init__", "cache", "clocks", "compat", "context", "draws", "heads", "sync", "trace", "values"}  # the interpreter
+DEVICE_ONLY = ROLES | {
+    "__init__",
+    "cache",
+    "clocks",
+    "compat",
+    "context",
+    "draws",
+    "heads",
+    "sync",
+    "trace",
+    "values",
+}  # the interpreter
 
 
 def modules(folder: Path) -> set[str]:

@@ -39,7 +39,9 @@ def true_token(position: int) -> int:
 
 @pytest.fixture(params=[None, fake.FakePrefill], ids=["decoded prompts", "prefill"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(fake, "next_token", lambda rows, vocabulary: true_token(len(rows)) if vocabulary == CONFIG.vocab_size else 1)
+    monkeypatch.setattr(
+        fake, "next_token", lambda rows, vocabulary: true_token(len(rows)) if vocabulary == CONFIG.vocab_size else 1
+    )
     tape = programs().shape(CAPACITY).tape
     pages = torch.zeros(1, tape.page_elements, dtype=torch.bfloat16)
     model = PackedModel(CONFIG, torch.bfloat16, tape, pages, torch.zeros(1), torch.zeros(CAPACITY, 1, 2))
@@ -56,7 +58,7 @@ def test_the_tokens_are_those_without_drafts(backend: Any, prompt: int) -> None:
             engine.start([true_token(position) for position in range(prompt)], CAPACITY - prompt)
             assert list(engine.stream()) == [true_token(position) for position in range(prompt, CAPACITY)]
             assert engine.finish_reason == "length"
-            assert engine.steps is not None and engine.steps < CAPACITY - prompt - 30, "what repeats took fewer steps"
+            assert engine.steps_made is not None and engine.steps_made < CAPACITY - prompt - 30, "what repeats took fewer steps"
 
 
 @pytest.mark.parametrize("stop", [101, 130, 137, 260])
