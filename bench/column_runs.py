@@ -122,17 +122,8 @@ def measure_columns(
 def column_line(record: ColumnRecord) -> str:
     """One context for people to read."""
     what = f"{record.sequences} sequences" if record.sequences > 1 else f"{record.depth} columns"
-    line = (
-        f"context {record.context:>6}, {what}: {record.ms_per_step.median:.4f} ms a step,
-        {record.times_one_column:.3f}
-        times
-
-        one
-        "
-        f"column ({record.one_column_ms.median:.4f})"
-
-
-    )
+    line = f"context {record.context:>6}, {what}: {record.ms_per_step.median:.4f} ms a step, "
+    line += f"{record.times_one_column:.3f} times one column ({record.one_column_ms.median:.4f})"
     if record.drafted_ms_per_step is not None:
         line += f"; {record.right:.0%} of the drafts right: {record.tokens_per_step:.2f} tokens a step"
     return f"{line}, {record.tokens_per_second:.0f} tokens/s"

@@ -24,9 +24,8 @@ class Twin:
 
     TILES: of a page, each with its own accumulators; COLUMNS: of a page; TOGETHER: most pages whose loads are unrolled
     together; LANE: columns side by side that a lane takes; BESIDE: bytes copied with each page; and the functions: `activation`
-    loads page `page` of the staged vector as
-    the B operand, `take` what a slot of the ring holds, `product` adds the product of the two to accumulators, `copy_beside`
-    asks for what lies beside a page.
+    loads page `page` of the staged vector as the B operand, `take` what a slot of the ring holds, `product` adds the product of
+    the two to accumulators, `copy_beside` asks for what lies beside a page.
     """
 
     def __init__(self, format: WeightFormat) -> None:
