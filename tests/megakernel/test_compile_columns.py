@@ -1,0 +1,33 @@
+"""Kernels of several columns compile for Hopper under both supported ends of Triton's versions, and fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megakernel.geometry import make_geometry, pages_bytes
+from scheduler.build import build_program, make_shape
+from scheduler.limits import RESERVED, SHARED_MEMORY
+from tests.support.compile_cases import CAPACITY, MODELS, NEWEST, OLDEST, SMS, compiled
+
+Site = Callable[[str], Path]
+MOST_STACK = 640  # bytes of a thread: what is put aside around an instruction, not within its loops (docs/columns.md)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("name", "version", "sequences", "depth"), [("bundled", NEWEST, 1, 8), ("qwen3-0.6b", OLDEST, 8, 1)])
+def test_columns_compile(name: str, version: str, sequences: int, depth: int, triton_site: Site) -> None:
+    config = MODELS[name]
+    capacity = min(CAPACITY, config.max_position)
+    shape = make_shape(config, sms=SMS, capacity=capacity, bucket=capacity, sequences=sequences, depth=depth)
+    geometry = make_geometry(build_program(shape, SMS))
+    assert (geometry.sequences, geometry.depth, geometry.columns) == (sequences, depth, sequences * depth)
+    found = compiled(triton_site(version), geometry)
+    print(found)
+    assert found["triton"] == version
+    assert found["stack"] <= MOST_STACK and found["local"] == 0
+    assert pages_bytes(geometry) <= found["shared"] <= SHARED_MEMORY
+    assert found["shared"] <= pages_bytes(geometry) + RESERVED
