@@ -1,4 +1,4 @@
-"""Kernels of several columns compile for Hopper under both supported ends of Triton's versions, and fit it."""
+"""Kernels of several columns compile for Hopper and fit it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from megakernel.geometry import make_geometry, pages_bytes
 from scheduler.build import build_program, make_shape
 from scheduler.limits import RESERVED, SHARED_MEMORY
-from tests.support.compile_cases import CAPACITY, MODELS, NEWEST, OLDEST, SMS, compiled
+from tests.support.compile_cases import CAPACITY, MODELS, OLDEST, SMS, compiled
 
 Site = Callable[[str], Path]
 MOST_STACK = 640  # bytes of a thread: what is put aside around an instruction, not within its loops (docs/columns.md)
@@ -18,8 +18,10 @@ MOST_STACK = 640  # bytes of a thread: what is put aside around an instruction, 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("name", "version", "sequences", "depth"), [("bundled", NEWEST, 1, 8), ("qwen3-0.6b", OLDEST, 8, 1)])
+@pytest.mark.parametrize(("name", "version", "sequences", "depth"), [("bundled", OLDEST, 1, 8)])
 def test_columns_compile(name: str, version: str, sequences: int, depth: int, triton_site: Site) -> None:
+    """One of them: each takes as long as the largest kernel of one column.  `python -m megakernel.compile` tells of the
+    others."""
     config = MODELS[name]
     capacity = min(CAPACITY, config.max_position)
     shape = make_shape(config, sms=SMS, capacity=capacity, bucket=capacity, sequences=sequences, depth=depth)

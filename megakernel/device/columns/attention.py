@@ -232,7 +232,7 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
     barrier()
     keys = new_lines(S, memory, step, head, sequence, 0, position)
     values = new_lines(S, memory, step, head, sequence, 1, position)
-    own = gl.convert_layout(gl.sum(q * new_k, axis=1), QUERIES) * S.scale  # scores of the columns' own positions
+    own = gl.convert_layout(gl.sum(q * new_k, axis=1), QUERIES)  # scores of the columns' own positions, not yet scaled
     owns = in_parts(own, PARTS)
     stamp(S, step.trace, STAGED)
 
@@ -299,6 +299,7 @@ def add_own(S: gl.constexpr, memory, step, head, columns, heads, own, m, total, 
     wide = gl.expand_dims(gl.expand_dims(columns, 0), 0)
     inside = (rows < S.head_rows) & (gl.expand_dims(gl.expand_dims(heads, 0), 0) < S.group)
     v = rounded(look(place + wide * S.new_kv.column + rows, inside))  # is there, as has been seen
+    own = own * S.scale  # here, as one column has it: the product may be fused with the difference below
     m_new = gl.maximum(m, own)
     decay, p = gl.exp(m - m_new), gl.exp(own - m_new)
     weight = gl.expand_dims(gl.expand_dims(p.to(gl.bfloat16).to(gl.float32), 0), 0)
