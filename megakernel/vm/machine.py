@@ -122,5 +122,5 @@ class ExecutingMachine:
         if not covered(Region("token", 0, 0, 1), self.declared_writes):
             raise Fault("chooses a token, which it does not declare")
         self.step.choose(self.column, token)
-        self.sight.token.note((0,), self.moment)
+        self.sight.token.note((slice(0, 1),), self.moment)
         self.rows_left -= 1
