@@ -14,9 +14,9 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from instructions.attention import Attention
 from instructions.lm_head import LmHead
 from megakernel.device.clocks import cycles
-from megakernel.device.columns.places import progress, slices_of
+from megakernel.device.columns.places import first_position, progress, slices_of
 from megakernel.device.compat import copy_page
-from megakernel.device.context import DONE, LOADERS, POSITION, USED, fetch_load, set_shared_word, shared_word
+from megakernel.device.context import DONE, LOADERS, USED, fetch_load, set_shared_word, shared_word
 from megakernel.device.heads import slice_pages
 from megakernel.device.matvec import LINES
 from megakernel.device.sync import proxy_fence, wait_counter
@@ -106,9 +106,8 @@ def where_it_stands(S: gl.constexpr, memory, ring, load, use):
     set_shared_word(ring.loading, use)
     mbarrier.wait(ring.empty.index(use % S.ring), ((use // S.ring) & 1) ^ 1)
     sequence = load.tape // (memory.bucket.head_pages * (S.layers * S.kv_heads * 2))
-    at = progress(memory, sequence)
-    position = gl.load(at + POSITION, cache_modifier=".cg") + gl.load(at + USED, cache_modifier=".cg") - 1
-    return position, slices_of(S, memory, sequence)
+    used = gl.load(progress(memory, sequence) + USED, cache_modifier=".cg")
+    return first_position(S, memory, sequence) + used - 1, slices_of(S, memory, sequence)
 
 
 @gluon.jit

@@ -20,7 +20,8 @@ class Column(NamedTuple):
 class Step:
     """All columns of a step.  Those that a sequence has no tokens for repeat its last one: they compute and store the same.
 
-    A sequence without a token (none has begun there) computes token 0 at position 0.  `limit` is the first position that the
+    A sequence without a token (none has begun there) computes token 0 at position 0, one of several that has reached its end
+    its last position again.  `limit` is the first position that the
     program and its tables cannot decode.
     """
 
@@ -32,8 +33,13 @@ class Step:
         self.chosen: dict[int, int] = {}  # by column
         self.ended = False
         for number, sequence in enumerate(state.sequences):
-            coming, first = sequence.coming() or [0], sequence.position
-            used = min(len(coming), shape.usable(first, min(sequence.end, self.limit)))
+            first, end = sequence.position, min(sequence.end, limit)
+            coming = sequence.coming() or [0]
+            if first >= end and shape.sequences > 1:
+                first = max(end - 1, 0)
+                coming = sequence.tokens[first : first + 1] or [0]
+                state.cache.truncate(number, first)
+            used = min(len(coming), shape.usable(first, end))
             places = [min(place, used - 1) for place in range(shape.depth)]
             self.columns += [Column(number, first + place, first) for place in places]
             self.tokens += [coming[place] for place in places]

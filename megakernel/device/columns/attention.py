@@ -13,9 +13,9 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from megakernel.device.cache import cache_address, finite
 from megakernel.device.clocks import cycles
-from megakernel.device.columns.places import position_of, progress, sequence_rows, slices_of
+from megakernel.device.columns.places import first_position, position_of, progress, sequence_rows, slices_of
 from megakernel.device.compat import barrier, reinterpret
-from megakernel.device.context import POSITION, USED
+from megakernel.device.context import USED
 from megakernel.device.formats.layouts import FLAT_TILES
 from megakernel.device.formats.plain import PAGE_LAYOUT, TILE
 from megakernel.device.heads import (
@@ -198,9 +198,8 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
     WIDE: gl.constexpr = queries_together(COUNT)
     PARTS: gl.constexpr = COUNT // WIDE
 
-    at = progress(memory, sequence)
-    position = gl.load(at + POSITION, cache_modifier=".cg")
-    used = gl.load(at + USED, cache_modifier=".cg")
+    position = first_position(S, memory, sequence)
+    used = gl.load(progress(memory, sequence) + USED, cache_modifier=".cg")
     slices = slices_of(S, memory, sequence)
     first, pages = slice_pages(S, slices, slice, position + used - 1)
     wait_all(S, memory, step, ALL)

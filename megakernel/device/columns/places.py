@@ -69,16 +69,25 @@ def token_stride(S: gl.constexpr, memory):
 
 
 @gluon.jit
+def first_position(S: gl.constexpr, memory, sequence):
+    """The position of a sequence's first column.  One of several that has reached its end repeats its last position, which the
+    program can decode, while others go on."""
+    at = progress(memory, sequence)
+    first = gl.load(at + POSITION, cache_modifier=".cg")
+    if S.sequences > 1:
+        first = gl.maximum(gl.minimum(first, gl.load(at + END, cache_modifier=".cg") - 1), 0)
+    return first
+
+
+@gluon.jit
 def position_of(S: gl.constexpr, memory, step, column):
     """The position of a column's token.  Columns that have none of their own repeat the sequence's last."""
     if S.columns == 1:
         position = step.position
     else:
         sequence = sequence_of(S, column)
-        at = progress(memory, sequence)
-        first = gl.load(at + POSITION, cache_modifier=".cg")
-        used = gl.load(at + USED, cache_modifier=".cg")
-        position = first + gl.minimum(gl.minimum(column, S.columns - 1) - sequence * S.depth, used - 1)
+        used = gl.load(progress(memory, sequence) + USED, cache_modifier=".cg")
+        position = first_position(S, memory, sequence) + gl.minimum(gl.minimum(column, S.columns - 1) - sequence * S.depth, used - 1)
     return position
 
 

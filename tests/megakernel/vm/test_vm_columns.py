@@ -124,6 +124,19 @@ def test_sequences_share_steps_and_nothing_else(sequences: int) -> None:
         assert [sequence.generated for sequence in vm.state.sequences] == wanted
 
 
+def test_a_sequence_at_the_bucket_s_end_waits_while_another_goes_on() -> None:
+    """It repeats its last position: there are no page uses for the one behind it."""
+    prompts = [[(5 * i) % TINY.vocab_size for i in range(28)], [2, 7]]
+    vm = Vm(program(2, slices=2, bucket=32), packed())
+    vm.state.join(0, prompts[0])
+    vm.launch(6)
+    vm.state.join(1, prompts[1])
+    vm.launch(CAPACITY)
+    assert [sequence.position for sequence in vm.state.sequences] == [33, 33]
+    for sequence, prompt in zip(vm.state.sequences, prompts, strict=True):
+        assert sequence.generated[:6] == alone(prompt, 6)[0]
+
+
 def test_a_state_of_one_sequence_does_not_serve_two() -> None:
     with pytest.raises(ValueError, match="made for another KV cache"):
         Vm(program(2), packed(), DecodeState(program().shape))
