@@ -172,7 +172,8 @@ def load_gpu(request: LoadRequest) -> Engine:
         needs["drafts"] = sum(4 * drafted.shape(bucket).arena_elements for bucket in drafted.sizes)
     check_memory(request.model, needs, torch.cuda.mem_get_info(device)[0], "GPU memory")
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
-    programs.build_ahead(range(len(programs.sizes)))  # a request shall not wait for them
+    for made in (programs, *([] if drafted is None else [drafted])):
+        made.build_ahead(range(len(made.sizes)))  # a request shall not wait for them
     try:
         model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity, request.formats)
         if request.stage is not None:
@@ -183,6 +184,8 @@ def load_gpu(request: LoadRequest) -> Engine:
         return Engine(GpuBackend(model, programs, device, prefill), chunk=CHUNK)
     except BaseException:
         programs.close()
+        if drafted is not None:
+            drafted.close()
         raise
 
 

@@ -49,6 +49,9 @@ class DraftingBackend(GpuBackend):
     def begin(self, prompt: list[int], limit: int, sampling: SamplingParams, reuse: bool) -> None:
         super().begin(prompt, limit, sampling, reuse)
         self.pace, self.placed = Pace(prompt), (-1, -1)
+        if len(prompt) < self.end:
+            for place in range(self.programs.place(len(prompt)), self.programs.place(self.end - 1) + 1):
+                self.column_program(place)
 
     def room(self) -> bool:
         """Launches of one column wait until those of several have landed, and so does a change of the bucket."""

@@ -32,7 +32,9 @@ from tests.support.preparation import CASES, ITEMSIZE, PRESET_CASES, Case, CaseP
 pytestmark = pytest.mark.gpu
 SAMPLED = SamplingState(temperature=1.0, top_k=0, top_p=1.0, seed=5)
 CUT = SamplingState(temperature=0.9, top_k=40, top_p=0.9, seed=6)
-NAMES = ["bundled", "head128", "mha", "qwen3", "all_biases_linear_head24", "smollm2-135m", "qwen3-0.6b", "llama-3-8b"]
+# Pages of 128 and of 64 positions, heads that are normed, biases and padded heads, a hidden state that is normed in two passes.
+NAMES = ["bundled", "head128", "qwen3", "all_biases_linear_head24", "llama-3-8b"]
+DRAWN = [*((name, GREEDY) for name in NAMES), ("bundled", SAMPLED), ("bundled", CUT)]
 
 
 def case_of(name: str) -> Case:
@@ -72,12 +74,9 @@ def truth_of(name: str, sampling: SamplingState = GREEDY) -> Truth:
     return Truth(name, random_tokens(name, 40), min(case.positions, 150), sampling)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, CUT], ids=["greedy", "sampled", "cut"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "sampling"), DRAWN, ids=[*NAMES, "sampled", "cut"])
 def test_drafts_of_which_some_are_right(name: str, sampling: SamplingState) -> None:
     """Steps of 8 columns one by one, around the edges of pages, slices and buckets: tokens, logits and cache bit for bit."""
-    if sampling != GREEDY and name != "bundled":
-        pytest.skip("what is drawn does not depend on the model")
     true, positions = truth_of(name, sampling), len(truth_of(name, sampling).logits)
     rig = ColumnRig(model_of(name), columns_of(name, depth=8), programs_of(case_of(name), device_sms()))
     rig.join(0, true.prompt, positions, sampling)

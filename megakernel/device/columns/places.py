@@ -87,7 +87,9 @@ def position_of(S: gl.constexpr, memory, step, column):
     else:
         sequence = sequence_of(S, column)
         used = gl.load(progress(memory, sequence) + USED, cache_modifier=".cg")
-        position = first_position(S, memory, sequence) + gl.minimum(gl.minimum(column, S.columns - 1) - sequence * S.depth, used - 1)
+        position = first_position(S, memory, sequence) + gl.minimum(
+            gl.minimum(column, S.columns - 1) - sequence * S.depth, used - 1
+        )
     return position
 
 
