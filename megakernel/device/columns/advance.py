@@ -16,6 +16,7 @@ from megakernel.device.compat import barrier
 from megakernel.device.context import (
     END,
     GIVEN,
+    INVERSE_TEMPERATURE,
     LAST,
     NO_NUMBERS,
     POSITION,
@@ -55,19 +56,27 @@ def best_rows(S: gl.constexpr, memory, slots):
 
 
 @gluon.jit
+def cuts(own):
+    """Whether top_k or top_p may leave rows out, of requests whose words lie there."""
+    drawn = gl.load(own + INVERSE_TEMPERATURE).to(gl.float32, bitcast=True) > 0.0
+    return drawn & ((gl.load(own + TOP_K) > 0) | (gl.load(own + TOP_P).to(gl.float32, bitcast=True) < 1.0))
+
+
+@gluon.jit
 def drawn_rows(S: gl.constexpr, memory, column, best, chosen):
-    """`chosen`, but for columns whose request cuts: those are drawn, of a sequence no more than are true."""
-    going = 1
-    for number in range(S.columns):
+    """`chosen`, but for columns whose request cuts: those are drawn, of one sequence as many as are kept."""
+    number, going = 0, 1
+    while (number < S.columns) & (going != 0):
         sequence = number // S.depth
         place = number - sequence * S.depth
         at, own = progress(memory, sequence), request(S, memory, sequence)
-        inverse, seed_low, seed_high = load_sampling(own)
-        cuts = (gl.load(own + TOP_K) > 0) | (gl.load(own + TOP_P).to(gl.float32, bitcast=True) < 1.0)
         position = gl.load(at + POSITION, cache_modifier=".cg") + place
         used = (place < gl.load(at + USED, cache_modifier=".cg")) & (runs(S, memory, sequence) != 0)
         numbers = gl.max(gl.where(column == number, best, float("-inf")), axis=0) < float("inf")
-        if (going != 0) & used & (inverse > 0.0) & cuts & numbers:
+        if S.depth > 1:
+            going = used.to(gl.int32)
+        if used & cuts(own) & numbers:
+            inverse, seed_low, seed_high = load_sampling(own)
             logits = memory.activations + S.logits + number * S.logits_column
             token = draw(S, logits, own, position, inverse, seed_low, seed_high)
             chosen = gl.where(column == number, token, chosen)
@@ -75,6 +84,7 @@ def drawn_rows(S: gl.constexpr, memory, column, best, chosen):
                 following = gl.load(tokens_of(S, memory, sequence) + position + 1, cache_modifier=".cg")
                 prompt = position + 1 < gl.load(own + PROMPT_LENGTH)
                 going = ((following == token) | prompt).to(gl.int32)
+        number += 1
     return chosen
 
 
@@ -94,10 +104,11 @@ def advance(S: gl.constexpr, memory, slots):
     """Choose from `slots` slots of "best", store what is chosen, advance the sequences, draft."""
     best, chosen = best_rows(S, memory, slots)
     column = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, best_layout()))
-    chosen = drawn_rows(S, memory, column, best, chosen)
     sequence = sequence_of(S, column)
     place = column - sequence * S.depth
     at, own, tokens = progress(memory, sequence), request(S, memory, sequence), tokens_of(S, memory, sequence)
+    if gl.max(cuts(own).to(gl.int32), axis=0) != 0:
+        chosen = drawn_rows(S, memory, column, best, chosen)
     following = gl.load(at + POSITION, cache_modifier=".cg") + place + 1
     used = gl.load(at + USED, cache_modifier=".cg")
     going = (column < S.columns) & (runs(S, memory, sequence) != 0)
