@@ -87,6 +87,7 @@ class Result:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str = "interrupted"
+    steps: int | None = None  # that chose tokens, where drafts were asked for
     kept_tokens: int = 0  # of the prompt, whose keys and values were in the cache when the request began
     started: float = 0.0  # seconds, as are the two below, by time.perf_counter
     first: float = 0.0
@@ -123,6 +124,8 @@ class Result:
             parts.append(f"first after {self.ttft_ms:.2f} ms")
         if self.ms_per_token is not None:
             parts.append(f"{self.ms_per_token:.3f} ms/token ({self.tokens_per_second or 0:.1f} tokens/s)")
+        if self.steps:
+            parts.append(f"{len(self.token_ids) / self.steps:.2f} tokens a step")
         if self.kept_tokens:
             parts.append(f"{self.kept_tokens:,} of {len(self.prompt_token_ids):,} prompt tokens kept")
         return ", ".join(parts)
@@ -206,6 +209,7 @@ def generate(generation: Generation, text: TextCodec, options: Request, result: 
 
     try:
         for token_id in generation:
+            result.steps = generation.steps_made if options.speculate else None
             result.last = time.perf_counter()
             result.first = result.first or result.last
             result.token_ids.append(token_id)

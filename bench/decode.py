@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import triton
 
+from bench.column_runs import measure_columns
 from bench.decode_runs import PROMPT, ContextRecord, data_sheet_bandwidth, measure_context, measure_endurance, measure_engine
 from bench.record import describe, gpu_state
 from bench.record_file import make_folder, save_record
@@ -31,7 +32,7 @@ from megakernel.gpu.backend import CHUNK
 from megakernel.loading import gpu_problem
 from megakernel.memory import check_memory, mend_of
 from models.checkpoint import open_checkpoint
-from models.command import Parser, add_formats, add_model, command, start, whole
+from models.command import Parser, add_formats, add_model, columns, command, start, whole
 from models.config import SIZE_LIMIT
 from models.errors import UserError
 from models.formats import PLAIN_NAME, chosen_formats
@@ -39,6 +40,7 @@ from models.output import output_path
 from models.packed import PackedModel, pack
 from models.random_weights import RandomWeights
 from models.tape import TapeLayout
+from scheduler.build import make_shape
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -76,6 +78,13 @@ def positions(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1, 0 not included."""
+    if not 0 < float(text) <= 1:
+        raise ValueError(text)
+    return float(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="python -m bench.decode", description="Milliseconds a token against the read floor.")
@@ -87,6 +96,10 @@ def parser() -> argparse.ArgumentParser:
     endurance = whole(0, MOST_ENDURANCE)
     parser.add_argument("--endurance", type=endurance, default=0, help="also decode so many tokens on end, watching for drift")
     parser.add_argument(
+        "--columns", type=columns, help="SxD: a step of S sequences, or of D columns of one, beside one column; nothing else"
+    )
+    parser.add_argument("--right", type=share, default=0.7, help="of planted drafts with --columns (default %(default)s)")
+    parser.add_argument(
         "--output", type=output_path, default=ROOT / "bench" / "results", help="folder of the record (default %(default)s)"
     )
     parser.add_argument("--skewed", action="store_true", help="random routers that prefer some experts by far")
@@ -95,7 +108,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
-    """The model, packed for the longest of the contexts; raises UserError where the request cannot be met."""
+    """The model, packed for the longest of the contexts; raises UserError or ScheduleError where the request
+    cannot be met."""
     if (problem := gpu_problem()) is not None:
         raise UserError(f"{problem}: this benchmark needs a GPU")
     checkpoint = open_checkpoint(options.model)
@@ -104,9 +118,13 @@ def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
         if not isinstance(source, RandomWeights) or not checkpoint.config.num_experts:
             raise UserError(f"{options.model} has no random router: leave --skewed out, or name a random model with experts")
         source = replace(source, skewed=True)
-    contexts = fitting_contexts(options.contexts, options.tokens, checkpoint.config.max_position)
-    capacity = max(max(contexts) + options.tokens + 1, PROMPT + 2)
+    tokens = options.tokens * (1 if options.columns is None else options.columns[1])
+    contexts = fitting_contexts(options.contexts, tokens, checkpoint.config.max_position)
+    capacity = max(max(contexts) + tokens + 1, PROMPT + 2)
     formats = chosen_formats(options.weights, options.head, checkpoint.formats)
+    if options.columns is not None:
+        sequences, depth = options.columns
+        make_shape(checkpoint.config, sms=1, capacity=1, bucket=1, formats=formats, sequences=sequences, depth=depth)
     weights = {"weights": TapeLayout.from_config(checkpoint.config, torch.bfloat16.itemsize, formats).bytes}
     check_memory(options.model, weights, torch.cuda.mem_get_info()[0], "GPU memory", mend_of(formats))
     return pack(source, checkpoint.config, torch.bfloat16, capacity, formats), contexts
@@ -137,6 +155,7 @@ def measure_rig(model: PackedModel, contexts: Sequence[int], options: argparse.N
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything, as the record."""
     model, contexts = load(options)
+    several = options.columns not in (None, (1, 1))
     machine = describe(ROOT, options.commit)
     record: dict[str, Any] = {
         "benchmark": "decode",
@@ -148,6 +167,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "data_sheet_bytes_per_second": data_sheet_bandwidth(machine["gpu"]),
         "clocks_before": gpu_state(),
     }
+    if several:
+        steps = (options.tokens, options.runs, options.columns, options.right)
+        record["columns"] = measure_columns(model, contexts, *steps)
+        record["clocks_after"] = gpu_state()
+        return record
     record |= measure_rig(model, contexts, options, machine["gpu"])
     record["clocks_after"] = gpu_state()
     gc.collect()  # what was measured below the engine, which a large model leaves no room beside

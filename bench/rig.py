@@ -36,11 +36,17 @@ def programs_of(model: PackedModel) -> BucketPrograms:
 class Rig:
     """One sequence; `start` begins it, `decode` goes on from any position whose predecessors are in the KV cache."""
 
-    def __init__(self, model: PackedModel, programs: BucketPrograms | None = None, patience: int = PATIENCE) -> None:
+    def __init__(
+        self,
+        model: PackedModel,
+        programs: BucketPrograms | None = None,
+        patience: int = PATIENCE,
+        state: GpuState | None = None,
+    ) -> None:
         self.patience = patience
         self.programs = programs_of(model) if programs is None else programs
         shape = self.programs.shape(model.capacity)
-        self.state = GpuState(model, shape.cache_pages, torch.device("cuda", 0))
+        self.state = GpuState(model, shape.cache_pages, torch.device("cuda", 0)) if state is None else state
         self.page_positions = shape.page_positions
         self.made: dict[tuple[int, bool], GpuProgram] = {}
 

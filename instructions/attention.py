@@ -14,6 +14,15 @@ y^2 + eps) of each head, with the row blocks' sums of y^2 beside them in squares
 last one also this token's keys, whose cache row it writes.  Where all queries are normed together, and all keys, every slice
 takes in the sums of all heads.
 
+A sequence may have several columns, each the next position: then a slice's pages serve all of them.  The positions of the
+columns
+before one are among those that it attends to, but not in the cache yet: their rows stand in new_kv, and take the places in the
+page that they will have.  So a token's numbers are the same in whichever column it is computed.  Where the page plan lets a
+loader run ahead into the next step, it must know where that begins: it reads the token, as `Embed` does.
+
+Of several sequences each is split as it would be alone: the program's slices beyond those stay empty, so that a sequence's
+numbers do not depend on how long the others are.
+
 The slices share the pages that exist evenly, so every slice works at any position within the bucket; page uses that a slice
 does not need pass through the ring empty, which keeps the page plan the same for every token.
 """
@@ -21,7 +30,7 @@ does not need pass through the ring empty, which keeps the page plan the same fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,15 +48,20 @@ class Attention(Instruction):
     MNEMONIC = "attention"
     LAYERED, SHORT = True, True
     BRINGS = (
-        Activation("partial", lambda shape: shape.all_partial_rows, sliced=True),
-        Activation("attn", lambda shape: shape.query_rows),
+        Activation("partial", lambda shape: shape.all_partial_rows, sliced=True, apart=True),
+        Activation("attn", lambda shape: shape.query_rows, apart=True),
     )
 
     head: int
     slice: int
+    sequence: int = 0
 
     def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
-        return {"head": (0, shape.config.num_kv_heads - 1), "slice": (0, shape.slices - 1)}
+        heads, slices = shape.config.num_kv_heads, shape.slices
+        return {"head": (0, heads - 1), "slice": (0, slices - 1), "sequence": (0, shape.sequences - 1)}
+
+    def columns(self, shape: Dimensions) -> range:
+        return shape.columns_of(self.sequence)
 
     def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         rows, kv_rows = shape.group_rows, 2 * shape.head_rows
@@ -60,31 +74,33 @@ class Attention(Instruction):
 
     def loads(self, shape: Dimensions) -> tuple[Region, ...]:
         kv_rows = 2 * shape.head_rows
-        return (Region("kv", self.layer, self.head * kv_rows, (self.head + 1) * kv_rows),)
+        first = self.sequence * shape.new_rows + self.head * kv_rows
+        rows = Region("kv", self.layer, first, first + kv_rows)
+        return (rows,) if shape.columns == 1 else (rows, Region("token", 0, 0, 1))
 
-    def output(self, shape: Dimensions) -> Region:
-        """Where the output goes, or what `Combine` needs of it."""
+    def output(self, shape: Dimensions, column: int) -> Region:
+        """Where a column's output goes, or what `Combine` needs of it."""
         if shape.slices == 1:
-            rows = shape.group_rows
-            return Region("attn", self.layer, self.head * rows, (self.head + 1) * rows)
-        first = (self.head * shape.slices + self.slice) * shape.partial_rows
+            rows, first = shape.group_rows, column * shape.query_rows
+            return Region("attn", self.layer, first + self.head * rows, first + (self.head + 1) * rows)
+        first = ((column * shape.config.num_kv_heads + self.head) * shape.slices + self.slice) * shape.partial_rows
         return Region("partial", self.layer, first, first + shape.partial_rows)
 
-    def writes(self, shape: Dimensions) -> tuple[Region, ...]:
-        if not (shape.head_norms and self.takes_current(shape)):
-            return (self.output(shape),)
-        first = self.head * 2 * shape.head_rows
-        return (self.output(shape), Region("kv", self.layer, first, first + shape.head_rows))
+    def cached(self, shape: Dimensions) -> tuple[Region, ...]:
+        """The rows of the cache that it writes, where any."""
+        if not shape.head_norms or self.slice < shape.slices - 1:
+            return ()
+        first = self.sequence * shape.new_rows + self.head * 2 * shape.head_rows
+        return (Region("kv", self.layer, first, first + shape.head_rows),)
 
-    def takes_current(self, shape: Dimensions) -> bool:
-        """Whether this slice takes the current position."""
-        return self.slice == shape.slices - 1
+    def writes(self, shape: Dimensions) -> tuple[Region, ...]:
+        return (*(self.output(shape, column) for column in self.columns(shape)), *self.cached(shape))
 
     def page_uses(self, shape: Dimensions) -> int:
         return 2 * shape.slice_pages
 
     def tape_page(self, shape: Dimensions) -> int:
-        return shape.cache_page(self.layer, self.head, 0)
+        return shape.cache_page(self.layer, self.head, 0, self.sequence)
 
     def page_source(self, shape: Dimensions, tape: int, use: int, past: int, chosen: Sequence[int] = ()) -> PageSource | None:
         first, stop = shape.slice_range(self.slice, past)
@@ -100,33 +116,40 @@ class Attention(Instruction):
         shape, config = machine.shape, machine.shape.config
         dtype, dp = DTYPES[shape.itemsize], shape.head_rows
         q = machine.read(self.reads(shape)[0]).view(config.group, dp)
-        own = Region("new_kv", self.layer, self.head * 2 * dp, (self.head + 1) * 2 * dp)
-        new_k, new_v = machine.read(own).view(2, 1, dp).unbind(0)
         if shape.head_norms:
-            factors = self.head_factors(machine)
-            q, new_k = q * factors[:-1, None], new_k * factors[-1]
-        q = q.to(dtype).float()
+            q = q * self.head_factors(machine, machine.column)[:-1, None]
+        q, (new_k, new_v) = q.to(dtype).float(), self.current(machine, machine.column)
+        before = [self.current(machine, self.columns(shape)[place]) for place in range(machine.past - machine.cached)]
         state = OnlineSoftmax(config.group, dp, config.attention_scale)
-        first, stop = shape.slice_range(self.slice, machine.past)
+        first, stop = replace(shape, slices=machine.slices).slice_range(self.slice, machine.past)
         for i in range(shape.slice_pages):
             k_page, v_page = (yield PageRequest(2 * i, 2)).unbind(0)
             page = first + i
             if page < stop:
+                k, v = (cache_rows(pages, shape) for pages in (k_page, v_page))
+                for position, rows in enumerate(before, machine.cached - page * shape.page_positions):
+                    if 0 <= position < shape.page_positions:
+                        k[position], v[position] = (row.to(dtype).float() for row in rows)
                 count = min(machine.past - page * shape.page_positions, shape.page_positions)
-                k, v = (cache_rows(pages, shape)[:count] for pages in (k_page, v_page))
-                state.add(q, k, v, dtype)
-        if self.takes_current(shape):
-            state.add(q, new_k.to(dtype).float(), new_v.to(dtype).float(), dtype)
-        output, *cached = self.writes(shape)
-        machine.write(output, state.normalised() if shape.slices == 1 else state.partial())
-        for region in cached:
-            machine.write(region, new_k.flatten())
+                state.add(q, k[:count], v[:count], dtype)
+        if self.slice == machine.slices - 1:
+            state.add(q, new_k[None].to(dtype).float(), new_v[None].to(dtype).float(), dtype)
+        machine.write(self.output(shape, machine.column), state.normalised() if shape.slices == 1 else state.partial())
+        for region in self.cached(shape):
+            machine.write(region, new_k)
 
-    def head_factors(self, machine: Machine) -> torch.Tensor:
-        """1 / sqrt(mean y^2 + eps) of each of the group's query heads and, last, of its key head, [group + 1]; of all queries
-        and all keys where these are normed together."""
+    def current(self, machine: Machine, column: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The key and the value of a column's own position, [dp] each."""
+        rows = 2 * machine.shape.head_rows
+        own = Region("new_kv", self.layer, self.head * rows, (self.head + 1) * rows)
+        k, v = machine.read_column(own, column).view(2, -1).unbind(0)
+        return (k * self.head_factors(machine, column)[-1] if machine.shape.head_norms else k), v
+
+    def head_factors(self, machine: Machine, column: int) -> torch.Tensor:
+        """1 / sqrt(mean y^2 + eps) of each of the group's query heads and, last, of its key head, of a column, [group + 1]; of
+        all queries and all keys where these are normed together."""
         config = machine.shape.config
-        squares = machine.read(self.reads(machine.shape)[2])
+        squares = machine.read_column(self.reads(machine.shape)[2], column)
         if not machine.shape.norms_together:
             return torch.rsqrt(squares.view(config.group + 1, -1).sum(1) / config.head_dim + config.rms_eps)
         of_heads = squares.view(config.num_kv_heads, config.group + 1, -1)

@@ -19,7 +19,8 @@ from instructions.dimensions import Dimensions
 
 @dataclass(frozen=True, order=True)
 class Region:
-    """Rows `start` (included) to `stop` (excluded) of one layer of a buffer; `Shape.buffers` has all buffers."""
+    """Rows `start` (included) to `stop` (excluded) of one layer of a buffer, in all columns; `Shape.buffers` has all
+    buffers."""
 
     buffer: str
     layer: int
@@ -41,6 +42,7 @@ class Activation:
 
     `announced`: its values announce themselves, so its readers need not wait for a signal that releases.
     `sliced`: how many rows it has depends on the number of attention slices.
+    `apart`: every column has rows with names of its own, one column's behind another's, since some writer has one column alone.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Activation:
     layers: Callable[[Dimensions], int] = every_layer
     announced: bool = True
     sliced: bool = False
+    apart: bool = False
 
 
 class Cost(NamedTuple):
@@ -77,9 +80,16 @@ Pages = Generator[PageRequest, torch.Tensor, None]
 
 
 class Machine(Protocol):
-    """What an instruction may do while it executes.  All values are fp32 tensors of shape [rows] unless said otherwise."""
+    """What an instruction may do while it executes, for one column.  All values are fp32 tensors of shape [rows] unless said
+    otherwise.
 
-    past: int  # positions already in the KV cache: the position of the token being decoded
+    An instruction says what it means for one column; a machine runs it for each, all of them on the same pages.
+    """
+
+    column: int  # the one that is computed
+    slices: int  # into which its sequence's context is split: as many as the program has, or fewer
+    past: int  # positions before the token being decoded: its position
+    cached: int  # and those of them that the KV cache holds; the others are those of the sequence's columns before this one
 
     @property
     def shape(self) -> Dimensions:
@@ -87,6 +97,9 @@ class Machine(Protocol):
 
     def read(self, region: Region) -> torch.Tensor:
         """The region's rows, of this token."""
+
+    def read_column(self, region: Region, column: int) -> torch.Tensor:
+        """The region's rows in another column."""
 
     def write(self, region: Region, values: torch.Tensor) -> None:
         """Store the region's rows; "kv" stores into the cache row of the current position, in the cache's dtype."""
@@ -202,10 +215,15 @@ class Instruction:
         by; None where the use passes through empty.  Where nothing is chosen yet, slot j holds expert j."""
         return PageSource("tape", tape + use)
 
+    def columns(self, shape: Dimensions) -> range:
+        """The columns that it computes."""
+        return range(shape.columns)
+
     def cost(self, shape: Dimensions, past: int) -> Cost:
-        """Bytes and operations of one execution with `past` positions cached."""
+        """Bytes and operations of one execution with `past` positions cached, whatever the columns."""
         raise NotImplementedError
 
     def execute(self, machine: Machine) -> Pages:
-        """Run on the CPU: a generator that yields the pages it needs, in order, and receives them as tensors."""
+        """Run on the CPU, for one column: a generator that yields the pages it needs, in order, and receives them as
+        tensors."""
         raise NotImplementedError

@@ -18,27 +18,31 @@ from instructions.dimensions import Dimensions
 
 @dataclass(frozen=True)
 class Combine(Instruction):
-    """All slices of KV head `head`; only in programs with more than one slice."""
+    """All slices of KV head `head` in column `column`; only in programs with more than one slice."""
 
     OPCODE = 4
     MNEMONIC = "combine"
     LAYERED, SHORT = True, True
 
     head: int
+    column: int = 0
 
     def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
-        return {"head": (0, shape.config.num_kv_heads - 1)}
+        return {"head": (0, shape.config.num_kv_heads - 1), "column": (0, shape.columns - 1)}
+
+    def columns(self, shape: Dimensions) -> range:
+        return range(self.column, self.column + 1)
 
     def misfit(self, shape: Dimensions) -> str | None:
         return "combines slices in a program whose attention has one slice" if shape.slices == 1 else None
 
     def reads(self, shape: Dimensions) -> tuple[Region, ...]:
-        rows = shape.slices * shape.partial_rows
-        return (Region("partial", self.layer, self.head * rows, (self.head + 1) * rows),)
+        rows, place = shape.slices * shape.partial_rows, self.column * shape.config.num_kv_heads + self.head
+        return (Region("partial", self.layer, place * rows, (place + 1) * rows),)
 
     def writes(self, shape: Dimensions) -> tuple[Region, ...]:
-        rows = shape.group_rows
-        return (Region("attn", self.layer, self.head * rows, (self.head + 1) * rows),)
+        rows, first = shape.group_rows, self.column * shape.query_rows
+        return (Region("attn", self.layer, first + self.head * rows, first + (self.head + 1) * rows),)
 
     def cost(self, shape: Dimensions, past: int) -> Cost:
         return Cost(0, 2 * shape.slices * shape.partial_rows)

@@ -35,6 +35,8 @@ class Dimensions:
     `formats` what the matrices are kept as; `capacity` the positions of the KV cache;
     `bucket` the most past positions a token may have under this program; `slices` the parts attention splits them into.
     `tail`: the program is the last layer and the head alone, from a hidden state that prefill left; else all of the token.
+    `sequences` and `depth`: it decodes so many sequences at a time, of each so many positions one after another.  Each is a
+    *column*: number `sequence * depth + place`.  Columns share the weights that are streamed, and nothing else.
     """
 
     config: ModelConfig
@@ -44,6 +46,17 @@ class Dimensions:
     slices: int
     tail: bool = False
     formats: Formats = PLAIN
+    sequences: int = 1
+    depth: int = 1
+
+    @property
+    def columns(self) -> int:
+        """Tokens that a step computes."""
+        return self.sequences * self.depth
+
+    def columns_of(self, sequence: int) -> range:
+        """The columns of one sequence."""
+        return range(sequence * self.depth, (sequence + 1) * self.depth)
 
     @property
     def first_layer(self) -> int:
@@ -118,7 +131,7 @@ class Dimensions:
 
     @property
     def all_partial_rows(self) -> int:
-        """fp32 values that all slices of one layer leave; none where there is but one slice."""
+        """fp32 values that all slices of one layer leave in a column; none where there is but one slice."""
         return self.config.num_kv_heads * self.slices * self.partial_rows if self.slices > 1 else 0
 
     @property
@@ -127,9 +140,14 @@ class Dimensions:
         return max(MMA_COLUMNS, next_power_of_two(self.config.group))
 
     @property
+    def attention_columns(self) -> int:
+        """Columns of the matrix instruction that the queries of one KV head take, of all columns of a sequence."""
+        return max(MMA_COLUMNS, self.depth * next_power_of_two(self.config.group))
+
+    @property
     def staged_queries(self) -> int:
         """Elements of one group's queries as attention stages them, padded to whole tiles and columns."""
-        return self.group_columns * self.head_tiles * self.tile_columns
+        return self.attention_columns * self.head_tiles * self.tile_columns
 
     @property
     def query_rows(self) -> int:
@@ -158,18 +176,24 @@ class Dimensions:
         return ceil_div(self.capacity, self.page_positions)
 
     @property
+    def sequence_pages(self) -> int:
+        """KV pages of one sequence."""
+        return self.config.num_layers * self.config.num_kv_heads * 2 * self.head_pages
+
+    @property
     def cache_pages(self) -> int:
         """KV pages of the whole cache."""
-        return self.config.num_layers * self.config.num_kv_heads * 2 * self.head_pages
+        return self.sequences * self.sequence_pages
 
     @property
     def slice_pages(self) -> int:
         """Most K pages (and as many V pages) that one attention slice streams under this program."""
         return ceil_div(ceil_div(self.bucket, self.page_positions), self.slices)
 
-    def cache_page(self, layer: int, head: int, value: int) -> int:
-        """First page of a layer's K (value 0) or V (value 1) head."""
-        return ((layer * self.config.num_kv_heads + head) * 2 + value) * self.head_pages
+    def cache_page(self, layer: int, head: int, value: int, sequence: int = 0) -> int:
+        """First page of a layer's K (value 0) or V (value 1) head, of one sequence."""
+        place = (layer * self.config.num_kv_heads + head) * 2 + value
+        return sequence * self.sequence_pages + place * self.head_pages
 
     def slice_range(self, index: int, past: int) -> tuple[int, int]:
         """Pages [first, stop) of a head that slice `index` attends to when `past` positions are cached."""
@@ -177,3 +201,11 @@ class Dimensions:
         share = ceil_div(pages, self.slices)
         first = min(index * share, pages)
         return first, min(first + share, pages)
+
+    def usable(self, past: int, end: int) -> int:
+        """How many columns of a sequence may hold tokens, the first with `past` positions before it, the last before `end`.
+
+        None that would be sliced otherwise than the first: so a token's bits do not depend on which column computed it.
+        """
+        alike = ceil_div(ceil_div(past, self.page_positions), self.slices) * self.slices * self.page_positions
+        return max(1, min(self.depth, alike - past + 1, end - past))

@@ -18,5 +18,5 @@ class OProj(Projection):
     OPCODE = 5
     MNEMONIC = "o_proj"
     MATRIX, SOURCE, RESIDUAL, TARGET, TARGET_LAYER = "o", "attn", "x", "x_mid", 0
-    SHORT = True
+    SHORT, APART = True, True
     BRINGS = (Activation("x_mid", lambda shape: shape.config.hidden_size),)

@@ -22,6 +22,7 @@ class Projection(RowBlocks):
 
     LAYERED = True
     SOURCE: ClassVar[str]
+    APART: ClassVar[bool] = False  # whether every column has its own rows there
     RESIDUAL: ClassVar[str]
     TARGET: ClassVar[str]
     TARGET_LAYER: ClassVar[int]  # added to the layer
@@ -37,13 +38,23 @@ class Projection(RowBlocks):
         return self.block * BLOCK_ROWS, min((self.block + self.blocks) * BLOCK_ROWS, shape.config.hidden_size)
 
     def reads(self, shape: Dimensions) -> tuple[Region, ...]:
-        source = Region(self.SOURCE, self.layer, 0, self.matrix(shape).columns)
+        source = Region(
+            self.SOURCE, self.layer, 0, shape.columns * self.matrix(shape).columns if self.APART else self.matrix(shape).columns
+        )
         return (source, Region(self.RESIDUAL, self.layer, *self.rows(shape)))
+
+    def source(self, shape: Dimensions, column: int) -> Region:
+        """The rows that it multiplies in a column."""
+        columns = self.matrix(shape).columns
+        first = column * columns if self.APART else 0
+        return Region(self.SOURCE, self.layer, first, first + columns)
 
     def writes(self, shape: Dimensions) -> tuple[Region, ...]:
         return (Region(self.TARGET, self.layer + self.TARGET_LAYER, *self.rows(shape)),)
 
     def execute(self, machine: Machine) -> Pages:
-        source, residual = (machine.read(region) for region in self.reads(machine.shape))
+        source, residual = (
+            machine.read(region) for region in (self.source(machine.shape, machine.column), self.reads(machine.shape)[1])
+        )
         y = (yield from self.product(machine, source)).flatten() * machine.shape.config.residual_multiplier
         machine.write(self.writes(machine.shape)[0], residual + y[: residual.numel()])

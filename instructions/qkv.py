@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -93,13 +94,16 @@ class Qkv(RowBlocks):
         normed = self.normed_blocks(shape)
         return [buffer == "new_kv" and not n for (buffer, _, _), n in zip(self.destinations(shape), normed, strict=True)]
 
-    def cached(self, shape: Dimensions) -> tuple[Region, ...]:
-        """Runs of rows of the cache that the blocks make."""
+    def cached(self, shape: Dimensions, sequence: int) -> tuple[Region, ...]:
+        """Runs of rows of a sequence's cache that the blocks make."""
+        first = sequence * shape.new_rows
         places = zip(self.destinations(shape), self.cached_blocks(shape), strict=True)
-        return tuple(merged(Region("kv", self.layer, row, row + BLOCK_ROWS) for (_, row, _), cached in places if cached))
+        rows = (first + row for (_, row, _), cached in places if cached)
+        return tuple(merged(Region("kv", self.layer, row, row + BLOCK_ROWS) for row in rows))
 
     def writes(self, shape: Dimensions) -> tuple[Region, ...]:
-        return (*self.outputs(shape), *self.squares(shape), *self.cached(shape))
+        cached = chain.from_iterable(self.cached(shape, sequence) for sequence in range(shape.sequences))
+        return (*self.outputs(shape), *self.squares(shape), *cached)
 
     def execute(self, machine: Machine) -> Pages:
         shape = machine.shape
@@ -110,7 +114,9 @@ class Qkv(RowBlocks):
             y = torch.where(normed[:, None], y * self.head_weights(machine), y)
         y = torch.where(self.pairs(shape), rotated(y, self.angles(shape, machine.rope())), y)
         write_runs(machine, self.outputs(shape), y.flatten())
-        write_runs(machine, self.cached(shape), y[torch.tensor(self.cached_blocks(shape))].flatten())
+        write_runs(
+            machine, self.cached(shape, machine.column // shape.depth), y[torch.tensor(self.cached_blocks(shape))].flatten()
+        )
 
     def head_weights(self, machine: Machine) -> torch.Tensor:
         """The norm weights of every block's dimensions, [blocks, 16]; for values, which have none, those of keys."""

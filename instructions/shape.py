@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from instructions.base import Activation
 from instructions.dimensions import HELD_PAGES, MMA_COLUMNS, Dimensions, ceil_div, next_power_of_two
 from instructions.registry import INSTRUCTIONS
 
@@ -35,6 +36,7 @@ ANNOUNCED = tuple(buffer.name for buffer in BROUGHT if buffer.announced)  # buff
 class Buffer(NamedTuple):
     """`layers` runs of `rows` fp32 values; layer l starts at element `base + l * stride` of the activations.
 
+    `column` is how far behind a row of one column that of the next lies; 0 where rows of all columns have names of their own.
     `second` is how far behind each place its second one lies; 0 where there is one place alone.
     """
 
@@ -42,6 +44,7 @@ class Buffer(NamedTuple):
     rows: int
     base: int
     stride: int
+    column: int = 0
     second: int = 0
 
 
@@ -62,22 +65,29 @@ class Shape(Dimensions):
         token's copy makes the same row of the other VACANT, and a reader takes a row once it is not.  What depends on the
         number of slices comes last, so that all programs of a model have everything else in the same places.
         """
-        sizes = {brought: (brought.layers(self), brought.rows(self)) for brought in BROUGHT}
+        sizes = {brought: self._sizes(brought) for brought in BROUGHT}
         copied = [brought for brought in BROUGHT if brought.announced and not brought.sliced]
-        both = sum(layers * aligned(rows) for layers, rows in (sizes[brought] for brought in copied))
+        both = sum(layers * stride for layers, _, stride, _ in (sizes[brought] for brought in copied))
         table, base = {}, 0
-        for brought, (layers, rows) in sizes.items():
-            own = layers * aligned(rows)
+        for brought, (layers, rows, stride, column) in sizes.items():
+            own = layers * stride
             second = 0 if not own else both if brought in copied else own if brought.announced else 0
-            table[brought.name] = Buffer(layers, rows, base, aligned(rows), second)
+            table[brought.name] = Buffer(layers, rows, base, stride, column, second)
             base += own
             if brought == copied[-1]:
                 base += both  # the second copy of all of them
             elif brought not in copied:
                 base += second
         table["token"] = Buffer(1, 1, base, 0)
-        table["kv"] = Buffer(self.config.num_layers, self.new_rows, base, 0)
+        table["kv"] = Buffer(self.config.num_layers, self.sequences * self.new_rows, base, 0)
         return table
+
+    def _sizes(self, brought: Activation) -> tuple[int, int, int, int]:
+        """Layers, rows of one, the distance between layers, and that between columns."""
+        layers, rows = brought.layers(self), brought.rows(self)
+        if brought.apart:
+            return layers, self.columns * rows, aligned(self.columns * rows), 0
+        return layers, rows, self.columns * aligned(rows), aligned(rows)
 
     @property
     def arena_elements(self) -> int:

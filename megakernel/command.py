@@ -30,6 +30,7 @@ BUNDLED = Path(models.__path__[0]) / "bundled"
 MODEL_VARIABLE = "MEGAKERNEL_MODEL"  # of the environment: what --model is where it is left out
 BUNDLED_NAME = "bundled"
 BACKENDS = ("auto", "gpu", "torch", "vm")
+MOST_DRAFTS = 7  # of a step
 MAX_SMS = 200  # more than any NVIDIA GPU has
 
 LoadEngine = Callable[..., "Engine"]
@@ -52,6 +53,7 @@ class EngineOptions:
     backend: str = "auto"
     sms: int | None = None
     context: int | None = None
+    speculate: int = 0
 
     def __post_init__(self) -> None:
         if self.model == "":
@@ -61,6 +63,8 @@ class EngineOptions:
             raise UserError(f"--sms must lie in 1..{MAX_SMS}, got {self.sms}")
         if self.context is not None and self.context < 1:
             raise UserError(f"--context must be 1 or more, got {self.context}")
+        if not 0 <= self.speculate <= MOST_DRAFTS:
+            raise UserError(f"--speculate must lie in 0..{MOST_DRAFTS}, got {self.speculate}")
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -98,6 +102,14 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--head", metavar="F", choices=WEIGHTS, help="the LM head's (default: as the other weights)")
     add("--backend", choices=BACKENDS, help="auto, the default, takes the kernel (gpu) where it runs, else torch")
     add("--sms", type=int, metavar="N", help="SMs to use or, with vm, to imitate")
+    add(
+        "--speculate",
+        type=int,
+        metavar="K",
+        nargs="?",
+        const=MOST_DRAFTS,
+        help=f"drafts a step, at most {MOST_DRAFTS}; 0 is off",
+    )
     add("--context", type=int, metavar="N", help="tokens that prompt and answer may have together")
 
 
@@ -200,6 +212,7 @@ def loaded(options: EngineOptions, model: str, checkpoint: Checkpoint, load: Loa
             head=options.head,
             sms=options.sms,
             capacity=options.context,
+            speculate=options.speculate,
             progress=loading,
             stage=loading.stage,
             checkpoint=checkpoint,

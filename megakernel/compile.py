@@ -23,7 +23,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from megakernel.device.kernel import RUNTIME_ARGUMENTS, megakernel
 from megakernel.geometry import Geometry, make_geometry
 from megakernel.options import BESIDE_LAYOUT, OPTIONS, TMA_LAYOUT, WARPS, Sizes
-from models.command import Parser, add_formats, add_model, command, start
+from models.command import Parser, add_formats, add_model, columns, command, start
 from models.errors import UserError
 from models.formats import chosen_formats
 from scheduler.buckets import BucketPrograms
@@ -110,16 +110,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sms", type=int, default=132, help="streaming multiprocessors (default %(default)s)")
     parser.add_argument("--capacity", type=int, help="positions of the KV cache (default 2048, or the model's)")
     parser.add_argument("--past", type=int, default=0, help="the position whose program is compiled (default %(default)s)")
+    parser.add_argument("--columns", type=columns, default=(1, 1), help="SxD: S sequences, or D columns of one (default 1x1)")
     options = parser.parse_args(arguments)
     config = find_config(options.model)
     capacity = cache_capacity(config, min(2048, config.max_position) if options.capacity is None else options.capacity)
     formats = chosen_formats(options.weights, options.head)
-    programs = BucketPrograms(config, options.sms, capacity, itemsize=2, formats=formats)
+    sequences, depth = options.columns
+    programs = BucketPrograms(config, options.sms, capacity, itemsize=2, formats=formats, sequences=sequences, depth=depth)
     if not 0 <= options.past <= capacity:
         raise UserError(f"position {options.past} in a KV cache of {capacity}: use 0 to {capacity}")
     program = programs.program(programs.place(options.past))
     geometry = make_geometry(program)
-    print(json.dumps({"model": options.model, "sms": options.sms, "slices": program.shape.slices, **describe(geometry)}))
+    made = {"model": options.model, "sms": options.sms, "columns": [sequences, depth], "slices": program.shape.slices}
+    print(json.dumps({**made, **describe(geometry)}))
     return 0
 
 

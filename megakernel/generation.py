@@ -112,6 +112,11 @@ class Generation:
         return len(self._sequence.tokens) - len(self._sequence.prompt)
 
     @property
+    def steps_made(self) -> int:
+        """Steps in which its tokens were chosen, where the backend counts them; more tokens than steps are drafts' worth."""
+        return self._sequence.steps
+
+    @property
     def times(self) -> tuple[float, float]:
         """When the first and the newest tokens came, by time.perf_counter; 0 before."""
         return self._sequence.first, self._sequence.last

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from instructions.codec import NONE
+from instructions.dimensions import Dimensions
 from instructions.matvec import staged_pages
 from instructions.shape import ANNOUNCED, Shape, ceil_div, next_power_of_two
 from models.formats import WeightFormat
@@ -23,6 +24,7 @@ from scheduler.program import Program
 
 ITEM_BYTES = 2  # of what the matrices multiply, of the KV cache and of plain weights: the kernel runs bf16
 STAGING_BYTES = 1024  # unit of the memory for staged activations
+TOKEN_SLACK = 64  # numbers behind the tokens of a sequence: the next token, and drafts
 COPIES = (4, 2)  # TMA copies in flight per SM: for the record that runs, for those ahead of it (docs/performance.md)
 
 
@@ -34,6 +36,14 @@ class Places(NamedTuple):
 
 
 NOWHERE = Places(NONE, 0)
+
+
+class Rows(NamedTuple):
+    """A buffer of activations: layer n lies at `first + n * stride`, column c of it `c * column` behind."""
+
+    first: int
+    stride: int
+    column: int  # 0: rows of every column have names of their own
 
 
 class Matrix(NamedTuple):
@@ -82,8 +92,12 @@ class Geometry:
     residual_multiplier: float
     logits_multiplier: float
     # heads
+    sequences: int
+    depth: int  # columns of each
+    columns: int  # of all
     group: int
     group_columns: int  # group, rounded up to columns of the matrix instruction
+    attention_columns: int  # the same for the groups of all columns of a sequence
     kv_heads: int
     head_dim: int
     head_rows: int  # head_dim, rounded up to row blocks
@@ -94,18 +108,20 @@ class Geometry:
     page_positions: int
     # activations: from the first copy of those that announce themselves to the second, then their places by layer
     second: int
-    x: Places
-    x_mid: Places
-    q: Places
-    new_kv: Places
-    squares: Places  # one a row block of a query or key head, where heads are normed
-    attn: Places
-    mlp: Places
-    scores: Places
-    choice: Places
-    expert_mlp: Places
+    x: Rows
+    x_mid: Rows
+    q: Rows
+    new_kv: Rows
+    squares: Rows  # one a row block of a query or key head, where heads are normed
+    attn: Rows
+    mlp: Rows
+    scores: Rows
+    choice: Rows
+    expert_mlp: Rows
     logits: int
+    logits_column: int  # from one column to the next
     best: int
+    best_column: int
     partial: int  # its distances depend on the bucket
     best_slots: int  # a power of two, at least the number of LM-head instructions
     # constants
@@ -188,7 +204,7 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
     slots = max(1, config.experts_per_token)  # whose pages make a row block of `expert_down`
     of_layers["expert_down"] = of_layers["expert_down"]._replace(pages=slots * of_layers["expert_down"].pages)
     embedding = shape.matrix("embedding")
-    places: dict[str, Any] = {name: Places(*shape.buffers[name][2:4]) for name in ANNOUNCED if name != "partial"}
+    places: dict[str, Any] = {name: Rows(*shape.buffers[name][2:5]) for name in ANNOUNCED if name != "partial"}
     return Geometry(
         ring=program.ring,
         copies_now=min(COPIES[0], program.ring),
@@ -204,8 +220,12 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         embedding_multiplier=config.embedding_multiplier,
         residual_multiplier=config.residual_multiplier,
         logits_multiplier=shape.logits_multiplier,
+        sequences=shape.sequences,
+        depth=shape.depth,
+        columns=shape.columns,
         group=config.group,
         group_columns=shape.group_columns,
+        attention_columns=shape.attention_columns,
         kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         head_rows=shape.head_rows,
@@ -215,7 +235,9 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         page_positions=shape.page_positions,
         second=shape.buffers["x"].second,
         logits=shape.buffers["logits"].base,
+        logits_column=shape.buffers["logits"].column,
         best=shape.buffers["best"].base,
+        best_column=shape.buffers["best"].column,
         partial=shape.buffers["partial"].base,
         best_slots=next_power_of_two(program.sms),
         **of_layers,
@@ -243,6 +265,11 @@ def make_bucket(program: Program) -> Bucket:
         end_counter=token_counter(program),
         records=len(program.words),
     )
+
+
+def token_stride(shape: Dimensions) -> int:
+    """From the tokens of one sequence to those of the next, in numbers."""
+    return shape.head_pages * shape.page_positions + TOKEN_SLACK
 
 
 def pages_bytes(geometry: Geometry) -> int:

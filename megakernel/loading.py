@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from instructions.dimensions import MMA_COLUMNS, next_power_of_two
 from megakernel.engine import Engine
 from megakernel.errors import one_line
 from megakernel.memory import (
@@ -31,13 +32,14 @@ from megakernel.torch.model import TorchModel
 from megakernel.torch.weights import Weights
 from megakernel.vm.backend import VmBackend
 from models.checkpoint import Checkpoint, open_checkpoint
+from models.config import ModelConfig
 from models.errors import UserError
 from models.formats import PLAIN, Formats, check_formats, chosen_formats
 from models.packed import pack
 from models.quantised import Requantised
 from models.weights import WeightSource, expected_tensors
 from scheduler.buckets import BucketPrograms
-from scheduler.build import DEFAULT_POLICY
+from scheduler.build import DEFAULT_POLICY, most_depth
 from scheduler.options import cache_capacity
 
 BACKENDS = ("auto", "gpu", "torch", "vm")
@@ -61,6 +63,7 @@ def load_engine(
     stage: Stage | None = None,
     weights: str | None = None,
     head: str | None = None,
+    speculate: int = 0,
 ) -> Engine:
     """An engine for a checkpoint directory, a hub id or "random:<preset>".
 
@@ -74,6 +77,7 @@ def load_engine(
     checkpoint: the model, where it has been opened already.
     weights, head: what matrices are kept as, names in `models.formats.NAMES`; weights None: as the checkpoint has them; head
         None: as the other weights, where those are named.
+    speculate: most drafts a step, 0: none; rounded up so that with the token before them they are 2, 4 or 8.
     stage: called with what is done once the weights are packed, where that takes long.
 
     The engine is ready when this returns: nothing is left to be compiled.
@@ -88,7 +92,8 @@ def load_engine(
     capacity = cache_capacity(checkpoint.config, capacity)
     formats = chosen_formats(weights, head, checkpoint.formats)
     check_formats(formats, DTYPES[dtype].itemsize)
-    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress, stage, formats)
+    depth = columns_of(speculate, chosen, checkpoint.config, formats)
+    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress, stage, formats, depth)
     return {"gpu": load_gpu, "torch": load_torch, "vm": load_vm}[chosen](request)
 
 
@@ -105,11 +110,13 @@ class LoadRequest:
     progress: Progress | None
     stage: Stage | None
     formats: Formats = PLAIN
+    depth: int = 1  # columns of the sequence: a token and the drafts after it
 
-    def programs(self, default_sms: int) -> BucketPrograms:
-        """The programs of this model; raises ScheduleError where none can be made for it."""
+    def programs(self, default_sms: int, depth: int = 1) -> BucketPrograms:
+        """The programs of this model, of so many columns; raises ScheduleError where none can be made for it."""
         sms = default_sms if self.sms is None else self.sms
-        programs = BucketPrograms(self.checkpoint.config, sms, self.capacity, self.dtype.itemsize, self.policy, self.formats)
+        numbers = (self.capacity, self.dtype.itemsize, self.policy, self.formats)
+        programs = BucketPrograms(self.checkpoint.config, sms, *numbers, depth=depth)
         programs.program(0)
         return programs
 
@@ -118,6 +125,16 @@ class LoadRequest:
         if self.progress is None:
             return self.checkpoint.source
         return CountedSource(self.checkpoint, self.progress)
+
+
+def columns_of(speculate: int, backend: str, config: ModelConfig, formats: Formats) -> int:
+    """Columns of a sequence for so many drafts: 1 where the model has no programs of more; raises UserError for a number or a
+    backend that cannot draft."""
+    if not 0 <= speculate < MMA_COLUMNS:
+        raise UserError(f"{speculate} drafts a step: use 0 (off) to {MMA_COLUMNS - 1}")
+    if speculate and backend == "torch":
+        raise UserError("plain PyTorch decodes one token a step: leave --speculate out, or use --backend gpu or vm")
+    return min(next_power_of_two(speculate + 1), most_depth(config, formats))
 
 
 def choose_backend(name: str) -> str:
@@ -148,6 +165,7 @@ def gpu_problem() -> str | None:
 def load_gpu(request: LoadRequest) -> Engine:
     """An engine on the GPU.  Triton is imported only here, so that the CPU machine runs without it."""
     from megakernel.gpu.backend import CHUNK, GpuBackend
+    from megakernel.gpu.drafting import DraftingBackend
     from megakernel.prefill.prefill import Prefill
 
     if request.dtype != torch.bfloat16:
@@ -159,16 +177,25 @@ def load_gpu(request: LoadRequest) -> Engine:
     programs = request.programs(sms)
     plan = Plan(request.checkpoint.config, programs.sms, programs.capacity, request.formats)
     needs = gpu_bytes(programs, plan.bytes if plan.possible else 0)
+    drafted = request.programs(sms, request.depth) if request.depth > 1 else None
+    if drafted is not None:
+        needs["drafts"] = sum(4 * drafted.shape(bucket).arena_elements for bucket in drafted.sizes)
     check_memory(request.model, needs, torch.cuda.mem_get_info(device)[0], "GPU memory", mend_of(request.formats))
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
-    programs.build_ahead(range(len(programs.sizes)))  # a request shall not wait for them
+    for made in (programs, *([] if drafted is None else [drafted])):
+        made.build_ahead(range(len(made.sizes)))  # a request shall not wait for them
     try:
         model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity, request.formats)
         if request.stage is not None:
             request.stage("compiling the kernels, some seconds at a model's first start")
-        return Engine(GpuBackend(model, programs, device, Prefill if plan.possible else None), chunk=CHUNK)
+        prefill = Prefill if plan.possible else None
+        if drafted is not None:
+            return Engine(DraftingBackend(model, programs, drafted, device, prefill), chunk=CHUNK)
+        return Engine(GpuBackend(model, programs, device, prefill), chunk=CHUNK)
     except BaseException:
         programs.close()
+        if drafted is not None:
+            drafted.close()
         raise
 
 
@@ -194,7 +221,7 @@ def load_torch(request: LoadRequest) -> Engine:
 
 def load_vm(request: LoadRequest) -> Engine:
     """An engine on the CPU machine."""
-    programs = request.programs(DEFAULT_VM_SMS)
+    programs = request.programs(DEFAULT_VM_SMS, request.depth)
     check_memory(request.model, vm_bytes(programs, request.checkpoint), available_bytes())
     model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity, request.formats)
     return Engine(VmBackend(model, programs))

@@ -34,7 +34,7 @@ def gpu_bytes(programs: BucketPrograms, prefill: int = 0) -> dict[str, int]:
         "KV cache": first.cache_pages * PAGE_BYTES,
         "activations": sum(2 * 4 * shape.arena_elements for shape in shapes),  # of a bucket's program and of its tail
         "prefill": prefill,
-        "tables": 4 * (first.tape.constant_count + programs.capacity * (first.head_rows + 1)),
+        "tables": 4 * (first.tape.constant_count + programs.capacity * (first.head_rows + 2)),
         "counters": 2 * len(shapes) * programs.program(0).counters * COUNTER_STRIDE * 4,
         "slack": GPU_SLACK,
     }

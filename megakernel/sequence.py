@@ -20,6 +20,7 @@ class Sequence:
     reuse: what the KV cache holds of a beginning of the prompt may serve.
     tokens: the prompt and what has been chosen since; `ready` what of it nobody has taken yet.
     position: its first positions, whose keys and values are in its part of the cache; `kept` of them were there when it joined.
+    steps: steps of the backend in which its tokens were chosen, where that counts them.
     part: the blocks of the cache that are its own or that it shares, where the backend's cache has parts.
     error: what ended it, to be raised once for whoever takes its tokens.
     first, last: when its first and its newest tokens came, by time.perf_counter; 0 before.
@@ -32,6 +33,7 @@ class Sequence:
     tokens: list[int] = field(init=False)
     ready: deque[int] = field(default_factory=deque, init=False)
     position: int = field(default=0, init=False)
+    steps: int = field(default=0, init=False)
     kept: int = field(default=0, init=False)
     part: list[int] = field(default_factory=list, init=False)
     finish: str | None = field(default=None, init=False)  # "stop" or "length"

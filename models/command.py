@@ -26,6 +26,7 @@ from models.process import INTERRUPTED, begin, open_streams, silence, working
 USER_ERROR, BROKEN_PIPE = 2, 141  # the latter as a shell reports SIGPIPE
 LONGEST_COMPLAINT = 500  # characters about arguments, which may be of any length
 WEIGHTS = ("bf16", "fp8", "int4")  # formats that weights may be kept in (`models.formats`)
+COLUMNS = (1, 2, 4, 8)  # of a step: of one sequence, or so many sequences
 CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)))
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
@@ -75,6 +76,15 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
     """--weights and --head: what the matrices are kept as."""
     parser.add_argument("--weights", choices=WEIGHTS, help="what weights are kept as (default: as they are stored)")
     parser.add_argument("--head", choices=WEIGHTS, help="what the LM head is kept as (default: as the other weights)")
+
+
+def columns(text: str) -> tuple[int, int]:
+    """The type of an option that says how many columns: sequences and the columns of each, as "8x1" or "1x8"."""
+    names = [f"1x{depth}" for depth in COLUMNS] + [f"{sequences}x1" for sequences in COLUMNS[1:]]
+    if text not in names:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}, got {shortened(text)}")
+    sequences, depth = map(int, text.split("x"))
+    return sequences, depth
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:

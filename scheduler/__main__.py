@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from models.command import Parser, add_formats, add_model, command, start
+from models.command import Parser, add_formats, add_model, columns, command, start
 from models.errors import writing
 from models.formats import chosen_formats
 from models.output import output_path, require_file
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", choices=list(POLICIES), default=DEFAULT_POLICY, help="placement (default %(default)s)")
     parser.add_argument("--slices", type=int, help="attention slices (default: as many as the SMs can work on)")
     parser.add_argument("--tail", action="store_true", help="only the last layer and the head: what prefill leaves")
+    parser.add_argument("--columns", type=columns, default=(1, 1), help="SxD: S sequences, or D columns of one (default 1x1)")
     parser.add_argument("--ring", type=int, help="pages of the shared-memory ring (default: as many as fit)")
     parser.add_argument("--dtype", choices=list(ITEMSIZES), default="bf16", help="weight type (default %(default)s)")
     parser.add_argument("-o", "--output", type=output_path, help="where to save the program")
@@ -48,6 +49,8 @@ def run(options: argparse.Namespace) -> None:
         slices=options.slices,
         tail=options.tail,
         formats=chosen_formats(options.weights, options.head),
+        sequences=options.columns[0],
+        depth=options.columns[1],
     )
     if options.output is not None:
         with writing(options.output):

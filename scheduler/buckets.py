@@ -10,6 +10,8 @@ from there on they grow by 4, so that few page uses pass empty.
 
 Each bucket has a second program, its tail: the last layer and the head alone, for the last token of a prompt that prefill has
 read.  It is made for the same sizes, so the same kernel runs it.
+
+Programs of several columns are `BucketPrograms` of their own, with a kernel of their own, and have no tails.
 """
 
 from __future__ import annotations
@@ -60,13 +62,16 @@ class BucketPrograms:
     itemsize: int
     policy: str = DEFAULT_POLICY
     formats: Formats = PLAIN
+    sequences: int = 1
+    depth: int = 1
     _built: dict[Which, Program] = field(default_factory=dict)
     _ahead: Ahead | None = field(default=None, repr=False, compare=False)
 
     def shape(self, bucket: int, tail: bool = False) -> Shape:
         """The shape of one bucket's program; raises ScheduleError for numbers no program can be made for."""
         sizes = {"sms": self.sms, "capacity": self.capacity, "bucket": bucket, "itemsize": self.itemsize}
-        return make_shape(self.config, **sizes, tail=tail, formats=self.formats)
+        columns = {"sequences": self.sequences, "depth": self.depth}
+        return make_shape(self.config, **sizes, tail=tail, formats=self.formats, **columns)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -98,8 +103,10 @@ class BucketPrograms:
         """Begin to make programs, each after its tail, in this order, in a process of their own; one that cannot be made is
         refused when it is asked for.  Ends with this process, or with `close`."""
         self.close()
-        numbers = {name: getattr(self, name) for name in ("sms", "capacity", "itemsize", "policy", "formats")}
-        wanted = [(place, tail) for place in places for tail in (True, False)]
+        names = ("sms", "capacity", "itemsize", "policy", "formats", "sequences", "depth")
+        numbers = {name: getattr(self, name) for name in names}
+        tails = (True, False) if self.sequences * self.depth == 1 else (False,)  # a tail is for one token
+        wanted = [(place, tail) for place in places for tail in tails]
         self._ahead = Ahead(self.config.to_dict(), numbers, wanted, lambda which: self.shape(self.sizes[which[0]], which[1]))
 
     def close(self) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from instructions.codec import WORDS, Scheduled, encode
-from instructions.shape import HELD_PAGES, Shape, ceil_div
+from instructions.shape import HELD_PAGES, MMA_COLUMNS, Shape, ceil_div, next_power_of_two
 from models.config import ModelConfig
+from models.families import family_of
 from models.formats import PLAIN, Formats, check_formats
 from scheduler.check import require_valid
 from scheduler.dependencies import derive
@@ -22,6 +23,8 @@ from scheduler.program import Program, read_program
 
 DEFAULT_POLICY = "balanced"
 MAX_SLICES = MAX_SMS  # more than one a SM are never of use
+COLUMNS = (1, 2, 4, 8)
+MOST_QUERIES = 32  # of one KV head in a step: what the registers of the kernel hold
 SLICE_PAGES = 4  # K pages of an attention slice, at least, where the context has so many
 
 
@@ -31,6 +34,41 @@ def attention_slices(config: ModelConfig, sms: int, bucket_pages: int) -> int:
     Fewer pages a slice would spread the work wider, but every slice costs its readers time (docs/notebook/attention.md).
     """
     return max(1, min(sms // config.num_kv_heads, ceil_div(bucket_pages, SLICE_PAGES)))
+
+
+def alone(config: ModelConfig, formats: Formats) -> str | None:
+    """Why a model's programs have one column, or None."""
+    if config.num_experts:
+        return "experts, which each token chooses for itself"
+    if any(linear.norms_together for linear in family_of(config).layer.linears):
+        return "queries that are normed together"
+    if formats != PLAIN:
+        return "quantised weights, whose row blocks are summed in another order"
+    return None
+
+
+def most_depth(config: ModelConfig, formats: Formats) -> int:
+    """The most columns of one sequence: so many that the queries of a KV head fit a step's attention; 1 where there are no
+    programs of several columns."""
+    if alone(config, formats) is not None:
+        return 1
+    return max(1, min(MMA_COLUMNS, MOST_QUERIES // next_power_of_two(config.group)))
+
+
+def column_problem(shape: Shape) -> str | None:
+    """Why there is no program with so many columns, or None."""
+    sequences, depth = shape.sequences, shape.depth
+    if sequences < 1 or depth < 1 or shape.columns > MMA_COLUMNS:
+        return f"{sequences} sequences of {depth} columns; a step has 1 to {MMA_COLUMNS} columns in all"
+    if sequences > 1 and depth > 1:
+        return f"{sequences} sequences of {depth} columns; use several of one, or several sequences of one column"
+    if sequences not in COLUMNS or depth not in COLUMNS:
+        return f"{sequences} sequences of {depth} columns; use {', '.join(map(str, COLUMNS))}"
+    if shape.columns > 1 and (why := alone(shape.config, shape.formats)) is not None:
+        return f"{sequences} sequences of {depth} columns for a model with {why}; it has programs of one column only"
+    if depth > (most := most_depth(shape.config, shape.formats)):
+        return f"{depth} columns of a sequence; this model's attention takes at most {most}"
+    return f"a tail of {shape.columns} columns; it is for one token" if shape.tail and shape.columns > 1 else None
 
 
 def make_shape(
@@ -43,8 +81,10 @@ def make_shape(
     slices: int | None = None,
     tail: bool = False,
     formats: Formats = PLAIN,
+    sequences: int = 1,
+    depth: int = 1,
 ) -> Shape:
-    """The shape of a program, with `tail` of one that ends a prompt.
+    """The shape of a program, with `tail` of one that ends a prompt; of several `sequences`, or of `depth` columns of one.
 
     `capacity` and `bucket` are rounded up to whole KV pages.
     """
@@ -61,7 +101,10 @@ def make_shape(
         slices = attention_slices(config, sms, bucket // page)
     if not 1 <= slices <= MAX_SLICES:
         raise ScheduleError(f"{slices} attention slices; use 1 to {MAX_SLICES}")
-    return Shape(config, itemsize, capacity, bucket, slices, tail, formats)
+    shape = Shape(config, itemsize, capacity, bucket, slices, tail, formats, sequences, depth)
+    if problem := column_problem(shape):
+        raise ScheduleError(problem)
+    return shape
 
 
 def build_program(shape: Shape, sms: int, policy: str = DEFAULT_POLICY, ring: int | None = None) -> Program:

@@ -60,10 +60,11 @@ def runs(kind: type[RowBlocks], shape: Shape, layer: int, sms: int) -> Iterator[
 def lower_attention(shape: Shape, layer: int) -> Iterator[Instruction]:
     """Attention of one layer, in slices, and what joins them."""
     heads = range(shape.config.num_kv_heads)
-    for index in range(shape.slices):
-        yield from (Attention(layer, head, index) for head in heads)
+    for sequence in range(shape.sequences):
+        for index in range(shape.slices):
+            yield from (Attention(layer, head, index, sequence) for head in heads)
     if shape.slices > 1:
-        yield from (Combine(layer, head) for head in heads)
+        yield from (Combine(layer, head, column) for column in range(shape.columns) for head in heads)
 
 
 def lower_layer(shape: Shape, layer: int, sms: int) -> Iterator[Instruction]:

@@ -106,7 +106,10 @@ class Program:
         return int(samples[0, Word.SIGNAL]) if len(samples) else NONE
 
     def require_positions(self, position: int, tokens: int, capacity: int) -> None:
-        """Raises ValueError where a launch does not fit: the page plan has no uses for more KV pages than the bucket's."""
+        """Raises ValueError where a launch does not fit: the page plan has no uses for more KV pages than the bucket's.
+
+        `tokens` of one sequence, from `position` on.
+        """
         limit = min(self.shape.bucket, self.shape.capacity - 1, capacity - 1)
         if tokens < 1 or position < 0 or position + tokens - 1 > limit:
             raise ValueError(f"{tokens} tokens from position {position}: this program decodes positions up to {limit}")
@@ -129,6 +132,8 @@ class Program:
             "slices": self.shape.slices,
             "tail": self.shape.tail,
             "formats": list(self.shape.formats),
+            "sequences": self.shape.sequences,
+            "depth": self.shape.depth,
             "policy": self.policy,
             "ring": self.ring,
         }
@@ -167,7 +172,9 @@ def read_program(path: Path) -> Program:
         raise ProgramFormatError(f"{path}: arrays of the wrong type or size; make the program again")
     try:
         config = ModelConfig.from_dict(header["config"])
-        numbers = {name: whole_number(header, name) for name in ("itemsize", "capacity", "bucket", "slices")}
+        numbers = {
+            name: whole_number(header, name) for name in ("itemsize", "capacity", "bucket", "slices", "sequences", "depth")
+        }
         shape = Shape(config, **numbers, tail=flag(header, "tail"), formats=formats_of(header))
         return Program(shape, text(header, "policy"), whole_number(header, "ring"), **arrays)
     except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:

@@ -12,28 +12,25 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
 
 from megakernel.device.cache import cache_address, finite
 from megakernel.device.clocks import cycles
+from megakernel.device.columns.attention import attend_columns
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import FLAT_TILES
 from megakernel.device.formats.plain import PAGE_LAYOUT, TILE
+from megakernel.device.heads import (
+    FLAT_HEADS,
+    head_factor,
+    output_dims,
+    query_layout,
+    rounded,
+    score_layout,
+    slice_pages,
+    wait_page,
+)
 from megakernel.device.matvec import power_of_two
 from megakernel.device.opaque import nothing
 from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import complete, in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
-
-FLAT_HEADS = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
-
-
-@gluon.constexpr_function
-def score_layout():
-    """Accumulators [tiles, rows, heads], rows spread over the warps."""
-    return gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[1, 4, 1], instr_shape=[1, 16, 8])
-
-
-@gluon.constexpr_function
-def query_layout():
-    """Queries [heads, dims]."""
-    return gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
 
 
 @gluon.jit
@@ -59,12 +56,6 @@ def squares_places(S: gl.constexpr, memory, step):
     return source + heads * S.head_blocks + blocks[None, :], source + S.group * S.head_blocks + blocks
 
 
-@gluon.jit
-def head_factor(S: gl.constexpr, squares):
-    """What a head whose squares sum to `squares` is multiplied by to be normed."""
-    return gl.rsqrt(squares / S.head_dim + S.epsilon)
-
-
 @gluon.constexpr_function
 def whole_layout(size):
     """A vector that every warp holds whole."""
@@ -82,23 +73,6 @@ def common_factors(S: gl.constexpr, memory, step):
     of_keys = gl.sum(gl.where(keys, squares, 0.0), axis=0) / (S.kv_heads * S.head_dim)
     of_queries = gl.sum(gl.where(keys, 0.0, squares), axis=0) / (S.kv_heads * S.group * S.head_dim)
     return gl.rsqrt(of_queries + S.epsilon), gl.rsqrt(of_keys + S.epsilon)
-
-
-@gluon.jit
-def slice_pages(S: gl.constexpr, slices, index, position):
-    """First page and page count of slice `index`: `Shape.slice_range`."""
-    pages = (position + S.page_positions - 1) // S.page_positions
-    share = (pages + slices - 1) // slices
-    first = gl.minimum(index * share, pages)
-    return first, gl.minimum(first + share, pages) - first
-
-
-@gluon.jit
-def wait_page(S: gl.constexpr, ring, use):
-    """Wait for a page use to land; returns its slot."""
-    slot = use % S.ring
-    mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
-    return slot
 
 
 @gluon.jit
@@ -134,7 +108,17 @@ def add_values(S: gl.constexpr, ring, use, p, acc):
 
 @gluon.jit
 def attention(S: gl.constexpr, memory, ring, step):
-    """KV head `head`, slice `slice`; page uses beyond the slice's pages pass through empty."""
+    """KV head `head`, slice `slice`, of a sequence; page uses beyond the slice's pages pass through empty."""
+    head, slice, sequence = step.record.a, step.record.b, step.record.c
+    if S.columns == 1:
+        attend(S, memory, ring, step, slice)
+    else:
+        attend_columns(S, memory, ring, step, head, slice, sequence)
+
+
+@gluon.jit
+def attend(S: gl.constexpr, memory, ring, step, slice):
+    """`attention` of one column."""
     MMA: gl.constexpr = score_layout()
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
     HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))
@@ -142,7 +126,6 @@ def attention(S: gl.constexpr, memory, ring, step):
     COLUMNS: gl.constexpr = S.group_columns
     OWN_NORMS: gl.constexpr = S.head_norm.first >= 0 and not S.norms_together
 
-    slice = step.record.b
     first, pages = slice_pages(S, memory.bucket.slices, slice, step.position)
     wait_all(S, memory, step, ALL)
     if S.norms_together:  # first, while few registers are taken
@@ -217,15 +200,6 @@ def attention(S: gl.constexpr, memory, ring, step):
 
 
 @gluon.jit
-def output_dims(S: gl.constexpr):
-    """Dimension of a head at each element of the accumulators, [tiles, 64, 1]."""
-    MMA: gl.constexpr = score_layout()
-    tiles = gl.arange(0, S.head_tiles, gl.SliceLayout(1, gl.SliceLayout(2, MMA)))
-    inner = gl.arange(0, TILE, gl.SliceLayout(0, gl.SliceLayout(2, MMA)))
-    return gl.expand_dims(tiles[:, None] * TILE + inner[None, :], 2)
-
-
-@gluon.jit
 def current_places(S: gl.constexpr, memory, step):
     """Where this token's K lies, and behind it its V.
 
@@ -233,12 +207,6 @@ def current_places(S: gl.constexpr, memory, step):
     """
     head = step.record.a
     return rows_of(S, memory, step, S.new_kv, step.record.layer) + head * (2 * S.head_rows)
-
-
-@gluon.jit
-def rounded(values):
-    """fp32 values, rounded to the weight type as in the cache."""
-    return values.to(gl.bfloat16).to(gl.float32)
 
 
 @gluon.jit

@@ -77,17 +77,17 @@ def add_chunk(S: gl.constexpr, source, slices, m, total, out, MOST: gl.constexpr
 @gluon.jit
 def any_vacant(S: gl.constexpr, source, slices):
     """Whether anything of the slices from `source` on is vacant, int32, the same for all threads."""
-    column = gl.arange(0, CHECKED, vector_layout())
+    index = gl.arange(0, CHECKED, vector_layout())
     absent = gl.zeros([CHECKED], gl.int32, vector_layout())
     count = slices * (S.group * (S.head_rows + 2))
     for first in range(0, count, CHECKED):
-        absent |= vacant(look(source + first + column, first + column < count))
+        absent |= vacant(look(source + first + index, first + index < count))
     return gl.max(absent, axis=0)
 
 
 @gluon.jit
 def combine(S: gl.constexpr, memory, ring, step):
-    """KV head `head`."""
+    """KV head `head` in column `column`."""
     wait_all(S, memory, step, ALL)
     ROWS: gl.constexpr = S.group * (S.head_rows + 2)
     COLUMNS: gl.constexpr = S.group_columns
@@ -95,9 +95,11 @@ def combine(S: gl.constexpr, memory, ring, step):
     HEAD: gl.constexpr = head_layout()
     CHUNK: gl.constexpr = slices_a_pass(COLUMNS, DIMS, False)
     FEWEST: gl.constexpr = slices_a_pass(COLUMNS, DIMS, True)
-    head = step.record.a
+    head, column = step.record.a, step.record.b
     slices = memory.bucket.slices
     source = partials_of(S, memory, step) + head * (slices * ROWS)
+    if S.columns > 1:
+        source += column * (S.kv_heads * slices * ROWS)
     out = gl.zeros([COLUMNS, DIMS], gl.float32, HEAD)
     total = gl.zeros([COLUMNS], gl.float32, gl.SliceLayout(1, HEAD))
     heads = gl.arange(0, COLUMNS, gl.SliceLayout(1, HEAD))[:, None]
@@ -123,4 +125,6 @@ def combine(S: gl.constexpr, memory, ring, step):
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))[None, :]
     target = rows_of(S, memory, step, S.attn, step.record.layer)
     target += head * (S.group * S.head_rows)
+    if S.columns > 1:
+        target += column * (S.kv_heads * S.group * S.head_rows)
     put(S, step, target + heads * S.head_rows + dims, out / total[:, None], (heads < S.group) & (dims < S.head_rows))

@@ -9,9 +9,10 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from instructions.registry import INSTRUCTIONS
 from megakernel.device.attention import attention
 from megakernel.device.choose import choose
+from megakernel.device.columns.places import over
 from megakernel.device.combine import combine
 from megakernel.device.compat import barrier
-from megakernel.device.context import FAULT, STOP, Step, fetch, set_shared_word, settle
+from megakernel.device.context import FAULT, Step, fetch, set_shared_word, settle
 from megakernel.device.down import down
 from megakernel.device.embed import embed
 from megakernel.device.expert_down import expert_down
@@ -132,7 +133,7 @@ def consumer(S: gl.constexpr, memory, ring, start, stop, uses_per_token, positio
             wait_counter(
                 memory, memory.bucket.end_counter, epoch + token, sm, -1, here
             )  # the last instruction alone signals it
-        stopped = (load_acquire(memory.control + STOP) <= here) | (load_acquire(memory.control + FAULT) != 0)
+        stopped = over(S, memory, here) | (load_acquire(memory.control + FAULT) != 0)
         last = agree(stopped.to(gl.int32))
         set_shared_word(ring.last, last)
         barrier()

@@ -5,7 +5,7 @@ from triton.experimental.gluon import language as gl
 
 from instructions.codec import WORDS, Word
 from megakernel import control_block
-from megakernel.control_block import Control
+from megakernel.control_block import Control, Progress, Source
 from megakernel.device.compat import aggregate
 
 OPCODE = gl.constexpr(int(Word.OPCODE))
@@ -36,6 +36,17 @@ STOP_TOKENS = gl.constexpr(int(Control.STOP_TOKENS))
 REPORTS = gl.constexpr(control_block.REPORTS)
 REPORT_WORDS = gl.constexpr(control_block.REPORT_WORDS)
 LOADERS = gl.constexpr(control_block.LOADERS)
+SEQUENCES = gl.constexpr(control_block.SEQUENCES)
+SEQUENCE_WORDS = gl.constexpr(control_block.SEQUENCE_WORDS)
+REQUEST = gl.constexpr(control_block.REQUEST)
+POSITION = gl.constexpr(int(Progress.POSITION))
+USED = gl.constexpr(int(Progress.USED))
+END = gl.constexpr(int(Progress.END))
+SOURCE = gl.constexpr(int(Progress.SOURCE))
+SLICES = gl.constexpr(int(Progress.SLICES))
+STEPS = gl.constexpr(int(Progress.STEPS))
+LAST = gl.constexpr(int(Progress.LAST))
+GIVEN = gl.constexpr(int(Source.GIVEN))
 
 DONE = gl.constexpr(2**31 - 1)  # what the loader says it is at when it has ended
 

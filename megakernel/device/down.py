@@ -16,4 +16,5 @@ def down(S: gl.constexpr, memory, ring, step):
     """Row blocks `block` to `block + blocks` of the layer's down projection."""
     layer = step.record.layer
     source, residual = rows_of(S, memory, step, S.mlp, layer), rows_of(S, memory, step, S.x_mid, layer)
-    projection(S, memory, ring, step, source, residual, rows_of(S, memory, step, S.x, layer + 1), S.down, EARLY)
+    target = rows_of(S, memory, step, S.x, layer + 1)
+    projection(S, memory, ring, step, source, S.mlp.column, residual, S.x_mid, target, S.x, S.down, EARLY)

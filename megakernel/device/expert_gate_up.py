@@ -25,6 +25,7 @@ def expert_gate_up(S: gl.constexpr, memory, ring, step):
         ring,
         step,
         rows_of(S, memory, step, S.x_mid, layer),
+        S.x_mid,
         layer_constants(memory, S.expert_gate_up.norm, layer),
         S.expert_gate_up,
         EARLY,

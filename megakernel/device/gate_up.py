@@ -5,6 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from megakernel.device.columns.places import in_column, kept
 from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
 from megakernel.device.stream import each_row_block, streams
 from megakernel.device.values import put_once, rows_of
@@ -29,8 +30,8 @@ def put_units(S: gl.constexpr, memory, step, here, y, known, state):
         gate += gl.load(bias)
         up += gl.load(bias + UNITS)
     unit = here * UNITS + row
-    target = rows_of(S, memory, step, S.mlp, step.record.layer)
-    put_once(S, step, target + unit, swiglu(gate, up), known & (unit < S.down.columns) & (column == 0))
+    place = in_column(S, rows_of(S, memory, step, S.mlp, step.record.layer) + unit, column, S.mlp.column)
+    put_once(S, step, place, swiglu(gate, up), known & (unit < S.down.columns) & kept(S, column))
     return state
 
 
@@ -45,6 +46,7 @@ def gate_up(S: gl.constexpr, memory, ring, step):
         ring,
         step,
         rows_of(S, memory, step, S.x_mid, layer),
+        S.x_mid,
         layer_constants(memory, S.gate_up.norm, layer),
         S.gate_up,
     )

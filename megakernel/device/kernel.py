@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from megakernel.device.columns.places import over
 from megakernel.device.consumer import consumer
 from megakernel.device.context import FAULT, STOP, Bucket, Memory, Ring, make_shared_word, set_shared_word
 from megakernel.device.formats.plain import TILE
@@ -77,7 +78,8 @@ def megakernel(
     records,
     S: gl.constexpr,
 ):
-    """Decode up to `tokens` tokens from `position`; `epoch` is how many this program has decoded before.
+    """Decode up to `tokens` tokens from `position`; `epoch` is how many this program has decoded before.  With several columns,
+    up to so many steps, from where each sequence stands; `position` then only tells in reports which step it was.
 
     tape and cache are TMA descriptors over [128-byte lines, 64] bf16 of `weights` and `cache_rows`; beside and head_beside over
     what lies beside quantised pages, [pages, words] fp32 of `constants`: of the body, and of a head in another format; the
@@ -104,7 +106,10 @@ def megakernel(
     uses_per_token = gl.load(uses + sm)
     ring = make_ring(S, tape)
     # Before the first token nobody writes these two: all blocks read the same, and the loader need not be asked.
-    idle = (gl.load(control + STOP) <= position) | (gl.load(control + FAULT) != 0)
+    if S.columns == 1:
+        idle = (gl.load(control + STOP) <= position) | (gl.load(control + FAULT) != 0)
+    else:
+        idle = over(S, memory, position) | (gl.load(control + FAULT) != 0)
     tokens = gl.where(idle, 0, tokens)
     gl.warp_specialize(
         [

@@ -5,9 +5,10 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.formats.layouts import MMA_COLUMNS
+from megakernel.device.columns.places import position_of, request, sequence_of
+from megakernel.device.formats.layouts import MMA_COLUMNS, block_layout
 from megakernel.device.matvec import ROWS, block_index, row_block, stage_norm
-from megakernel.device.sampling import best_of, load_sampling, score
+from megakernel.device.sampling import NO_ROW, best_of, load_sampling, score
 from megakernel.device.stream import each_row_block, result_layout, streams
 from megakernel.device.values import rows_of
 
@@ -41,14 +42,24 @@ def lm_head(S: gl.constexpr, memory, ring, step):
         ring,
         step,
         rows_of(S, memory, step, S.x, S.layers),
+        S.x,
         memory.constants + S.head.norm.first,
         S.head,
     )
+    if S.columns == 1:
+        score_one(S, memory, ring, step)
+    else:
+        score_columns(S, memory, ring, step)
+
+
+@gluon.jit
+def score_one(S: gl.constexpr, memory, ring, step):
+    """The row blocks' logits, and the best of them, of a single column."""
     block, blocks, slot = step.record.a, step.record.b, step.record.c
     LAYOUT: gl.constexpr = result_layout(S.head, gl.num_warps())
     best = gl.full([ROWS, MMA_COLUMNS], float("-inf"), gl.float32, LAYOUT)
     best_row = gl.full([ROWS, MMA_COLUMNS], 0, gl.int32, LAYOUT)
-    state = (best, best_row) + load_sampling(memory)
+    state = (best, best_row) + load_sampling(memory.control)
     if streams(S.head):
         state = each_row_block(S, memory, ring, step, block, blocks, S.head, put_logits, state)
     else:
@@ -60,3 +71,38 @@ def lm_head(S: gl.constexpr, memory, ring, step):
     target = memory.activations + S.best + slot * 2
     gl.store(target, top)
     gl.store(target + 1, top_row.to(gl.float32))
+
+
+@gluon.jit
+def score_columns(S: gl.constexpr, memory, ring, step):
+    """The same of several columns, each by its own request and position."""
+    OUT: gl.constexpr = gl.SliceLayout(0, block_layout())
+    index = block_index(OUT)
+    row, column = index // 16, index % 16
+    columns = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, OUT))
+    inverse, seed_low, seed_high = load_sampling(request(S, memory, sequence_of(S, columns)))
+    position = position_of(S, memory, step, columns)
+    drawn = gl.max((inverse > 0.0).to(gl.int32), axis=0)
+    best = gl.full([ROWS, MMA_COLUMNS], float("-inf"), gl.float32, OUT)
+    best_row = gl.full([ROWS, MMA_COLUMNS], 0, gl.int32, OUT)
+    block, blocks, slot = step.record.a, step.record.b, step.record.c
+    for i in range(blocks):
+        rows = (block + i) * ROWS + row
+        inside = rows < S.vocabulary
+        logits = row_block(S, ring, step, step.use + i * S.head.pages, S.head)
+        if S.logits_multiplier != 1.0:
+            logits *= S.logits_multiplier
+        target = memory.activations + S.logits + column * S.logits_column + rows
+        gl.store(target, logits, mask=inside & (column < S.columns))
+        scores = gl.where(gl.abs(logits) < float("inf"), logits, float("inf"))  # so that `Sample` learns of it
+        if drawn != 0:
+            noisy = score(scores, rows, position[None, :], inverse[None, :], seed_low[None, :], seed_high[None, :])
+            scores = gl.where((inverse > 0.0)[None, :], noisy, scores)
+        better = inside & (scores > best)
+        best = gl.where(better, scores, best)
+        best_row = gl.where(better, rows, best_row)
+    top = gl.max(best, axis=0)
+    top_row = gl.min(gl.where(best == top[None, :], best_row, NO_ROW), axis=0)
+    target = memory.activations + S.best + columns * S.best_column + slot * 2
+    gl.store(target, top, mask=columns < S.columns)
+    gl.store(target + 1, top_row.to(gl.float32), mask=columns < S.columns)

@@ -16,11 +16,23 @@ from instructions.attention import Attention
 from instructions.expert_down import ExpertDown
 from instructions.expert_gate_up import ExpertGateUp
 from instructions.lm_head import LmHead
-from megakernel.device.attention import slice_pages
 from megakernel.device.clocks import cycles
+from megakernel.device.columns.places import first_position, progress, slices_of
 from megakernel.device.compat import copy_page
-from megakernel.device.context import DONE, LAYER, LOADERS, PAYLOAD, RECORD, fetch_load, set_shared_word, shared_word, word
+from megakernel.device.context import (
+    DONE,
+    LAYER,
+    LOADERS,
+    PAYLOAD,
+    RECORD,
+    USED,
+    fetch_load,
+    set_shared_word,
+    shared_word,
+    word,
+)
 from megakernel.device.experts import chosen_expert, look_for_choice
+from megakernel.device.heads import slice_pages
 from megakernel.device.matvec import LINES
 from megakernel.device.sync import proxy_fence, wait_counter
 from megakernel.device.trace import LOAD_BEGUN, LOAD_ENDED, LOAD_WAITED, POINTS, note, stamp, token_stamps
@@ -163,12 +175,31 @@ def stream_mixture(S: gl.constexpr, memory, tape, beside, head_beside, ring, loa
 
 
 @gluon.jit
+def where_it_stands(S: gl.constexpr, memory, ring, load, use):
+    """The position of the last column of the sequence whose pages are to be streamed, and the slices of its attention.
+
+    The step before has decided it.  Who fills page use `use` has seen the end of that step: by its own wait, or by the page's
+    release, which an instruction of this step gives.
+    """
+    set_shared_word(ring.loading, use)
+    mbarrier.wait(ring.empty.index(use % S.ring), ((use // S.ring) & 1) ^ 1)
+    sequence = load.tape // (memory.bucket.head_pages * (S.layers * S.kv_heads * 2))
+    used = gl.load(progress(memory, sequence) + USED, cache_modifier=".cg")
+    return first_position(S, memory, sequence) + used - 1, slices_of(S, memory, sequence)
+
+
+@gluon.jit
 def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, number, epoch, position, sm, index):
     """The K and V pages of one attention slice; page uses without a page pass through empty."""
     if load.wait >= 0:
         wait_counter(memory, load.wait, load.target * epoch, LOADERS + sm, index, position)
     proxy_fence()
-    first, pages = slice_pages(S, memory.bucket.slices, load.slice, position)
+    slices = memory.bucket.slices
+    if S.columns > 1:
+        position, slices = where_it_stands(S, memory, ring, load, use)
+    first, pages = slice_pages(S, slices, load.slice, position)
+    if S.columns > 1:
+        pages = gl.minimum(pages, load.pages // 2)  # a step that will not be taken may stand beyond the bucket
     page = load.tape + first
     waited = gl.to_tensor(0).to(gl.int64)
     for i in range(pages):

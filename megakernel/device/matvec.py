@@ -12,6 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.clocks import cycles
+from megakernel.device.columns.staging import arrived, fragment, stage_norms, staged_page
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, staged
 from megakernel.device.sync import wait_all
@@ -48,12 +49,33 @@ def power_of_two(n):
 
 
 @gluon.jit
-def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.constexpr, SIGNALS: gl.constexpr = EARLY):
+def stage_norm(
+    S: gl.constexpr,
+    memory,
+    ring,
+    step,
+    source,
+    buffer: gl.constexpr,
+    weight,
+    matrix: gl.constexpr,
+    SIGNALS: gl.constexpr = EARLY,
+):
     """Wait for the step's input, then stage rms_norm(source) * weight for fp32 vectors as long as the matrix's rows, rounded to
-    bf16 and padded with zeros.  The weights depend on nobody and are loaded before the wait, the input is looked for SIGNALS
-    signals before the last."""
-    COUNT: gl.constexpr = matrix.columns
+    bf16 and padded with zeros.  `source` lies in a `buffer`.  The weights depend on nobody and are loaded before the wait, the
+    input is looked for SIGNALS signals before the last."""
     SIZE: gl.constexpr = power_of_two(matrix.pages) * matrix.format.COLUMNS
+    if S.columns == 1:
+        stage_one(S, memory, ring, step, source, weight, matrix, SIZE, SIGNALS)
+    else:
+        stage_norms(S, memory, ring, step, source, buffer.column, weight, matrix, SIZE)
+
+
+@gluon.jit
+def stage_one(
+    S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.constexpr, SIZE: gl.constexpr, SIGNALS: gl.constexpr
+):
+    """`stage_norm` for a single column."""
+    COUNT: gl.constexpr = matrix.columns
     index = gl.arange(0, SIZE, vector_layout())
     staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], staged(matrix.format.LANE, [SIZE])).index(0)
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
@@ -79,7 +101,16 @@ def stage_norm(S: gl.constexpr, memory, ring, step, source, weight, matrix: gl.c
 def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
     """Wait for page use `use`, of format F, release it, and add its product with page `page` of the staged activation."""
     slot = use % S.ring
-    x = F.activation(S, ring, page)
+    if S.columns == 1:
+        x = F.activation(S, ring, page)
+    else:
+        x = staged_page(F, ring, page)
+    return multiply_by(S, F, ring, step, use, slot, x, acc)
+
+
+@gluon.jit
+def multiply_by(S: gl.constexpr, F: gl.constexpr, ring, step, use, slot, x, acc):
+    """Wait for page use `use`, of format F, in its slot, release it, and add its product with `x`, the B operand."""
     mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
     if S.trace:
         if use == step.use:
@@ -92,7 +123,7 @@ def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
 @gluon.jit
 def accumulate(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
     """Multiply the next row block of a matrix by the staged activation; returns the sums of its tiles, fp32 [tiles, 16 rows, 8
-    equal columns]."""
+    columns], equal ones where there is but one."""
     F: gl.constexpr = matrix.format
     PAGES: gl.constexpr = matrix.pages
     GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
@@ -107,7 +138,8 @@ def accumulate(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
 
 @gluon.jit
 def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
-    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 equal columns]."""
+    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 columns], equal ones where
+    there is but one."""
     return gl.sum(accumulate(S, ring, step, use, matrix), axis=0)
 
 
@@ -155,6 +187,28 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
                 for j in gl.static_range(GROUP):
                     page = group * GROUP + j
                     acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
+    stamp(S, step.trace, COMPUTED)
+    return gl.sum(F.total(acc), axis=0)
+
+
+@gluon.jit
+def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance: gl.constexpr, matrix: gl.constexpr):
+    """Multiply the row block whose pages begin at `use` by fp32 vectors as long as the matrix's rows, `distance` from one
+    column to the next, rounded to bf16, each page as soon as it is there; returns what `row_block` does.
+
+    Nothing is staged: every value is loaded by the one thread that the tensor cores take it from.  Three pages are on their way
+    at a time.
+    """
+    F: gl.constexpr = matrix.format
+    acc = F.nothing()
+    begin = cycles()
+    here = fragment(S, source, 0, distance, matrix)
+    after = fragment(S, source, 1, distance, matrix)
+    for page in range(matrix.pages):
+        last = fragment(S, source, page + 2, distance, matrix)
+        x = arrived(S, memory, step, begin, here, source, page, distance, matrix)
+        acc = multiply_by(S, F, ring, step, use + page, (use + page) % S.ring, x, acc)
+        here, after = after, last
     stamp(S, step.trace, COMPUTED)
     return gl.sum(F.total(acc), axis=0)
 

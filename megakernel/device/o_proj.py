@@ -15,4 +15,5 @@ def o_proj(S: gl.constexpr, memory, ring, step):
     """Row blocks `block` to `block + blocks` of the layer's output projection."""
     layer = step.record.layer
     source, residual = rows_of(S, memory, step, S.attn, layer), rows_of(S, memory, step, S.x, layer)
-    projection(S, memory, ring, step, source, residual, rows_of(S, memory, step, S.x_mid, layer), S.o, ALL)
+    target = rows_of(S, memory, step, S.x_mid, layer)
+    projection(S, memory, ring, step, source, S.o.columns, residual, S.x, target, S.x_mid, S.o, ALL)

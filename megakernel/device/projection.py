@@ -5,8 +5,9 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from megakernel.device.columns.places import in_column, kept
 from megakernel.device.formats.layouts import block_layout
-from megakernel.device.matvec import ROWS, block_index, layer_constants, row_block, stage_and_multiply
+from megakernel.device.matvec import ROWS, block_index, layer_constants, multiply_columns, row_block, stage_and_multiply
 from megakernel.device.sync import wait_all
 from megakernel.device.values import complete, look, put_once
 
@@ -18,13 +19,16 @@ def projection(
     ring,
     step,
     source,
+    distance: gl.constexpr,
     residual,
+    before_buffer: gl.constexpr,
     target,
+    after_buffer: gl.constexpr,
     matrix: gl.constexpr,
     EARLY: gl.constexpr,
 ):
     """target[rows] = residual[rows] + (W[rows] round(source) + bias[rows]) * residual_multiplier, for row blocks `block` to
-    `block + blocks`."""
+    `block + blocks`.  Columns of the source are `distance` apart, those of the others as their buffers say."""
     bias = layer_constants(memory, matrix.bias, step.record.layer)
     wait_all(S, memory, step, EARLY)
     index = block_index(gl.SliceLayout(0, block_layout()))
@@ -33,8 +37,13 @@ def projection(
     for i in range(blocks):
         rows = (block + i) * ROWS + row
         inside = rows < S.hidden
-        before = look(residual + rows, inside)
-        if i == 0:
+        if S.columns > 1:
+            inside = inside & kept(S, column)
+        place = in_column(S, residual + rows, column, before_buffer.column)
+        before = look(place, inside)
+        if S.columns > 1:
+            y = multiply_columns(S, memory, ring, step, step.use + i * matrix.pages, source, distance, matrix)
+        elif i == 0:
             y = stage_and_multiply(S, memory, ring, step, source, matrix)
         else:
             y = row_block(S, ring, step, step.use + i * matrix.pages, matrix)
@@ -42,5 +51,5 @@ def projection(
             y += gl.load(bias + rows, mask=inside, other=0.0)
         if S.residual_multiplier != 1.0:
             y *= S.residual_multiplier
-        y += complete(memory, step, before, residual + rows, inside)
-        put_once(S, step, target + rows, y, inside & (column == 0))
+        y += complete(memory, step, before, place, inside)
+        put_once(S, step, in_column(S, target + rows, column, after_buffer.column), y, inside & kept(S, column))

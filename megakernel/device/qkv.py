@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.cache import cache_address, finite
+from megakernel.device.columns.places import in_column, kept, position_of, sequence_rows
 from megakernel.device.formats.layouts import block_layout
 from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
 from megakernel.device.sync import proxy_fence
@@ -20,11 +21,11 @@ def rotate(low, high, cosine, sine):
 
 @gluon.jit
 def put_squares(S: gl.constexpr, memory, step, place, low, high):
-    """Store the sum of squares of a row block, two [8, 8] with equal columns, for those who read its head."""
+    """Store the sum of squares of a row block, two [8, 8], for those who read its head."""
     columns = gl.arange(0, low.shape[1], gl.SliceLayout(0, low.type.layout))
     squares = gl.sum(low * low + high * high, axis=0)
     target = rows_of(S, memory, step, S.squares, step.record.layer) + place
-    put_once(S, step, target + columns, squares, columns == 0)
+    put_once(S, step, in_column(S, target + columns, columns, S.squares.column - 1), squares, kept(S, columns))
 
 
 @gluon.jit
@@ -39,18 +40,20 @@ def qkv(S: gl.constexpr, memory, ring, step):
         ring,
         step,
         rows_of(S, memory, step, S.x, layer),
+        S.x,
         layer_constants(memory, S.qkv.norm, layer),
         S.qkv,
     )
     index, index_high = halves(block_index(gl.SliceLayout(0, block_layout())))
     row, column = index // 16, index % 16  # rows 0 to 7 of the block; index_high has the same rows, 8 further
     block, blocks = step.record.a, step.record.b
+    position = position_of(S, memory, step, column)
     for i in range(blocks):
         here = block + i
         slot, inner = here // S.head_blocks, here % S.head_blocks
         head, part = slot // (S.group + 2), slot % (S.group + 2)
         pair = inner * HALF + row
-        angle = memory.rope + (step.position * (S.head_rows // 2) + pair) * 2
+        angle = memory.rope + (position * (S.head_rows // 2) + pair) * 2
         cosine, sine = gl.load(angle), gl.load(angle + 1)
         if S.qkv.bias.first >= 0:  # on their way while the row block is multiplied, as the weights
             bias = layer_constants(memory, S.qkv.bias, layer) + here * ROWS + row
@@ -74,18 +77,24 @@ def qkv(S: gl.constexpr, memory, ring, step):
             high *= high_weight
         if part <= S.group:  # a query or key: rotate its pairs
             low, high = rotate(low, high, cosine, sine)
-        inside = column == 0
+        inside = kept(S, column)
         target = values_of(S, memory, step)
         if part < S.group:
             target += S.q.first + layer * S.q.stride + (head * S.group + part) * S.head_rows
         else:
             target += S.new_kv.first + layer * S.new_kv.stride + (head * 2 + part - S.group) * S.head_rows
-        put_once(S, step, target + inner * ROWS + row, low, inside)
-        put_once(S, step, target + inner * ROWS + row + HALF, high, inside)
+        if S.columns == 1:
+            put_once(S, step, target + inner * ROWS + row, low, inside)
+            put_once(S, step, target + inner * ROWS + row + HALF, high, inside)
+        else:
+            rows = target + inner * ROWS + row + column * gl.where(part < S.group, S.q.column, S.new_kv.column)
+            put_once(S, step, rows, low, inside)
+            put_once(S, step, rows + HALF, high, inside)
         if part >= CACHED:
             cached = cache_address(
-                S, memory.cache, memory.bucket.head_pages, layer, head, part - S.group, step.position, inner * ROWS + row
+                S, memory.cache, memory.bucket.head_pages, layer, head, part - S.group, position, inner * ROWS + row
             )
+            cached = sequence_rows(S, memory, cached, column)
             gl.store(cached, finite(low).to(gl.bfloat16), mask=inside)
             gl.store(cached + HALF, finite(high).to(gl.bfloat16), mask=inside)
             proxy_fence()  # later tokens read these rows by TMA

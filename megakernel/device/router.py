@@ -20,6 +20,7 @@ def router(S: gl.constexpr, memory, ring, step):
         ring,
         step,
         rows_of(S, memory, step, S.x_mid, layer),
+        S.x_mid,
         layer_constants(memory, S.router.norm, layer),
         S.router,
     )

@@ -13,13 +13,14 @@ M1 = gl.constexpr(PHILOX_M[1])
 W0 = gl.constexpr(PHILOX_W[0])
 W1 = gl.constexpr(PHILOX_W[1])
 ROUNDS = gl.constexpr(PHILOX_ROUNDS)
+NO_ROW = gl.constexpr(2147483647)  # behind every row
 
 
 @gluon.jit
-def load_sampling(memory):
-    """1 / temperature (0: greedy) and the seed's two halves."""
-    inverse = gl.load(memory.control + INVERSE_TEMPERATURE).to(gl.float32, bitcast=True)
-    return inverse, gl.load(memory.control + SEED_LOW).to(gl.uint32), gl.load(memory.control + SEED_HIGH).to(gl.uint32)
+def load_sampling(request):
+    """1 / temperature (0: greedy) and the seed's two halves, of requests whose words lie there."""
+    inverse = gl.load(request + INVERSE_TEMPERATURE).to(gl.float32, bitcast=True)
+    return inverse, gl.load(request + SEED_LOW).to(gl.uint32), gl.load(request + SEED_HIGH).to(gl.uint32)
 
 
 @gluon.jit

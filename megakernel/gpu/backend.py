@@ -22,6 +22,7 @@ from triton.errors import TritonError
 
 from megakernel.backend import sampling_state, shared_length
 from megakernel.errors import NotNumbers, one_line
+from megakernel.gpu.columns import ColumnFlight
 from megakernel.gpu.control import Outcome
 from megakernel.gpu.errors import KernelFault
 from megakernel.gpu.machine import Flight, GpuProgram, GpuState
@@ -91,14 +92,16 @@ class GpuBackend:
         self.longest = max(1, int(LONGEST_LAUNCH / step))
         self.builder = ThreadPoolExecutor(1, "megakernel-build")
         self.built: dict[tuple[int, bool], Future[GpuProgram]] = {}
-        self.flights: deque[Flight | Reading] = deque()
+        self.flights: deque[Flight | Reading | ColumnFlight] = deque()
         self.sequence = Sequence([], 0, SamplingParams())  # in the column, or the last one that was: here none
         self.taken = False  # whether it is there still
         # Positions: up to where prefill has been enqueued, the next to be decoded, the one behind the last.
         self.read = self.position = self.end = 0
         self.stopped = False
         self.settled = False  # whether all that was enqueued has landed well, since when nothing was
-        self.last_program: GpuProgram | None = None  # of the last token landed; its logits are still there
+        # Of the last token landed, with the column that chose it; its logits are still there.
+        self.last_program: GpuProgram | None = None
+        self.last_column = 0
         with self.on_device("compiling the kernel"):
             first = self.program(0).result()
             first.compile()
@@ -146,7 +149,7 @@ class GpuBackend:
 
     def decode(self, count: int) -> None:
         with self.on_device("decoding"):
-            while len(self.flights) < FLIGHTS and self.position < self.end and not self.stopped:
+            while self.room():
                 self.take_off()
             self.land()
 
@@ -154,7 +157,7 @@ class GpuBackend:
         if self.last_program is None or self.sequence is not sequence:
             raise RuntimeError("its logits are no longer there: another request has been asked for since")
         with self.on_device("reading logits"):
-            return self.last_program.logits()
+            return self.last_program.logits(self.last_column)
 
     def close(self) -> None:
         with self.on_device("closing"):
@@ -191,6 +194,10 @@ class GpuBackend:
         self.flights.append(self.program(self.programs.place(last), tail=True).result().launch(last, 1))
         self.position = length
 
+    def room(self) -> bool:
+        """Whether another launch may be enqueued."""
+        return len(self.flights) < FLIGHTS and self.position < self.end and not self.stopped
+
     def take_off(self) -> None:
         """Enqueue the next launch: the prompt, in long ones that end with it, then a few tokens at a time."""
         self.settled = False
@@ -206,27 +213,32 @@ class GpuBackend:
 
     def land(self) -> None:
         """Wait for the oldest launch and take its tokens; after a fault the GPU is made usable again first."""
-        flight, sequence = self.flights.popleft(), self.sequence
+        try:
+            self.take_in(self.flights.popleft())
+        except KernelFault:
+            self.recover()
+            raise
+        except NotNumbers:
+            self.sequence.position = 0  # nothing of it is to be reused
+            raise
+        self.settled = not self.flights
+
+    def take_in(self, flight: Flight | Reading | ColumnFlight) -> None:
+        """Wait for a launch and give the sequence what came of it."""
+        sequence = self.sequence
         if isinstance(flight, Reading):
             flight.landed.synchronize()
             sequence.position = flight.stop
-        else:
-            try:
-                chosen = flight.land()
-            except KernelFault:
-                self.recover()
-                raise
-            except NotNumbers:
-                sequence.position = 0  # nothing of it is to be reused
-                raise
+        elif isinstance(flight, Flight):
+            chosen = flight.land()
             if chosen:
-                self.last_program = flight.program
+                self.last_program, self.last_column = flight.program, 0
             self.stopped = self.stopped or len(chosen) < flight.tokens
             before = max(0, len(sequence.prompt) - 1 - flight.position)  # tokens of the prompt itself
+            sequence.steps += len(chosen[before:])
             sequence.take(chosen[before:])
             if chosen:
                 sequence.position = flight.position + len(chosen)
-        self.settled = not self.flights
 
     def abandon(self) -> None:
         """Let the launches under way end and drop what they chose.

@@ -11,7 +11,18 @@ import numpy as np
 
 from instructions.base import SamplingState
 from instructions.codec import NONE, Scheduled, disassemble
-from megakernel.control_block import CONTROL_WORDS, LOADERS, REPORT_WORDS, REPORTS, Control
+from megakernel.control_block import (
+    CONTROL_WORDS,
+    LOADERS,
+    REPORT_WORDS,
+    REPORTS,
+    REQUEST,
+    SEQUENCE_WORDS,
+    SEQUENCES,
+    Control,
+    Progress,
+    Source,
+)
 from megakernel.errors import NotNumbers
 from megakernel.gpu.errors import GpuError, KernelFault
 from scheduler.program import Program
@@ -38,6 +49,16 @@ def control_words(prompt_length: int, sampling: SamplingState, stop_tokens: Coll
     return words
 
 
+def request_place(sequence: int) -> int:
+    """Where the words of a sequence's request begin."""
+    return SEQUENCES + sequence * SEQUENCE_WORDS + REQUEST if sequence else 0
+
+
+def progress_words(position: int, end: int, slices: int, source: Source = Source.LOOK_UP) -> np.ndarray:
+    """What a sequence is told where it stands, with no drafts, int32 [5]: the first words of `Progress`."""
+    return np.array([position, 1, end, source, slices], dtype=np.int32)
+
+
 @dataclass(frozen=True)
 class Stuck:
     """What the consumer or the loader of one SM was stuck in: `record` is its queue index, -1 between two tokens."""
@@ -62,6 +83,16 @@ class Outcome:
         """First position that is not to be decoded, or NEVER."""
         return int(self.words[Control.STOP])
 
+    def progress(self, sequence: int = 0) -> np.ndarray:
+        """Where a sequence stands after a launch of several columns, int32 words as `Progress` names them."""
+        first = SEQUENCES + sequence * SEQUENCE_WORDS
+        return self.words[first : first + len(Progress)]
+
+    def request(self, sequence: int = 0) -> np.ndarray:
+        """The words of a sequence's request, as `Control` names them."""
+        first = request_place(sequence)
+        return self.words[first : first + REQUEST]
+
     @property
     def faulty(self) -> bool:
         """Whether some wait expired."""
@@ -75,7 +106,7 @@ class Outcome:
     @property
     def stuck(self) -> list[Stuck]:
         """What every consumer and loader was stuck in that was."""
-        reports = self.words[REPORTS:].reshape(-1, REPORT_WORDS)
+        reports = self.words[REPORTS:SEQUENCES].reshape(-1, REPORT_WORDS)
         found = []
         for place in np.flatnonzero(reports[:, 0]):
             loader, sm = divmod(int(place), LOADERS)
@@ -90,9 +121,13 @@ class Outcome:
         Whatever depends on a signal that never comes is stuck as well; the first in the order of the dependencies is the one
         that waits for it.
         """
+        self.raise_stuck(program)
+        if self.numberless:
+            raise NotNumbers(self.stop_position - 1)
+
+    def raise_stuck(self, program: Program) -> None:
+        """Raise KernelFault if some wait expired, as `raise_fault` does."""
         if not self.faulty:
-            if self.numberless:
-                raise NotNumbers(self.stop_position - 1)
             return
         mend = "This is a fault of the schedule or of the machine, not of the request; try again"
         depth = wait_depths(program)

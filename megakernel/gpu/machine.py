@@ -15,10 +15,11 @@ import torch
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from instructions.base import SamplingState
+from instructions.dimensions import Dimensions
 from instructions.shape import VACANT
 from megakernel.control_block import CONTROL_WORDS
 from megakernel.device.kernel import megakernel
-from megakernel.geometry import COUNTER_STRIDE, make_bucket, make_geometry
+from megakernel.geometry import COUNTER_STRIDE, ITEM_BYTES, make_bucket, make_geometry, token_stride
 from megakernel.gpu.control import Outcome, control_words
 from megakernel.options import BESIDE_LAYOUT, OPTIONS, TMA_LAYOUT, WARPS, Sizes
 from megakernel.stamps import Clock, Point, nanoseconds
@@ -41,16 +42,22 @@ def beside_descriptor(constants: torch.Tensor, first: Matrix) -> TensorDescripto
 
 
 class GpuState:
-    """The model, one sequence and its KV cache, in GPU memory; shared by the programs of all context buckets."""
+    """The model, its sequences and their KV cache, in GPU memory; shared by the programs of all context buckets.
 
-    def __init__(self, model: PackedModel, cache_pages: int, device: torch.device) -> None:
+    `tokens` begin with those of the first sequence, then those of the others follow, each `stride` behind the one before; as
+    many again are drafts that are given, by position.
+    """
+
+    def __init__(self, model: PackedModel, cache_pages: int, device: torch.device, sequences: int = 1) -> None:
         self.device, self.capacity, self.config = device, model.capacity, model.config
         self.weights = model.weights.to(device)
         self.constants = model.constants.to(device)
         self.rope = model.rope.to(device)
         self.cache = torch.zeros(cache_pages, PAGE_BYTES // 2, dtype=torch.bfloat16, device=device)
         self.hidden = torch.zeros(model.config.hidden_size, dtype=torch.float32, device=device)  # what prefill leaves
-        self.tokens = torch.zeros(model.capacity + 1, dtype=torch.int32, device=device)
+        self.sequences, self.steps = sequences, 0  # steps of programs of several columns that have landed
+        self.stride = token_stride(Dimensions(model.config, ITEM_BYTES, model.capacity, model.capacity, slices=1))
+        self.tokens = torch.zeros(2 * sequences * self.stride, dtype=torch.int32, device=device)
         self.control = torch.zeros(CONTROL_WORDS, dtype=torch.int32, device=device)
         torch.cuda.current_stream(device).synchronize()  # launches on any stream find all this
         self.tape_descriptor, self.cache_descriptor = (
@@ -66,6 +73,7 @@ class GpuState:
         words = control_words(len(prompt), sampling, stop_tokens)
         self.tokens[kept : len(prompt)] = torch.tensor(prompt[kept:], dtype=torch.int32)
         self.control.copy_(torch.from_numpy(words))
+        self.steps = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,10 +190,11 @@ class GpuProgram:
         landed.record()
         return Flight(self, position, tokens, control, chosen, landed)
 
-    def logits(self) -> torch.Tensor:
-        """The logits of the last token decoded under this program, fp32 [vocab], on the host."""
+    def logits(self, column: int = 0) -> torch.Tensor:
+        """The logits of the last token decoded under this program, of a column, fp32 [vocab], on the host."""
         buffer = self.program.shape.buffers["logits"]
-        return self.activations[buffer.base : buffer.base + buffer.rows].view(torch.float32).cpu()
+        first = buffer.base + column * buffer.column
+        return self.activations[first : first + buffer.rows].view(torch.float32).cpu()
 
     def stamps(self) -> np.ndarray:
         """The time stamps of the last launch, int64 [trace_tokens, records, points] nanoseconds, see `megakernel.stamps`."""
@@ -219,6 +228,7 @@ def check_fit(program: Program, state: GpuState) -> None:
     if (
         (shape.config, shape.formats) != (state.config, state.formats)
         or shape.page_elements != state.weights.shape[1]
-        or shape.cache_pages != pages
+        or shape.sequence_pages * state.sequences != pages
+        or shape.sequences > state.sequences
     ):
         raise ValueError("the program was made for another model, weight type or KV cache than the state's")

@@ -6,12 +6,13 @@ Both walk the SM's queue for many tokens, as their twins in the kernel do; a ste
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from instructions.base import Region
+from instructions.base import Instruction, PageRequest, Region
 from instructions.shape import ANNOUNCED, HELD_PAGES, Shape
 from megakernel.vm.cells import Actor, Cell, Need, Steps
 from megakernel.vm.errors import Fault, VmError
@@ -21,6 +22,7 @@ from megakernel.vm.record import Record
 from megakernel.vm.ring import Ring, Run
 from megakernel.vm.sight import Clock, Moment, Sight, before, check_begin, ended, merged
 from megakernel.vm.state import DecodeState
+from megakernel.vm.step import Step
 
 
 class Grid(Protocol):
@@ -39,8 +41,15 @@ class Grid(Protocol):
     sight: Sight
     ready: list[Actor]
 
+    @property
+    def over(self) -> bool:
+        """Whether no sequence has a position left to decode."""
+
     def begin_token(self, token: int) -> None:
         """A consumer is about to begin this token: the first to come poisons the activations."""
+
+    def step(self, token: int) -> Step:
+        """Where this token's columns stand; raises Fault where that is not known yet."""
 
 
 class Sm:
@@ -152,7 +161,8 @@ class Loader(Actor):
     def stream_cache(self, record: Record) -> Steps:
         """KV pages one by one, copied as they are at that moment; uses without a page pass through empty."""
         ring, item, grid = self.unit.ring, record.item, self.grid
-        past = grid.start + self.token
+        cached = past = grid.start + self.token
+        shape = grid.shape
         for use in range(item.pages):
             number = self.token * self.unit.uses + item.page + use
             ring.check_next(number, record)
@@ -160,21 +170,56 @@ class Loader(Actor):
                 yield Need(ring.released, number - ring.depth + 1)
             freed = ring.clocks[number % ring.depth]
             self.clock = self.clock if freed is None else merged(self.clock, freed)
-            source = item.instruction.page_source(grid.shape, item.tape, use, past)
-            page = None if source is None else self.load(source.index, past)
+            if grid.shape.columns > 1 and not use:
+                cached, past, slices = self.look(record)
+                shape = replace(shape, slices=slices)
+            source = item.instruction.page_source(shape, item.tape, use, past)
+            page = None if source is None else self.load(source.index, cached, past)
             ring.put(Run(record, self.token, number, use, 1, page))
             ring.filled.add(1, grid.ready)
             yield None
 
-    def load(self, index: int, past: int) -> torch.Tensor:
+    def look(self, record: Record) -> tuple[int, int, int]:
+        """Where a sequence stands, which the step before has decided: the positions that are cached, those attended to, and
+        into
+        how many slices those are split."""
+        self.grid.sight.token.check((slice(0, 1),), self.clock, "looks where its step begins")
+        step, columns = self.grid.step(self.token), record.item.instruction.columns(self.grid.shape)
+        first = step.columns[columns[0]]
+        return first.cached, step.columns[columns[-1]].position, step.slices(first.sequence)
+
+    def load(self, index: int, cached: int, past: int) -> torch.Tensor:
         """A copy of a KV page; its newest row must be visible, and older ones are if their token was seen to end."""
-        cache, sight = self.grid.state.cache, self.grid.sight
-        page = cache.load(index, past)
+        cache, sight, epoch = self.grid.state.cache, self.grid.sight, self.grid.epoch + self.token
+        page = cache.load(index, past, cached)
         layer, head, first = cache.place(index)
-        if past - 1 < first + cache.page_positions:
+        if cached - 1 < first + cache.page_positions or self.grid.shape.columns > 1:
             rows = slice(head * cache.head_rows, (head + 1) * cache.head_rows)
-            sight.cache.check(((past - 1) % 2, layer, rows), self.clock, f"loads KV page {index} up to position {past - 1}")
+            sight.cache.check(((epoch - 1) % 2, layer, rows), self.clock, f"loads KV page {index} up to position {cached - 1}")
         return page
+
+
+class Columns:
+    """An instruction that runs for all of its columns at once, in their order."""
+
+    def __init__(self, instruction: Instruction, machine: ExecutingMachine) -> None:
+        self.machine = machine
+        self.runs = [(column, instruction.execute(machine)) for column in instruction.columns(machine.shape)]
+
+    def send(self, pages: torch.Tensor | None) -> PageRequest:
+        """Hand on pages, at first None; returns what is asked for next.  Raises StopIteration at the end of all."""
+        requests: list[PageRequest | None] = []
+        for column, run in self.runs:
+            self.machine.turn(column)
+            try:
+                requests.append(next(run) if pages is None else run.send(pages))
+            except StopIteration:
+                requests.append(None)
+        if len(set(requests)) != 1:
+            raise Fault(f"its columns ask for different pages: {requests}")
+        if requests[0] is None:
+            raise StopIteration
+        return requests[0]
 
 
 class Consumer(Actor):
@@ -192,7 +237,7 @@ class Consumer(Actor):
                 if grid.finished.value < grid.epoch + token:
                     yield Need(grid.finished, grid.epoch + token, opens=True)
                 self.clock = merged(self.clock, sight.counters[grid.end])
-            if grid.state.stopped:
+            if grid.over:
                 return
             self.check_begin()
             grid.begin_token(token)
@@ -228,7 +273,7 @@ class Consumer(Actor):
 
     def execute(self, record: Record, moment: Moment) -> Steps:
         """One instruction; whatever it raises is reported with its place and text."""
-        self.machine.begin(record, self.grid.epoch + self.token, self.grid.start + self.token, self.clock, moment)
+        self.machine.begin(record, self.grid.epoch + self.token, self.grid.step(self.token), self.clock, moment)
         try:
             if self.unit.passed[record.index].any():
                 yield from self.look(record)
@@ -245,7 +290,8 @@ class Consumer(Actor):
         """Until all values that announce themselves and that the instruction reads are there."""
         memory, stored, epoch = self.grid.memory, self.grid.stored, self.grid.epoch + self.token
         for region in record.reads:
-            while region.buffer in ANNOUNCED and not memory.written(region, epoch):
+            columns = self.grid.shape.columns if self.grid.shape.buffers[region.buffer].column else 1
+            while region.buffer in ANNOUNCED and not memory.written(region, epoch, columns):
                 yield Need(stored, stored.value + 1)
 
     def without_others(self, record: Record, content: torch.Tensor, first: int, taken: int) -> torch.Tensor:
@@ -260,12 +306,14 @@ class Consumer(Actor):
         return content
 
     def supply(self, record: Record) -> Steps:
-        """Run the instruction, handing it pages in order as they land and releasing them when it asks for more."""
+        """Run the instruction, handing it pages in order as they land and releasing them when it asks for more.
+
+        It runs once for each of its columns, which ask for the same pages and are handed the same."""
         ring, ready, uses, filled = self.unit.ring, self.grid.ready, record.item.pages, self.unit.ring.filled
         first, taken, held = self.token * self.unit.uses + record.item.page, 0, 0
-        pages = record.item.instruction.execute(self.machine)
+        columns = Columns(record.item.instruction, self.machine)
         try:
-            request = next(pages)
+            request = columns.send(None)
             while True:
                 count = request.count
                 if request.first != taken or not 1 <= count <= HELD_PAGES or taken + count > uses:
@@ -276,7 +324,7 @@ class Consumer(Actor):
                 if record.selects:
                     content = self.without_others(record, content, first, taken)
                 taken, held = taken + count, count
-                request = pages.send(content)
+                request = columns.send(content)
                 ring.free(held, self.clock, ready)
                 yield None
         except StopIteration:

@@ -13,7 +13,9 @@ from scheduler.buckets import BucketPrograms
 
 
 class VmBackend:
-    """See `megakernel.backend.Backend`.  `seed` draws the order in which the SMs take their steps.
+    """See `megakernel.backend.Backend`.  `seed` draws the order in which the SMs take their steps.  Where `programs` have
+    several
+    columns, the sequence's other columns are drafts, and `steps` counts those of the request.
 
     It has one column, reads a prompt token by token, as the specification does, and keeps nothing for the next sequence.
     """
@@ -34,6 +36,7 @@ class VmBackend:
         if self.sequence is not None:
             return False
         self.state.start(sequence.prompt, sampling_state(sequence.sampling), sequence.sampling.stop_token_ids)
+        self.state.end = sequence.rows
         self.sequence = sequence
         return True
 
@@ -49,12 +52,14 @@ class VmBackend:
         end = known - 1 + min(count, sequence.left)  # the token after position p is number p + 1
         while state.position < end and not state.stopped:
             place, stop = self.programs.cut(state.position, end)
-            self.machine(place).launch(stop - state.position)
+            before = len(state.tokens)
+            steps = self.machine(place).launch(stop - state.position if self.programs.depth == 1 else 1)
+            sequence.steps += min(steps, len(state.tokens) - before)  # those of the prompt choose none
         sequence.position = state.position
         sequence.take(state.tokens[known:])
 
     def logits(self, sequence: Sequence) -> torch.Tensor:
-        return self.last_machine.logits()
+        return self.last_machine.logits(self.state.last_place)
 
     def close(self) -> None:
         self.machines.clear()
@@ -68,4 +73,4 @@ class VmBackend:
     @property
     def last_machine(self) -> Vm:
         """The machine that decoded the last token, whose logits are still there."""
-        return self.machine(self.programs.place(self.state.position - 1))
+        return self.machine(self.programs.place(self.state.position - 1 - self.state.last_place))

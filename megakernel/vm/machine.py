@@ -11,6 +11,7 @@ from megakernel.vm.memory import Activations
 from megakernel.vm.record import Record
 from megakernel.vm.sight import Clock, Moment, Sight
 from megakernel.vm.state import DecodeState
+from megakernel.vm.step import Step
 from models.packed import PackedModel
 from models.tape import BLOCK_ROWS, TILES_PER_PAGE
 
@@ -32,18 +33,33 @@ class ExecutingMachine:
     def __init__(self, shape: Shape, model: PackedModel, memory: Activations, state: DecodeState, sight: Sight) -> None:
         self.shape, self.model, self.memory, self.state, self.sight = shape, model, memory, state, sight
         self.clock, self.moment = sight.nothing, Moment(0, 0)
-        self.past = 0
+        self.past = self.cached = self.column = 0
+        self.slices = shape.slices
         self.epoch = 0
+        self.step: Step
         self.rows_left = 0
         self.declared_reads: tuple[Region, ...] = ()
         self.declared_writes: tuple[Region, ...] = ()
 
-    def begin(self, record: Record, epoch: int, past: int, clock: Clock, moment: Moment) -> None:
-        """The next instruction, for the token at position `past`, with what its SM can see."""
-        self.past, self.epoch = past, epoch
+    def begin(self, record: Record, epoch: int, step: Step, clock: Clock, moment: Moment) -> None:
+        """The next instruction, of a step, with what its SM can see."""
+        self.step, self.epoch = step, epoch
         self.clock, self.moment = clock, moment
         self.declared_reads, self.declared_writes = record.reads, record.writes
-        self.rows_left = sum(region.stop - region.start for region in record.writes)
+        columns = len(record.item.instruction.columns(self.shape))
+        self.rows_left = sum((region.stop - region.start) * self.times(region, columns) for region in record.writes)
+
+    def times(self, region: Region, columns: int) -> int:
+        """How often each of a region's rows is written by an instruction that computes so many columns."""
+        if region.buffer == "kv":
+            return self.shape.depth
+        return columns if region.buffer == "token" or self.shape.buffers[region.buffer].column else 1
+
+    def turn(self, column: int) -> None:
+        """Go on with a column."""
+        self.column = column
+        sequence, self.past, self.cached = self.step.columns[column]
+        self.slices = self.step.slices(sequence)
 
     def end(self) -> None:
         """The instruction has ended; all it declared must be written."""
@@ -51,23 +67,27 @@ class ExecutingMachine:
             raise Fault(f"ended with {self.rows_left} of its declared rows unwritten")
 
     def read(self, region: Region) -> torch.Tensor:
+        return self.read_column(region, self.column)
+
+    def read_column(self, region: Region, column: int) -> torch.Tensor:
         if not covered(region, self.declared_reads):
             raise Fault(f"reads {region}, which it does not declare")
         if region.buffer == "token":
-            return torch.tensor([float(self.state.token(self.past))])
+            return torch.tensor([float(self.token())])
         if region.buffer not in ANNOUNCED:
-            self.sight.activations.check((self.memory.span(region),), self.clock, f"reads {region}")
-        return self.memory.read(region, self.epoch)
+            self.sight.activations.check((self.memory.span(region, column),), self.clock, f"reads {region}")
+        return self.memory.read(region, self.epoch, column)
 
     def write(self, region: Region, values: torch.Tensor) -> None:
         if not covered(region, self.declared_writes):
             raise Fault(f"writes {region}, which it does not declare")
         if region.buffer == "kv":
-            self.state.cache.write(region, values, self.past)
-            self.sight.cache.note((self.past % 2, region.layer, slice(region.start, region.stop)), self.moment)
+            again = self.column > 0 and self.step.columns[self.column - 1] == self.step.columns[self.column]
+            self.state.cache.write(region, values, self.past, again)
+            self.sight.cache.note((self.epoch % 2, region.layer, slice(region.start, region.stop)), self.moment)
         else:
-            self.memory.write(region, values, self.epoch)
-            self.sight.activations.note((self.memory.span(region),), self.moment)
+            self.memory.write(region, values, self.epoch, self.column)
+            self.sight.activations.note((self.memory.span(region, self.column),), self.moment)
         self.rows_left -= region.stop - region.start
 
     def constants(self, start: int, count: int) -> torch.Tensor:
@@ -93,13 +113,14 @@ class ExecutingMachine:
         return self.state.hidden
 
     def token(self) -> int:
-        return self.state.token(self.past)
+        return self.state.token(self.past) if self.shape.columns == 1 else self.step.tokens[self.column]
 
     def sampling(self) -> SamplingState:
-        return self.state.sampling
+        return self.state.sequences[self.step.columns[self.column].sequence].sampling
 
     def emit(self, token: int) -> None:
         if not covered(Region("token", 0, 0, 1), self.declared_writes):
             raise Fault("chooses a token, which it does not declare")
-        self.state.emit(self.past, token)
+        self.step.choose(self.column, token)
+        self.sight.token.note((slice(0, 1),), self.moment)
         self.rows_left -= 1

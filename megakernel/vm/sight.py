@@ -85,7 +85,8 @@ class Sight:
         self.nothing: Clock = np.zeros(len(lengths), dtype=np.int64)
         self.counters: list[Clock] = [self.nothing] * counters
         self.activations = Stores(activations)
-        self.cache = Stores(2, layers, rows)  # of even and of odd positions: the next is stored while this one is read
+        self.cache = Stores(2, layers, rows)  # of even and of odd epochs: the next is stored while this one is read
+        self.token = Stores(1)  # the last token, and with it where the next step begins
 
     def release(self, clock: Clock, counter: int) -> None:
         """A signal carries a clock to those who wait for its counter."""

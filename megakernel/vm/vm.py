@@ -20,7 +20,7 @@ from instructions.codec import MAX_WAITS
 from instructions.shape import Shape
 from megakernel.vm.actors import Consumer, Loader, Sm
 from megakernel.vm.cells import Actor, Cell, Stuck, run_actors
-from megakernel.vm.errors import VmError
+from megakernel.vm.errors import Fault, VmError
 from megakernel.vm.interleaving import Interleaving, RandomInterleaving
 from megakernel.vm.machine import ExecutingMachine
 from megakernel.vm.memory import Activations
@@ -29,6 +29,7 @@ from megakernel.vm.report import stuck_error
 from megakernel.vm.ring import Ring
 from megakernel.vm.sight import Sight
 from megakernel.vm.state import DecodeState
+from megakernel.vm.step import Step
 from models.packed import PackedModel
 from scheduler.program import Program
 
@@ -47,6 +48,8 @@ class Launch:
         cache, lengths = vm.state.cache, [len(records) for records in vm.queues]
         self.sight = Sight(lengths, len(vm.counters), self.shape.arena_elements, cache.layers, cache.rows)
         self.ready: list[Actor] = []
+        self.limit = min(self.shape.bucket + 1, self.shape.capacity, vm.model.capacity)
+        self.steps: list[Step] = []
         self.poisoned = -1
         self.consumers: list[Consumer] = []
         self.loaders: list[Loader] = []
@@ -63,6 +66,22 @@ class Launch:
         if self.poisoned < token:
             self.memory.poison()
             self.poisoned = token
+            self.step(token)
+
+    @property
+    def over(self) -> bool:
+        """See `Grid`."""
+        if self.shape.columns == 1:
+            return self.state.stopped
+        return not any(sequence.runs(self.limit) for sequence in self.state.sequences)
+
+    def step(self, token: int) -> Step:
+        """See `Grid`."""
+        if len(self.steps) == token and (not token or self.steps[-1].ended):
+            self.steps.append(Step(self.shape, self.state, self.limit))
+        if token >= len(self.steps):
+            raise Fault(f"looks where token {token} begins before the one before it has ended")
+        return self.steps[token]
 
 
 class Vm:
@@ -110,19 +129,21 @@ class Vm:
     def launch(self, tokens: int) -> int:
         """Decode up to `tokens` tokens, loaders running ahead across them; returns how many, fewer after a stop token.
 
+        With several columns, up to so many steps; returns the number of steps.
         Raises ValueError where the positions do not fit the program, VmError where the program breaks a rule.
         """
         state = self.state
         if not state.tokens:
             raise ValueError("nothing to decode: the state has no prompt, call its start first")
-        self.program.require_positions(state.position, tokens, self.model.capacity)
+        several = self.program.shape.columns > 1
+        self.program.require_positions(state.position, 1 if several else tokens, self.model.capacity)
         launch = Launch(self, tokens)
         launch.ready.extend([*launch.loaders, *launch.consumers])
         try:
             with one_thread():
                 run_actors(launch.ready, len(launch.consumers), self.interleaving)
-            done = state.position - launch.start
-            if done < tokens and not state.stopped:
+            done = sum(step.ended for step in launch.steps)
+            if done < tokens and not launch.over:
                 raise VmError(0, 0, "end of the launch", f"no instruction chose the last of {tokens} tokens")
             if launch.finished.value != self.epoch + done:
                 problem = f"the counter of the token's end stands at {launch.finished.value} after {self.epoch + done} tokens"
@@ -136,12 +157,13 @@ class Vm:
         self.epoch = launch.finished.value
         return done
 
-    def logits(self) -> torch.Tensor:
-        """The logits of the last token decoded under this program, fp32 [vocab], a copy; ValueError before the first."""
+    def logits(self, column: int = 0) -> torch.Tensor:
+        """The logits of the last token decoded under this program, in a column, fp32 [vocab], a copy; ValueError before the
+        first."""
         if not self.epoch:
             raise ValueError("no logits: this machine has decoded no token")
         region = Region("logits", 0, 0, self.program.shape.config.vocab_size)
-        return self.memory.read(region, self.epoch - 1).clone()
+        return self.memory.read(region, self.epoch - 1, column).clone()
 
 
 @contextmanager
@@ -160,5 +182,7 @@ def check_fit(shape: Shape, model: PackedModel, state: DecodeState) -> None:
     if (model.config, model.dtype.itemsize, model.tape.formats) != (shape.config, shape.itemsize, shape.formats):
         raise ValueError("the program was made for another model or weight type than the packed weights")
     cache = state.cache.shape
-    if (cache.config, cache.itemsize, cache.head_pages) != (shape.config, shape.itemsize, shape.head_pages):
+    if (cache.config, cache.itemsize, cache.head_pages) != (shape.config, shape.itemsize, shape.head_pages) or (
+        cache.sequences < shape.sequences
+    ):
         raise ValueError("the program was made for another KV cache than the state's")

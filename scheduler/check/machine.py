@@ -36,7 +36,8 @@ def shared_bytes(shape: Shape, ring: int) -> int:
     """Shared memory of one block: the ring, one staged vector, and the kernel's reserve.
 
     Staged are, one at a time, the input of a projection, padded to whole parts, that of the experts' down projections once for
-    each that is chosen; the hidden state, padded to a power of two of pages; the queries of an attention group.
+    each that is chosen; the hidden state, padded to a power of two of pages; the queries of an attention group.  Of several
+    columns none but the hidden state, eight times, and the queries.
     """
     staged, beside = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0
     for matrix in shape.tape.matrices:
@@ -46,10 +47,12 @@ def shared_bytes(shape: Shape, ring: int) -> int:
         if matrix.kind == "expert_down":
             pages *= shape.config.experts_per_token
         elif normed:
-            pages = 1 << (pages - 1).bit_length()
-        else:
+            pages = (1 if shape.columns == 1 else 8) << (pages - 1).bit_length()
+        elif shape.columns == 1:
             part = staged_pages(pages, matrix.format)
             pages = -(-pages // part) * part
+        else:
+            pages = 0
         staged = max(staged, pages * columns)
         beside = max(beside, -(-4 * matrix.format.scale_words // TILE_BYTES) * TILE_BYTES)
     return ring * (PAGE_BYTES + beside) + staged * shape.itemsize + RESERVED
@@ -61,6 +64,12 @@ def shape_findings(shape: Shape) -> Iterator[Finding]:
         yield Finding("limits", f"weights of {shape.itemsize} bytes; they have 2 (bf16) or 4 (fp32)")
     if shape.slices < 1:
         yield Finding("limits", f"{shape.slices} attention slices; there is at least 1")
+    if min(shape.sequences, shape.depth) != 1 or not 1 <= shape.columns <= 8:
+        yield Finding(
+            "limits", f"{shape.sequences} sequences of {shape.depth} columns; there are 1 to 8 of either, one of the other"
+        )
+    if shape.tail and shape.columns > 1:
+        yield Finding("limits", f"a tail of {shape.columns} columns; it is for one token")
     if not 1 <= shape.bucket <= shape.capacity:
         yield Finding("limits", f"a context bucket of {shape.bucket} positions in a KV cache of {shape.capacity}")
 
@@ -107,11 +116,13 @@ def arena_findings(shape: Shape) -> Iterator[Finding]:
         if name in ("token", "kv") or not buffer.rows:
             continue
         for layer in range(buffer.layers):
-            start = buffer.base + layer * buffer.stride
-            spans.append((start, start + buffer.rows, f"{name}[{layer}]"))
-            if name in ANNOUNCED:
-                second = start + buffer.second
-                spans.append((second, second + buffer.rows, f"the second copy of {name}[{layer}]"))
+            for column in range(shape.columns if buffer.column else 1):
+                start = buffer.base + layer * buffer.stride + column * buffer.column
+                which = f"{name}[{layer}]" if shape.columns == 1 else f"column {column} of {name}[{layer}]"
+                spans.append((start, start + buffer.rows, which))
+                if name in ANNOUNCED:
+                    second = start + buffer.second
+                    spans.append((second, second + buffer.rows, f"the second copy of {which}"))
     spans.sort()
     for (_, stop, name), (start, _, other) in zip(spans, spans[1:], strict=False):
         if start < stop:

@@ -80,15 +80,32 @@ def test_one_token_has_no_time_per_token(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_all_arguments_reach_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
     loader = Loader(FakeEngine(ids_of("x")))
-    argv = ["--prompt=A", "--max-tokens=7", "--temperature=0.5", "--top-k=3", "--top-p=0.25", "--seed=9", "--sms=4"]
+    argv = [
+        "--prompt=A",
+        "--max-tokens=7",
+        "--temperature=0.5",
+        "--top-k=3",
+        "--top-p=0.25",
+        "--seed=9",
+        "--sms=4",
+        "--speculate=3",
+    ]
     assert (
         run_llama1b.main([*argv, "--backend=vm", "--context=99", "--weights=int4", "--head=fp8", f"--model={BUNDLED}"], loader)
         == 0
     )
-    assert loader.asked == {"model": str(BUNDLED), "backend": "vm", "sms": 4, "capacity": 99, "weights": "int4", "head": "fp8"}
+    assert loader.asked == {
+        "model": str(BUNDLED), "backend": "vm", "sms": 4, "capacity": 99, "weights": "int4", "head": "fp8", "speculate": 3,
+    }  # fmt: skip
     expected = SamplingParams(temperature=0.5, top_k=3, top_p=0.25, seed=9, stop_token_ids=(EOS,))
     assert loader.engine.started == ([0, *ids_of("A")], 7, expected)
     assert loader.engine.closed
+
+
+def test_the_closing_line_tells_tokens_a_step_where_there_are_drafts(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, told in (([], False), (["--speculate", "0"], False), (["--speculate"], True), (["--speculate", "1"], True)):
+        assert run_llama1b.main(["--prompt", "A", *options], Loader(FakeEngine(ids_of("abcde")))) == 0
+        assert (", 1.00 tokens a step" in capsys.readouterr().err) == told
 
 
 def test_defaults_are_those_of_the_dataclasses() -> None:

@@ -70,7 +70,7 @@ EDITS = {
     "scheduler/lower.py": [
         ("from instructions.qkv import Qkv\n", "from instructions.relay import Relay\n"),
         (
-            "        yield from (Combine(layer, head) for head in heads)\n",
+            "        yield from (Combine(layer, head, column) for column in range(shape.columns) for head in heads)\n",
             "    yield from (Relay(layer, head) for head in heads)\n",
         ),
     ],

@@ -15,7 +15,7 @@ from instructions.lm_head import BEST_FIELDS
 from instructions.sample import Sample
 from instructions.shape import ANNOUNCED
 from megakernel.device.kernel import megakernel
-from megakernel.geometry import Experts, Geometry, Matrix, Places, make_bucket, make_geometry, pages_bytes
+from megakernel.geometry import Experts, Geometry, Matrix, Places, Rows, make_bucket, make_geometry, pages_bytes
 from models.config import ModelConfig
 from scheduler.build import build_program, make_shape
 from scheduler.check.machine import shared_bytes
@@ -76,7 +76,8 @@ def test_every_layer_lies_where_the_strides_say(name: str) -> None:
         place = (*getattr(geometry, buffer), geometry.second)
         assert place == shape.buffers[buffer][2:] or not shape.buffers[buffer].rows
     bucket = make_bucket(program)
-    assert (geometry.partial, bucket.partial_stride, bucket.partial_second) == shape.buffers["partial"][2:]
+    partial = shape.buffers["partial"]
+    assert (geometry.partial, bucket.partial_stride, bucket.partial_second) == (partial.base, partial.stride, partial.second)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -135,7 +136,7 @@ def test_every_number_is_listed_with_its_proof() -> None:
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     wanted = (
         {field.name for field in fields(Geometry)}
-        | {*Matrix._fields, *Places._fields, *Experts._fields}
+        | {*Matrix._fields, *Places._fields, *Rows._fields, *Experts._fields}
         | set(megakernel.arg_names) - {"S"}
         | set(Word.__members__)
     )

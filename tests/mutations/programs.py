@@ -21,6 +21,7 @@ from scheduler.program import Program
 
 SCALE = 8.0  # made-up weights times this: tokens then differ from position to position
 CAPACITY = 512
+COLUMNS = ((1, 1), (1, 1), (1, 1), (1, 2), (1, 4), (2, 1), (4, 1))  # sequences, and the columns of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,8 @@ class Base:
         program, config = self.program, self.program.shape.config
         return (
             f"{len(program.words)} instructions on {program.sms} SMs ({program.policy}), {config.num_layers} layers, "
-            f"ring {program.ring}, {program.shape.slices} slices{', a tail' * program.shape.tail}"
+            f"ring {program.ring}, {program.shape.slices} slices{', a tail' * program.shape.tail}, "
+            f"{program.shape.sequences} sequences of {program.shape.depth} columns"
         )
 
 
@@ -71,9 +73,10 @@ def random_base(seed: int, most_instructions: int = 80) -> Base:
         slices = random.choice((None, 1, 2, 3))
         ring = random.choice((None, HELD_PAGES, HELD_PAGES + 1, 7, 10))
         bucket, tail = random.choice((60, 200, CAPACITY)), random.random() < 0.3
+        sequences, depth = (1, 1) if tail else random.choice(COLUMNS)
         try:
             sizes: dict[str, Any] = {"sms": sms, "capacity": CAPACITY, "bucket": bucket, "itemsize": itemsize}
-            shape = make_shape(config, **sizes, slices=slices, tail=tail)
+            shape = make_shape(config, **sizes, slices=slices, tail=tail, sequences=sequences, depth=depth)
             program = build_program(shape, sms, random.choice(list(POLICIES)), ring)
         except UserError:
             continue  # more groups of readers than a record can signal: the scheduler refuses such splits

@@ -9,6 +9,7 @@ import pytest
 from tests.mutations.__main__ import main as mutation_bench
 from tests.mutations.campaign import Task, run_task
 from tests.mutations.kinds import KINDS
+from tests.mutations.programs import random_base
 
 
 def test_the_campaign_counts_every_mutant() -> None:
@@ -43,3 +44,15 @@ def test_the_campaign_tells_an_accepted_mutant_that_misbehaves(
     assert record["misbehaved"] == record["kinds"]["dropped_signal"]["misbehaved"] == 2
     assert record["kinds"]["exchanged_queues"]["harmless"] == record["kinds"]["exchanged_queues"]["made"]
     assert sum(line.startswith("dropped_signal in program ") for line in out) == 2
+
+
+@pytest.mark.parametrize(("seed", "columns"), [(13, (1, 4)), (34, (4, 1))])
+def test_faults_in_programs_of_several_columns(monkeypatch: pytest.MonkeyPatch, seed: int, columns: tuple[int, int]) -> None:
+    """A sample of the kinds; none that the checker accepts misbehaves."""
+    shape = random_base(seed).program.shape
+    assert (shape.sequences, shape.depth) == columns
+    monkeypatch.setattr("tests.mutations.campaign.KINDS", KINDS[seed % 5 :: 5])
+    tallies, complaints = run_task(Task(seed=seed, wide=False, rounds=1, runs=1, probe=5))
+    assert complaints == []
+    assert sum(tally.rejected for tally in tallies.values()) > 5
+    assert sum(tally.misbehaved for tally in tallies.values()) == 0

@@ -21,13 +21,15 @@ NAMED_ORDERS = 4  # adversaries that starve no particular SM
 
 
 def begun_state(shape: Shape, random: Random) -> DecodeState:
-    """A sequence in its midst: a cache filled up to a random position with made-up rows, and its last prompt token."""
+    """Sequences in their midst: a cache filled up to random positions with made-up rows, their last prompt tokens, drafts."""
     state = DecodeState(shape)
-    position = random.randrange(shape.bucket - sum(LAUNCHES))
-    state.start([random.randrange(shape.config.vocab_size) for _ in range(position + 1)])
-    state.position = position
-    state.cache.last.fill(position - 1)
-    generator = torch.Generator().manual_seed(position)
+    for number, sequence in enumerate(state.sequences):
+        position = random.randrange(shape.bucket - sum(LAUNCHES) * shape.depth)
+        state.join(number, [random.randrange(shape.config.vocab_size) for _ in range(position + 1)])
+        sequence.position = position
+        sequence.drafts = sequence.source(sequence.tokens, shape.depth - 1)
+        state.cache.last[:, state.cache.rows_of(number)] = position - 1
+    generator = torch.Generator().manual_seed(state.position)
     state.cache.pages.copy_(torch.randn(state.cache.pages.shape, generator=generator))
     state.hidden = torch.randn(shape.config.hidden_size, generator=generator)
     return state
@@ -37,7 +39,7 @@ class Outcome:
     """What a run left: tokens, the last logits, the cache, bit for bit."""
 
     def __init__(self, state: DecodeState, logits: torch.Tensor) -> None:
-        self.tokens, self.logits = list(state.tokens), logits
+        self.tokens, self.logits = [token for sequence in state.sequences for token in sequence.tokens], logits
         self.cache = state.cache.pages.view(torch.int16 if state.cache.pages.dtype == torch.bfloat16 else torch.int32)
 
     def difference(self, other: Outcome) -> str | None:

@@ -27,6 +27,7 @@ class FakeEngine:
         self.started: tuple[list[int], int, SamplingParams] | None = None
         self.stopped = self.closed = False
         self.kept = 0
+        self.steps_made = 2  # as if drafts had been right
         self.chunk = 4096  # tokens of the prompt that are read at one go
         self.generation = FakeGeneration
 

@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from instructions.codec import MAX_SIGNALS, NONE, Word
+from instructions.drafts import look_up
 from instructions.hand_over import HandOver
 from instructions.shape import VACANT
-from megakernel.control_block import REPORTS, Control
-from megakernel.geometry import COUNTER_STRIDE
-from megakernel.gpu import machine
+from megakernel.control_block import REPORTS, SEQUENCES, Control, Progress
+from megakernel.geometry import COUNTER_STRIDE, Geometry
+from megakernel.gpu import columns, machine
 from megakernel.options import Sizes
 
 STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS = Control.STOP, Control.FAULT, Control.PROMPT_LENGTH, Control.STOP_TOKENS
@@ -78,10 +79,15 @@ class FakeKernel:
         signals = words[:-1, Word.SIGNAL : Word.SIGNAL + MAX_SIGNALS]  # the last row is a spare
         targets = np.bincount(signals[signals != NONE], minlength=len(counters)).astype(np.int32)
         rows, tail = cached(given["cache_rows"]), bool((words[:, Word.OPCODE] == HandOver.OPCODE).any())
-        vocabulary, second = given["S"].geometry.vocabulary, given["S"].geometry.second
+        geometry = given["S"].geometry
+        vocabulary, second = geometry.vocabulary, geometry.second
         activations = given["activations"].view(torch.int32).numpy()
         for step in range(given["tokens"]):
             position = given["position"] + step
+            if geometry.columns > 1:
+                position = int(control[SEQUENCES + Progress.POSITION])
+                if position >= control[SEQUENCES + Progress.END]:
+                    return
             if control[STOP] <= position or control[FAULT]:
                 return
             wrong = np.flatnonzero(counters != targets * (given["epoch"] + step))
@@ -96,6 +102,9 @@ class FakeKernel:
                 return
             activations[here], activations[second - here] = 0, VACANT
             counters += targets
+            if geometry.columns > 1:
+                self.step(control, tokens, rows, geometry)
+                continue
             if tail:
                 assert rows[position] == tokens[position] and given["hidden_state"][0] == hidden_of(rows[: position + 1])
             rows[position] = tokens[position]
@@ -104,6 +113,28 @@ class FakeKernel:
                 tokens[position + 1] = chosen
                 if chosen in control[STOP_TOKENS + 1 :][: control[STOP_TOKENS]]:
                     control[STOP] = position + 1
+
+    def step(self, control: np.ndarray, tokens: np.ndarray, rows: np.ndarray, geometry: Geometry) -> None:
+        """A step of several columns of one sequence: what is drafted is decoded, and kept as far as it is right."""
+        progress = control[SEQUENCES : SEQUENCES + len(Progress)]
+        first, used, end = (int(progress[word]) for word in (Progress.POSITION, Progress.USED, Progress.END))
+        progress[Progress.STEPS] += 1
+        rows[first : first + used] = tokens[first : first + used]
+        for place in range(used):
+            following = first + place + 1
+            chosen = next_token(rows[:following], geometry.vocabulary)
+            drafted = place + 1 < used and tokens[following] == chosen
+            tokens[following] = chosen
+            progress[Progress.POSITION], progress[Progress.LAST] = following, place
+            if chosen in control[STOP_TOKENS + 1 :][: control[STOP_TOKENS]]:
+                control[STOP] = following
+                return
+            if not drafted:
+                break
+        most = min(geometry.depth, end - following) - 1
+        drafts = look_up(tokens[: following + 1].tolist(), most) if most > 0 else []
+        tokens[following + 1 : following + 1 + len(drafts)] = drafts
+        progress[Progress.USED] = 1 + len(drafts)
 
 
 class PastEvent:
@@ -135,7 +166,9 @@ def fake_device() -> Iterator[torch.device]:
         return empty(*sizes, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "megakernel", FakeKernel(machine.megakernel.arg_names))
+        kernel = FakeKernel(machine.megakernel.arg_names)
+        for module in (machine, columns):
+            patch.setattr(module, "megakernel", kernel)
         patch.setattr(torch, "empty", unpinned)
         patch.setattr(torch.cuda, "Event", PastEvent)
         for name in ("synchronize", "empty_cache"):

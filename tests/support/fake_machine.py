@@ -48,7 +48,15 @@ class FakeMachine:
     left: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     emitted: list[int] = field(default_factory=list)
 
+    column: int = 0
+    slices: int = 0
+    cached: int = 0
+
+    def read_column(self, region: Region, column: int) -> torch.Tensor:
+        return self.read(region)
+
     def __post_init__(self) -> None:
+        self.slices, self.cached = self.shape.slices, self.past
         self.packed: PackedModel | None = None
         if self.tensors:
             self.packed = pack(Weights(self.tensors), self.shape.config, DTYPES[self.shape.itemsize], CAPACITY)

@@ -50,7 +50,8 @@ class CasePrograms(BucketPrograms):
         capacity, page = self.capacity, Shape(self.config, self.itemsize, self.capacity, self.capacity, 1).page_positions
         slices = dict(self.buckets)[ceil_div(bucket, page)]
         sizes = {"sms": self.sms, "capacity": capacity, "bucket": bucket, "itemsize": self.itemsize}
-        return make_shape(self.config, **sizes, slices=slices, tail=tail, formats=self.formats)
+        columns = {"sequences": self.sequences, "depth": self.depth}
+        return make_shape(self.config, **sizes, slices=slices, tail=tail, formats=self.formats, **columns)
 
     @property
     def sizes(self) -> tuple[int, ...]:

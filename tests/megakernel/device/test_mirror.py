@@ -19,6 +19,9 @@ from instructions.base import Instruction
 from instructions.codec import MAX_SIGNALS, MAX_WAITS, WORDS, Word
 from instructions.projection import Projection
 from instructions.registry import INSTRUCTIONS
+from instructions.shape import MMA_COLUMNS
+from megakernel import control_block
+from megakernel.control_block import Progress, Source
 from megakernel.device import consumer, context, matvec, prefetcher, sampling, trace
 from megakernel.device.formats import layouts, plain
 from megakernel.geometry import ITEM_BYTES
@@ -30,8 +33,20 @@ DEVICE = ROOT / "megakernel" / "device"
 # what an instruction is, what it is told, and how it is written down
 HOST_ONLY = {"__init__", "base", "codec", "dimensions", "registry", "shape"}
 ROLES = {"kernel", "consumer", "loader", "prefetcher"}
-# the interpreter
-DEVICE_ONLY = ROLES | {"__init__", "cache", "clocks", "compat", "context", "opaque", "stream", "sync", "trace", "values"}
+DEVICE_ONLY = ROLES | {
+    "__init__",
+    "cache",
+    "clocks",
+    "compat",
+    "context",
+    "draws",
+    "heads",
+    "opaque",
+    "stream",
+    "sync",
+    "trace",
+    "values",
+}  # the interpreter
 
 
 def modules(folder: Path) -> set[str]:
@@ -185,3 +200,24 @@ def test_no_size_is_typed_into_a_device_function() -> None:
                 numbers = [node.value for node in ast.walk(top) if isinstance(node, ast.Constant)]
                 typed += [f"{path.name} {top.name} {n}" for n in numbers if isinstance(n, int) and 32 < n < 2**31 - 1]
     assert typed == []
+
+
+def test_records_of_sequences_are_those_of_the_host() -> None:
+    """Every word by its name, and no record reaches into the next."""
+    found = constants(context)
+    assert {word.name: found[word.name] for word in Progress} == {word.name: int(word) for word in Progress}
+    assert found["GIVEN"] == Source.GIVEN
+    assert (found["SEQUENCES"], found["SEQUENCE_WORDS"]) == (control_block.SEQUENCES, control_block.SEQUENCE_WORDS)
+    assert len(Progress) <= control_block.REQUEST == control_block.REPORTS, "a request has the words that `Control` has"
+    assert 2 * control_block.REQUEST <= control_block.SEQUENCE_WORDS
+    last = control_block.SEQUENCES + control_block.MOST_SEQUENCES * control_block.SEQUENCE_WORDS
+    assert control_block.MOST_SEQUENCES == MMA_COLUMNS and last == control_block.CONTROL_WORDS
+
+
+def test_drafts_have_one_set_of_constants() -> None:
+    from instructions import drafts as host
+    from megakernel.device import drafts
+
+    found = constants(drafts)
+    assert [found[name] for name in ("LEAST", "MOST", "WINDOW")] == [host.LEAST, host.MOST, host.WINDOW]
+    assert (found["MOST"] + 1) * 2 * found["WINDOW"] < 2**31, "a key holds how many agree and where"

@@ -27,7 +27,7 @@ RUNS = 8
 # Kinds that no program survives, wherever they are planted, and those that are no fault at all.
 FATAL = {
     "dropped_signal", "extra_signal", "wrong_signal", "target_high", "target_low", "stated_target", "load_target",
-    "early_epoch", "crossed_waits", "unknown_counter", "swapped_records", "reversed_queue", "shifted_start",
+    "early_epoch", "crossed_waits", "unknown_counter", "reversed_queue", "shifted_start",
     "lost_instruction", "owned_twice", "overlapping_rows", "missing_row", "shifted_rows", "wrong_head", "wrong_slots",
     "wrong_layer", "wrong_page_count", "wrong_generation", "wrong_tape", "wrong_uses", "shallow_ring", "shared_layers",
     "shared_buffers", "end_not_awaited", "end_awaited_first", "end_awaited_second", "other_end_awaited", "own_end_awaited",
