@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import sys
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
 from tests.support.compile_cases import MODELS
 from tests.support.fake_device import FakePrefill, fake_device, next_token
+from tests.support.interrupting import Interrupting
 
 SMS = 4
 PROMPT = [5, 7, 11]
@@ -90,31 +89,6 @@ def test_stops(engine: Engine, place: int) -> None:
     assert generate(engine) == expected()
 
 
-class Interrupting:
-    """Raises KeyboardInterrupt when line number `number` of the backend's own code is about to run, and counts the lines."""
-
-    FILES = (backend_module.__file__, machine.__file__)
-
-    def __init__(self, number: int) -> None:
-        self.number, self.lines = number, 0
-
-    def __enter__(self) -> Interrupting:
-        sys.settrace(self.trace)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-    def trace(self, frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
-        if frame.f_code.co_filename not in self.FILES:
-            return None
-        if event == "line":
-            self.lines += 1
-            if self.lines == self.number:
-                raise KeyboardInterrupt
-        return self.trace
-
-
 @pytest.mark.parametrize("stopping", [False, True])
 def test_an_interrupt_at_every_line(engine: Engine, stopping: bool) -> None:
     """Of a request that abandons one under way, decodes and, in half of the runs, stops early; the next one is right."""
@@ -128,7 +102,7 @@ def test_an_interrupt_at_every_line(engine: Engine, stopping: bool) -> None:
         next(abandoned)
         abandoned.stop()
         try:
-            with Interrupting(number) as interrupting:
+            with Interrupting(number, backend_module, machine) as interrupting:
                 generate(engine, stops=stops)
         except KeyboardInterrupt:
             assert generate(engine, 30) == wanted, f"after an interrupt at line {number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 
 from instructions.drafts import look_up
 from megakernel.engine import Engine
+from megakernel.gpu import backend as backend_module
+from megakernel.gpu import columns, drafting, machine
 from megakernel.gpu.backend import CHUNK
 from megakernel.gpu.drafting import DraftingBackend
 from megakernel.gpu.pace import HITS, OF, TRIAL, Index, Pace
@@ -21,8 +24,10 @@ from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
 from tests.support import fake_device as fake
 from tests.support.compile_cases import MODELS
+from tests.support.interrupting import Interrupting
 
 SMS, CAPACITY, PERIOD = 4, 512, 9
+LINES = int(os.environ.get("MEGAKERNEL_INTERRUPT_LINES", "6"))  # from one line that is interrupted to the next; 1: all
 CONFIG = MODELS["bundled"]
 
 
@@ -72,6 +77,38 @@ def test_a_stop_token_ends_it(backend: Any, stop: int) -> None:
         assert generation.finish_reason == "stop"
         following = engine.generate([true_token(position) for position in range(95)], 20)
         assert list(following) == [true_token(position) for position in range(95, 115)]
+
+
+def test_drafts_go_on_over_the_edges_of_buckets(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches under way when one reaches its bucket's end make no step; the next bucket's begin behind them."""
+    monkeypatch.setattr(fake, "next_token", lambda rows, _: 5 + len(rows) % PERIOD)
+    with Engine(backend, chunk=CHUNK) as engine:
+        text = [5 + position % PERIOD for position in range(CAPACITY)]
+        generation = engine.generate(text[:40], CAPACITY - 40)
+        assert list(generation) == text[40:]
+        assert generation.steps_made < (CAPACITY - 40) // 4
+
+
+@pytest.mark.parametrize("prompt", [90, 120])
+def test_an_interrupt_at_any_line(backend: Any, prompt: int) -> None:
+    """Of a request that abandons one under way and drafts; the next one is right.  Every sixth line, or all: see `LINES`."""
+    text = [true_token(position) for position in range(200)]
+    number = 0
+    with Engine(backend, chunk=CHUNK) as engine:
+        while True:
+            number += LINES
+            abandoned = engine.generate(text[:110], 60)
+            next(abandoned)
+            abandoned.stop()
+            try:
+                with Interrupting(number, backend_module, drafting, columns, machine) as interrupting:
+                    list(engine.generate(text[:prompt], 50))
+            except KeyboardInterrupt:
+                following = engine.generate(text[: prompt + 3], 30)
+                assert list(following) == text[prompt + 3 : prompt + 33], f"after an interrupt at line {number}"
+                continue
+            break
+        assert interrupting.lines > 200
 
 
 def test_text_that_does_not_repeat_is_decoded_in_one_column() -> None:
