@@ -46,7 +46,7 @@ def test_the_campaign_tells_an_accepted_mutant_that_misbehaves(
     assert sum(line.startswith("dropped_signal in program ") for line in out) == 2
 
 
-@pytest.mark.parametrize(("seed", "columns"), [(13, (1, 4)), (34, (4, 1))])
+@pytest.mark.parametrize(("seed", "columns"), [(55, (1, 4)), (36, (4, 1))])
 def test_faults_in_programs_of_several_columns(monkeypatch: pytest.MonkeyPatch, seed: int, columns: tuple[int, int]) -> None:
     """A sample of the kinds; none that the checker accepts misbehaves."""
     shape = random_base(seed).program.shape

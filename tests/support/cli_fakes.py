@@ -54,6 +54,7 @@ class FakeGeneration:
 
     def __init__(self, engine: FakeEngine, progress: Callable[[int, int], None]) -> None:
         self.engine, self.progress, self.kept = engine, progress, engine.kept
+        self.steps_made = engine.steps_made
         self.finish_reason: str | None = None
 
     def __iter__(self) -> Iterator[int]:
