@@ -12,10 +12,8 @@ from models.checkpoint import open_checkpoint
 from models.config import ModelConfig
 from models.errors import UserError
 from models.weights import Weights
-from tests.support.configs import random_tensors, save_checkpoint, small_config
+from tests.support.configs import MIXTURES, random_tensors, save_checkpoint, small_config
 from tests.support.hf_model import as_transformers_has_them
-
-MIXTURES = ("qwen3_moe", "olmoe", "mixtral", "granitemoe")
 
 
 def rewritten(name: str, directory: Path, tensors: dict[str, torch.Tensor]) -> Path:

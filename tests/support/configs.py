@@ -148,3 +148,6 @@ def save_checkpoint(name: str, directory: Path, dtype: torch.dtype = torch.float
     """`make_model(name)` as a checkpoint of `dtype` in `directory`, in shards of at most `shard`."""
     make_model(name, seed).to(dtype).save_pretrained(directory, max_shard_size=shard)
     return directory
+
+
+MIXTURES = ("qwen3_moe", "olmoe", "mixtral", "granitemoe")  # of those, the ones with experts
