@@ -1,8 +1,7 @@
 """Launches of programs of several columns: so many steps, from where each sequence stands in GPU memory.
 
 A step decodes of every sequence as many tokens as its drafts were right, and one more.  Where the sequences stand then, the
-host
-learns when a launch has landed; the next may be enqueued before.
+host learns when a launch has landed; the next may be enqueued before.
 """
 
 from __future__ import annotations
@@ -94,8 +93,7 @@ class ColumnProgram(GpuProgram):
 
     def launch_steps(self, steps: int, firsts: Sequence[int]) -> ColumnFlight:
         """Enqueue up to `steps` steps; returns at once.  `firsts`: positions that the sequences have reached already, from
-        which on
-        their tokens are asked for.
+        which on their tokens are asked for.
 
         Where no sequence has anything left to decode, the kernel leaves at once.  Raises ValueError where the program does not
         fit the state.

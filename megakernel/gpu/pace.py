@@ -1,9 +1,8 @@
 """Whether to draft: what it would have gained lately, and what it does gain, decide launch by launch.
 
 A step of several columns takes a little longer than one of a single column, so it pays only where drafts are right often
-enough.
-While the host decodes one token a step, it drafts for itself, which costs no GPU time, and counts how often it would have been
-right; while the GPU drafts, the tokens that a step makes tell.  The text is the same either way.
+enough.  While the host decodes one token a step, it drafts for itself, which costs no GPU time, and counts how often it would
+have been right; while the GPU drafts, the tokens that a step makes tell.  The text is the same either way.
 """
 
 from __future__ import annotations

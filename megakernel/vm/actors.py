@@ -181,8 +181,7 @@ class Loader(Actor):
 
     def look(self, record: Record) -> tuple[int, int, int]:
         """Where a sequence stands, which the step before has decided: the positions that are cached, those attended to, and
-        into
-        how many slices those are split."""
+        into how many slices those are split."""
         self.grid.sight.token.check((slice(0, 1),), self.clock, "looks where its step begins")
         step, columns = self.grid.step(self.token), record.item.instruction.columns(self.grid.shape)
         first = step.columns[columns[0]]

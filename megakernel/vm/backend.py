@@ -14,8 +14,7 @@ from scheduler.buckets import BucketPrograms
 
 class VmBackend:
     """See `megakernel.backend.Backend`.  `seed` draws the order in which the SMs take their steps.  Where `programs` have
-    several
-    columns, the sequence's other columns are drafts, and `steps` counts those of the request.
+    several columns, the sequence's other columns are drafts.
 
     It has one column, reads a prompt token by token, as the specification does, and keeps nothing for the next sequence.
     """
