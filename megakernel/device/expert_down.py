@@ -6,9 +6,9 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.experts import stage_slots_and_multiply
+from megakernel.device.experts import multiply_slots, stage_slots_and_multiply
 from megakernel.device.formats.layouts import block_layout
-from megakernel.device.matvec import ROWS, block_index, row_block
+from megakernel.device.matvec import ROWS, block_index
 from megakernel.device.sync import wait_all
 from megakernel.device.values import complete, look, put_once, rows_of
 
@@ -32,7 +32,7 @@ def expert_down(S: gl.constexpr, memory, ring, step):
         if i == 0:
             y = stage_slots_and_multiply(S, memory, ring, step, source)
         else:
-            y = row_block(S, ring, step, step.use + i * S.expert_down.pages, S.expert_down)
+            y = multiply_slots(S, ring, step, step.use + i * S.expert_down.pages)
         if S.residual_multiplier != 1.0:
             y *= S.residual_multiplier
         y += complete(memory, step, before, residual + rows, inside)

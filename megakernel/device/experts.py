@@ -8,7 +8,7 @@ from triton.experimental.gluon import language as gl
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.context import LOADERS, lanes
-from megakernel.device.formats.layouts import staged
+from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout, staged
 from megakernel.device.matvec import largest_divisor, multiply_page, power_of_two, vector_layout
 from megakernel.device.sync import LONG_WAIT, agree_in_warp, given_up, report_value
 from megakernel.device.trace import COMPUTED, STAGED, stamp
@@ -55,11 +55,37 @@ def chosen_expert(S: gl.constexpr, choice, slot):
 
 
 @gluon.jit
+def multiply_slot(S: gl.constexpr, ring, step, use, slot, sums):
+    """`sums` of tiles, fp32 [tiles, 16 rows, 8 equal columns], and the sum of one slot's pages from `use` on, whose rows have
+    scales of their own."""
+    F: gl.constexpr = S.expert_down.format
+    PAGES: gl.constexpr = S.experts.down_pages
+    GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
+    acc = F.nothing()
+    for group in range(PAGES // GROUP):
+        for j in gl.static_range(GROUP):
+            page = group * GROUP + j
+            acc = multiply_page(S, F, ring, step, use + page, slot * PAGES + page, acc)
+    return sums + F.total(acc)
+
+
+@gluon.jit
+def multiply_slots(S: gl.constexpr, ring, step, use):
+    """Multiply the next row block of the down projections by the staged activations; returns what `row_block` does."""
+    F: gl.constexpr = S.expert_down.format
+    sums = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    for slot in range(S.experts.chosen):
+        sums = multiply_slot(S, ring, step, use + slot * S.experts.down_pages, slot, sums)
+    stamp(S, step.trace, COMPUTED)
+    return gl.sum(sums, axis=0)
+
+
+@gluon.jit
 def stage_slots_and_multiply(S: gl.constexpr, memory, ring, step, source):
     """Round the slots' activations to bf16 and stage them, each padded with zeros to whole pages, as soon as they are there,
     and multiply the step's first row block of the down projections by them; returns what `row_block` does.
 
-    A part of the vector is on its way from L2 while the part before it is multiplied.
+    A slot's vector is on its way from L2 while the slot before it is multiplied.
     """
     F: gl.constexpr = S.expert_down.format
     PAGES: gl.constexpr = S.experts.down_pages  # of one slot
@@ -69,7 +95,7 @@ def stage_slots_and_multiply(S: gl.constexpr, memory, ring, step, source):
     SIZE: gl.constexpr = power_of_two(GROUP) * F.COLUMNS
     column = gl.arange(0, SIZE, vector_layout())
     staging = reinterpret(ring.staging, gl.bfloat16, [S.experts.chosen * PARTS, SIZE], staged(F.LANE, [SIZE]))
-    acc = F.nothing()
+    sums = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
     values = look(source + column, column < COUNT)
     begin = cycles()
     for part in range(S.experts.chosen * PARTS):
@@ -90,8 +116,8 @@ def stage_slots_and_multiply(S: gl.constexpr, memory, ring, step, source):
         within = following % PARTS * SIZE + column
         inside = (within < COUNT) & (following < S.experts.chosen * PARTS)
         values = look(source + following // PARTS * COUNT + within, inside)
-        for j in gl.static_range(GROUP):
-            page = part * GROUP + j
-            acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
+        if following % PARTS == 0:
+            slot = part // PARTS
+            sums = multiply_slot(S, ring, step, step.use + slot * PAGES, slot, sums)
     stamp(S, step.trace, COMPUTED)
-    return gl.sum(F.total(acc), axis=0)
+    return gl.sum(sums, axis=0)

@@ -72,9 +72,7 @@ def shape_findings(shape: Shape) -> Iterator[Finding]:
     if shape.tail and shape.columns > 1:
         yield Finding("limits", f"a tail of {shape.columns} columns; it is for one token")
     if shape.columns > 1 and (shape.config.num_experts or shape.norms_together or shape.formats != PLAIN):
-        yield Finding(
-            "limits", f"{shape.columns} columns of a model with experts, common norms or quantised weights; it has one"
-        )
+        yield Finding("limits", f"{shape.columns} columns; a model with experts, common norms or quantised weights has one")
     if not 1 <= shape.bucket <= shape.capacity:
         yield Finding("limits", f"a context bucket of {shape.bucket} positions in a KV cache of {shape.capacity}")
 
