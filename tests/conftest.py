@@ -87,6 +87,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and (reason := missing_gpu()):
         pytest.skip(reason)
+    if item.get_closest_marker("full") and not os.environ.get("MEGAKERNEL_FULL"):
+        pytest.skip("left out to save time: MEGAKERNEL_FULL=1 asks for it")
     if item.get_closest_marker("smollm2") and not smollm2_is_there():
         pytest.skip("needs SmolLM2-135M-Instruct in the cache: python -m models.smollm2 fetches it")
 

@@ -45,7 +45,7 @@ def test_a_shell_is_told_what_may_follow(tmp_path: Path) -> None:
     cases = {
         "llama-megakernel ": {*COMMANDS, BENCH},
         "llama-megakernel se": {"serve"},
-        "llama-megakernel serve --answer": {"--answer-seconds"},
+        "llama-megakernel serve --answer": {"--answer-seconds", "--answer-tokens"},
         "llama-megakernel chat --backend v": {"vm"},
         "llama-megakernel --max": {"--max-tokens"},
         "llama-megakernel bench ve": set(),

@@ -53,7 +53,7 @@ def reference() -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", range(GROUPS))
+@pytest.mark.parametrize("group", [0, *(pytest.param(group, marks=pytest.mark.full) for group in range(1, GROUPS))])
 def test_greedy_tokens_in_fp32_are_those_of_transformers(group: int, reference: Any) -> None:
     with load_engine(BUNDLED, "vm", sms=2, dtype="float32", capacity=128) as engine:
         for text in PROMPTS[group::GROUPS]:

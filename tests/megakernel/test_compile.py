@@ -54,10 +54,26 @@ UNDER_ONE = {
     "granite-8b-code": NEWEST, "qwen3-0.6b": NEWEST, "qwen3-8b": NEWEST, "granite-3.3-8b": NEWEST,
 }  # fmt: skip
 EXPERTS_STACK = 40  # of queries that are normed together
-STACK = {"smollm2-135m": 16, "mistral-7b": 8, "qwen2.5-7b": 16, "qwen3-8b": 16, "granite-3.3-8b": 32}
+STACK = {"smollm2-135m": 16, "mistral-7b": 8, "qwen2.5-7b": 16, "qwen3-8b": 16, "granite-3.3-8b": 40}
 
 
-@pytest.mark.parametrize(("name", "version"), [*both_versions(*COMPILED), *UNDER_ONE.items()])
+ALIKE = {
+    "llama-3.2-3b",
+    "mistral-7b",
+    "qwen2.5-7b",
+    "granite-8b-code",
+    "granite-3.3-8b",
+    "qwen3-0.6b",
+}  # all but sizes are another's
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        *both_versions(*COMPILED),
+        *(pytest.param(*case, marks=[pytest.mark.full] if case[0] in ALIKE else []) for case in UNDER_ONE.items()),
+    ],
+)
 def test_every_family(name: str, version: str, triton_site: Site) -> None:
     geometry = geometry_of(MODELS[name])
     found = compiled(triton_site(version), geometry)

@@ -26,7 +26,13 @@ REGISTERS, THREADS = 65536, 32 * LAUNCH_OPTIONS["num_warps"]  # of an SM; of a b
 PRODUCTS = {"read_embedding", "read_attention", "read_product"}
 
 
-@pytest.mark.parametrize(("name", "version"), [("llama-3.2-1b", OLDEST), *((name, NEWEST) for name in CASES)])
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("llama-3.2-1b", OLDEST),
+        *(pytest.param(name, NEWEST, marks=[pytest.mark.full] if name == "llama-3.2-1b" else []) for name in CASES),
+    ],
+)
 def test_every_kernel(name: str, version: str, triton_site: Site) -> None:
     found = compiled_prefill(triton_site(version), CASES[name])
     assert {each["kernel"] for each in found} == PRODUCTS

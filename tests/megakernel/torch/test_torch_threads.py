@@ -16,7 +16,7 @@ from megakernel.torch.threads import quickest, threads
         ({8: 9.0, 4: 3.0, 2: 3.0, 1: 0.1}, 4, [8, 4, 2]),
         ({8: 9.0, 4: 3.0, 2: 2.0, 1: 1.0}, 1, [8, 4, 2, 1]),
         ({3: 9.0, 1: 1.0}, 1, [3, 1]),
-        ({1: 1.0}, 1, [1]),
+        ({1: 1.0}, 1, []),
     ],
 )
 def test_the_quickest_of_halves(times: dict[int, float], best: int, tried: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
