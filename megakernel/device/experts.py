@@ -9,7 +9,7 @@ from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.context import LOADERS, lanes
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout, staged
-from megakernel.device.matvec import largest_divisor, multiply_page, power_of_two, vector_layout
+from megakernel.device.matvec import largest_divisor, multiply_pages, power_of_two, vector_layout
 from megakernel.device.sync import LONG_WAIT, agree_in_warp, given_up, report_value
 from megakernel.device.trace import COMPUTED, STAGED, stamp
 from megakernel.device.values import look, look_again, vacant
@@ -55,18 +55,10 @@ def chosen_expert(S: gl.constexpr, choice, slot):
 
 
 @gluon.jit
-def multiply_slot(S: gl.constexpr, ring, step, use, slot, sums):
-    """`sums` of tiles, fp32 [tiles, 16 rows, 8 equal columns], and the sum of one slot's pages from `use` on, whose rows have
-    scales of their own."""
-    F: gl.constexpr = S.expert_down.format
+def multiply_slot(S: gl.constexpr, ring, step, use, slot):
+    """The sums of the tiles of one slot's pages from `use` on, whose rows have scales of their own."""
     PAGES: gl.constexpr = S.experts.down_pages
-    GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
-    acc = F.nothing()
-    for group in range(PAGES // GROUP):
-        for j in gl.static_range(GROUP):
-            page = group * GROUP + j
-            acc = multiply_page(S, F, ring, step, use + page, slot * PAGES + page, acc)
-    return sums + F.total(acc)
+    return multiply_pages(S, S.expert_down.format, ring, step, use, slot * PAGES, PAGES)
 
 
 @gluon.jit
@@ -75,7 +67,7 @@ def multiply_slots(S: gl.constexpr, ring, step, use):
     F: gl.constexpr = S.expert_down.format
     sums = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
     for slot in range(S.experts.chosen):
-        sums = multiply_slot(S, ring, step, use + slot * S.experts.down_pages, slot, sums)
+        sums += multiply_slot(S, ring, step, use + slot * S.experts.down_pages, slot)
     stamp(S, step.trace, COMPUTED)
     return gl.sum(sums, axis=0)
 
@@ -118,6 +110,6 @@ def stage_slots_and_multiply(S: gl.constexpr, memory, ring, step, source):
         values = look(source + following // PARTS * COUNT + within, inside)
         if following % PARTS == 0:
             slot = part // PARTS
-            sums = multiply_slot(S, ring, step, step.use + slot * PAGES, slot, sums)
+            sums += multiply_slot(S, ring, step, step.use + slot * PAGES, slot)
     stamp(S, step.trace, COMPUTED)
     return gl.sum(sums, axis=0)

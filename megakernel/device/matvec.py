@@ -121,19 +121,25 @@ def multiply_by(S: gl.constexpr, F: gl.constexpr, ring, step, use, slot, x, acc)
 
 
 @gluon.jit
-def accumulate(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
-    """Multiply the next row block of a matrix by the staged activation; returns the sums of its tiles, fp32 [tiles, 16 rows, 8
-    columns], equal ones where there is but one."""
-    F: gl.constexpr = matrix.format
-    PAGES: gl.constexpr = matrix.pages
+def multiply_pages(S: gl.constexpr, F: gl.constexpr, ring, step, use, first, PAGES: gl.constexpr):
+    """The product of PAGES page uses from `use` on with the staged activation from page `first` on; returns the sums of its
+    tiles, fp32 [tiles, 16 rows, 8 columns]."""
     GROUP: gl.constexpr = largest_divisor(PAGES, F.TOGETHER)
     acc = F.nothing()
     for group in range(PAGES // GROUP):
         for j in gl.static_range(GROUP):
             page = group * GROUP + j
-            acc = multiply_page(S, F, ring, step, use + page, page, acc)
-    stamp(S, step.trace, COMPUTED)
+            acc = multiply_page(S, F, ring, step, use + page, first + page, acc)
     return F.total(acc)
+
+
+@gluon.jit
+def accumulate(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
+    """Multiply the next row block of a matrix by the staged activation; returns the sums of its tiles, fp32 [tiles, 16 rows, 8
+    columns], equal ones where there is but one."""
+    sums = multiply_pages(S, matrix.format, ring, step, use, 0, matrix.pages)
+    stamp(S, step.trace, COMPUTED)
+    return sums
 
 
 @gluon.jit
@@ -177,7 +183,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
         if PARTS > 1:
             column += SIZE
             values = look(source + column, column < COUNT)
-        if (STAGED_PAGES == GROUP) & (PAGES % GROUP == 0):
+        if STAGED_PAGES == GROUP:
             for j in gl.static_range(GROUP):
                 page = part * GROUP + j
                 acc = multiply_page(S, F, ring, step, step.use + page, page, acc)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
-from random import Random
 
 import pytest
 
@@ -16,8 +14,7 @@ from scheduler.build import build_program, make_shape
 from scheduler.check import Finding, check
 from scheduler.program import Program
 from tests.mutations.draft import MUTATIONS, Draft
-from tests.mutations.kinds import plant
-from tests.scheduler.check.test_check_exhaustive import ORDER_ONLY
+from tests.scheduler.check.test_check_exhaustive import check_verdicts
 from tests.support.exhaustive import explore
 
 CONFIG = ModelConfig(
@@ -42,21 +39,7 @@ def test_sound_programs_have_no_fault(program: Program) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_verdicts_are_the_truth(seed: int) -> None:
-    random, told = Random(seed), Counter[str]()
-    for _ in range(120):
-        kind, program = random.choice([*KINDS, *OWN * 4]), random.choice(PROGRAMS)
-        mutant = plant(kind, program, random)
-        if mutant is None:
-            continue
-        findings = check(mutant).findings
-        verdict = findings[0].kind if findings else "accepted"
-        if findings and verdict not in ORDER_ONLY:
-            continue
-        fault = explore(mutant)
-        truth = "accepted" if fault is None else "deadlock" if fault == "deadlock" else "race"
-        assert verdict == truth, f"{kind}: {[str(finding) for finding in findings]}, but in truth: {fault}"
-        told[verdict] += 1
-    assert all(told[verdict] >= 5 for verdict in ("accepted", *ORDER_ONLY)), "too few of a kind to mean anything"
+    check_verdicts(seed, 120, [*KINDS, *OWN * 4], PROGRAMS, 5)
 
 
 def findings_of(draft: Draft) -> tuple[Finding, ...]:
