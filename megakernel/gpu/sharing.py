@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -43,12 +44,11 @@ PIECE = 0.03  # seconds that a piece of a prompt may take, while others wait for
 FLOPS = 6.0e14  # a second, of prefill's products
 
 
-class SharedPrefill(Prefill):
+class SharedPrefill(Prefill, Protocol):
     """Reads prompts, of whichever state."""
 
     def on(self, state: GpuState) -> SharedPrefill:
         """The same for another state of the model."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

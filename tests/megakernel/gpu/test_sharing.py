@@ -28,7 +28,7 @@ from tests.support.compile_cases import MODELS
 from tests.support.fake_device import FakePrefill, fake_device
 from tests.support.interrupting import Interrupting
 
-LINES = int(os.environ.get("MEGAKERNEL_INTERRUPT_LINES", "11"))  # from one line that is interrupted to the next; 1: all
+LINES = int(os.environ.get("MEGAKERNEL_INTERRUPT_LINES", "29"))  # from one line that is interrupted to the next; 1: all
 
 
 @functools.cache
@@ -168,7 +168,7 @@ def test_two_that_decode_do_not_wait_for_a_long_prompt(engine: Engine) -> None:
 
 @pytest.mark.parametrize("company", [0, 1, 3])
 def test_an_interrupt_at_any_line(engine: Engine, company: int) -> None:
-    """Of a request that joins others, one of them abandoned; those after it are right.  Every eleventh line, or all."""
+    """Of a request that joins others, one of them abandoned; those after it are right.  Every twenty-ninth line, or all."""
     number, prompt = 0, prompt_of(5, 40)
     wanted = expected(40, prompt)
     while True:
