@@ -103,11 +103,12 @@ def together(url: str, asked: Sequence[Sequence[int]], tokens: int, streams: int
 
 
 @contextmanager
-def server(model: str, backend: str, capacity: int | None) -> Iterator[str]:
+def server(model: str, backend: str, capacity: int | None, sequences: int | None) -> Iterator[str]:
     """The real server in a process of its own; its address."""
     options = ["--model", model, "--backend", backend, "--port", "0", "--name", NAME, "--queue", str(QUEUE)]
     options += ["--queue-seconds", "3600", "--answer-seconds", "3600"]
     options += [] if capacity is None else ["--context", str(capacity)]
+    options += [] if sequences is None else ["--sequences", str(sequences)]
     command = [sys.executable, "-m", "serving", *options]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
@@ -183,11 +184,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "machine": describe(ROOT, options.commit),
         "versions": {"python": platform.python_version()},
         "clocks_before": gpu_state(),
+        "sequences": options.sequences,
         "prompt": options.prompt,
         "tokens": options.tokens,
     }
     engine = apart(options.model, options.backend, options.context, asked, options.tokens)
-    with server(options.model, options.backend, options.context) as url:
+    with server(options.model, options.backend, options.context, options.sequences) as url:
         record["one_stream"] = overhead(engine, served_stream(url, asked, options.tokens))
         cost = record["one_stream"]["cost_ms"]
         print(
@@ -218,6 +220,7 @@ def parser() -> argparse.ArgumentParser:
     add_model(parser, default="random:llama-3.2-1b")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="as of the server (default %(default)s)")
     parser.add_argument("--context", type=whole(2, 2**24), help="tokens of the KV cache (default: the server's)")
+    parser.add_argument("--sequences", type=whole(1, 8), help="that decode together (default: the server's)")
     parser.add_argument("--prompt", type=whole(2, 2**20), default=64, help="tokens of a prompt at most (default %(default)s)")
     parser.add_argument("--tokens", type=whole(2, 2**20), default=128, help="tokens of an answer at most (default %(default)s)")
     parser.add_argument("--runs", type=whole(1, 1000), default=20, help="of the one stream (default %(default)s)")

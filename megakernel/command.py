@@ -54,6 +54,7 @@ class EngineOptions:
     sms: int | None = None
     context: int | None = None
     speculate: int = 0
+    sequences: int | None = None
 
     def __post_init__(self) -> None:
         if self.model == "":
@@ -65,6 +66,8 @@ class EngineOptions:
             raise UserError(f"--context must be 1 or more, got {self.context}")
         if not 0 <= self.speculate <= MOST_DRAFTS:
             raise UserError(f"--speculate must lie in 0..{MOST_DRAFTS}, got {self.speculate}")
+        if self.sequences is not None and not 1 <= self.sequences <= MOST_DRAFTS + 1:
+            raise UserError(f"--sequences must lie in 1..{MOST_DRAFTS + 1}, got {self.sequences}")
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -213,6 +216,7 @@ def loaded(options: EngineOptions, model: str, checkpoint: Checkpoint, load: Loa
             sms=options.sms,
             capacity=options.context,
             speculate=options.speculate,
+            sequences=options.sequences,
             progress=loading,
             stage=loading.stage,
             checkpoint=checkpoint,

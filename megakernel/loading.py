@@ -37,9 +37,10 @@ from models.errors import UserError
 from models.formats import PLAIN, Formats, check_formats, chosen_formats
 from models.packed import pack
 from models.quantised import Requantised
+from models.tape import PAGE_BYTES
 from models.weights import WeightSource, expected_tensors
 from scheduler.buckets import BucketPrograms
-from scheduler.build import DEFAULT_POLICY, most_depth
+from scheduler.build import COLUMNS, DEFAULT_POLICY, most_depth, most_sequences
 from scheduler.options import cache_capacity
 
 BACKENDS = ("auto", "gpu", "torch", "vm")
@@ -64,6 +65,7 @@ def load_engine(
     weights: str | None = None,
     head: str | None = None,
     speculate: int = 0,
+    sequences: int | None = None,
 ) -> Engine:
     """An engine for a checkpoint directory, a hub id or "random:<preset>".
 
@@ -78,6 +80,8 @@ def load_engine(
     weights, head: what matrices are kept as, names in `models.formats.NAMES`; weights None: as the checkpoint has them; head
         None: as the other weights, where those are named.
     speculate: most drafts a step, 0: none; rounded up so that with the token before them they are 2, 4 or 8.
+    sequences: most that are decoded at once, up to 8; on the GPU rounded up to 1, 2, 4 or 8, each with a cache of `capacity`.
+        None: 1 on the GPU and the CPU machine, 8 in plain PyTorch.
     stage: called with what is done once the weights are packed, where that takes long.
 
     The engine is ready when this returns: nothing is left to be compiled.
@@ -93,7 +97,9 @@ def load_engine(
     formats = chosen_formats(weights, head, checkpoint.formats)
     check_formats(formats, DTYPES[dtype].itemsize)
     depth = columns_of(speculate, chosen, checkpoint.config, formats)
-    request = LoadRequest(str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress, stage, formats, depth)
+    check_sequences(sequences, speculate, chosen)
+    numbers = (str(model), checkpoint, DTYPES[dtype], capacity, sms, policy, progress, stage, formats, depth)
+    request = LoadRequest(*numbers, sequences=sequences)
     return {"gpu": load_gpu, "torch": load_torch, "vm": load_vm}[chosen](request)
 
 
@@ -111,14 +117,20 @@ class LoadRequest:
     stage: Stage | None
     formats: Formats = PLAIN
     depth: int = 1  # columns of the sequence: a token and the drafts after it
+    sequences: int | None = None  # most that are decoded at once
 
-    def programs(self, default_sms: int, depth: int = 1) -> BucketPrograms:
+    def programs(self, default_sms: int, depth: int = 1, sequences: int = 1) -> BucketPrograms:
         """The programs of this model, of so many columns; raises ScheduleError where none can be made for it."""
         sms = default_sms if self.sms is None else self.sms
         numbers = (self.capacity, self.dtype.itemsize, self.policy, self.formats)
-        programs = BucketPrograms(self.checkpoint.config, sms, *numbers, depth=depth)
+        programs = BucketPrograms(self.checkpoint.config, sms, *numbers, sequences=sequences, depth=depth)
         programs.program(0)
         return programs
+
+    def shared(self, default_sms: int) -> tuple[BucketPrograms, ...]:
+        """The programs in which several sequences share steps: of 2, 4, ... columns; none where one is decoded at a time."""
+        most = min(self.sequences or 1, most_sequences(self.checkpoint.config, self.formats))
+        return tuple(self.programs(default_sms, sequences=count) for count in COLUMNS if 1 < count < 2 * most)
 
     def source(self) -> WeightSource:
         """The weights, reporting progress as they are taken."""
@@ -135,6 +147,18 @@ def columns_of(speculate: int, backend: str, config: ModelConfig, formats: Forma
     if speculate and backend == "torch":
         raise UserError("plain PyTorch decodes one token a step: leave --speculate out, or use --backend gpu or vm")
     return min(next_power_of_two(speculate + 1), most_depth(config, formats))
+
+
+def check_sequences(sequences: int | None, speculate: int, backend: str) -> None:
+    """Raises UserError for a number of sequences that no backend, or not this one, decodes at once."""
+    if sequences is None:
+        return
+    if not 1 <= sequences <= MMA_COLUMNS:
+        raise UserError(f"{sequences} sequences at once: use 1 to {MMA_COLUMNS}")
+    if sequences > 1 and backend == "vm":
+        raise UserError("the CPU machine decodes one sequence at a time: leave --sequences out, or use --backend torch")
+    if sequences > 1 and speculate:
+        raise UserError("drafts take the columns that other sequences would: use --speculate or --sequences, not both")
 
 
 def choose_backend(name: str) -> str:
@@ -166,6 +190,7 @@ def load_gpu(request: LoadRequest) -> Engine:
     """An engine on the GPU.  Triton is imported only here, so that the CPU machine runs without it."""
     from megakernel.gpu.backend import CHUNK, GpuBackend
     from megakernel.gpu.drafting import DraftingBackend
+    from megakernel.gpu.sharing import SharingBackend
     from megakernel.prefill.prefill import Prefill
 
     if request.dtype != torch.bfloat16:
@@ -178,24 +203,29 @@ def load_gpu(request: LoadRequest) -> Engine:
     plan = Plan(request.checkpoint.config, programs.sms, programs.capacity, request.formats)
     needs = gpu_bytes(programs, plan.bytes if plan.possible else 0)
     drafted = request.programs(sms, request.depth) if request.depth > 1 else None
-    if drafted is not None:
-        needs["drafts"] = sum(4 * drafted.shape(bucket).arena_elements for bucket in drafted.sizes)
-    check_memory(request.model, needs, torch.cuda.mem_get_info(device)[0], "GPU memory", mend_of(request.formats))
+    shared = request.shared(sms)
+    several = (*shared, *([] if drafted is None else [drafted]))
+    needs["columns"] = sum(4 * each.shape(bucket).arena_elements for each in several for bucket in each.sizes)
+    if shared:
+        needs["KV cache"] = shared[-1].shape(request.capacity).cache_pages * PAGE_BYTES
+    mend = mend_of(request.formats) if not shared else "ask for fewer --sequences or a smaller --context"
+    check_memory(request.model, needs, torch.cuda.mem_get_info(device)[0], "GPU memory", mend)
     check_memory(request.model, packing_bytes(programs, request.checkpoint), available_bytes())
-    for made in (programs, *([] if drafted is None else [drafted])):
+    for made in (programs, *several):
         made.build_ahead(range(len(made.sizes)))  # a request shall not wait for them
     try:
         model = pack(request.source(), request.checkpoint.config, request.dtype, request.capacity, request.formats)
         if request.stage is not None:
             request.stage("compiling the kernels, some seconds at a model's first start")
         prefill = Prefill if plan.possible else None
+        if shared:
+            return Engine(SharingBackend(model, programs, shared, device, prefill), chunk=CHUNK)
         if drafted is not None:
             return Engine(DraftingBackend(model, programs, drafted, device, prefill), chunk=CHUNK)
         return Engine(GpuBackend(model, programs, device, prefill), chunk=CHUNK)
     except BaseException:
-        programs.close()
-        if drafted is not None:
-            drafted.close()
+        for made in (programs, *several):
+            made.close()
         raise
 
 
@@ -216,7 +246,7 @@ def load_torch(request: LoadRequest) -> Engine:
         source = Requantised(request.source(), checkpoint.config, request.formats)
         config = source.untied()
         weights = Weights(config, request.dtype, device, source)
-        return Engine(TorchBackend(TorchModel(config, weights, request.capacity)))
+        return Engine(TorchBackend(TorchModel(config, weights, request.capacity), request.sequences))
 
 
 def load_vm(request: LoadRequest) -> Engine:

@@ -55,6 +55,11 @@ def most_depth(config: ModelConfig, formats: Formats) -> int:
     return max(1, min(MMA_COLUMNS, MOST_QUERIES // next_power_of_two(config.group)))
 
 
+def most_sequences(config: ModelConfig, formats: Formats) -> int:
+    """The most sequences that share a step; 1 where there are no programs of several columns."""
+    return MMA_COLUMNS if alone(config, formats) is None else 1
+
+
 def column_problem(shape: Shape) -> str | None:
     """Why there is no program with so many columns, or None."""
     sequences, depth = shape.sequences, shape.depth

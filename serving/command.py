@@ -74,6 +74,7 @@ def parse(argv: list[str] | None) -> Options:
     add("--api-key", metavar="KEY", help=f"what clients must send (default: {KEY_VARIABLE} of the environment, else none)")
     add_sampling_options(parser)
     add_engine_options(parser)
+    add("--sequences", type=int, metavar="N", help="that decode together, at most 8 (default: 1 on the GPU, else 8)")
     tokens = {"type": whole(1, 2**24), "metavar": "N"}
     add("--answer-tokens", **tokens, help="of an answer where a request does not say how many (default: what fits)")
     add("--queue", type=whole(1, 10**6), metavar="N", help=f"sequences that may wait (default: {limits.queue})")

@@ -6,7 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.cache import cache_address, finite
-from megakernel.device.columns.places import in_column, kept, position_of, sequence_rows
+from megakernel.device.columns.places import caches, in_column, kept, position_of, sequence_rows
 from megakernel.device.formats.layouts import block_layout
 from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
 from megakernel.device.sync import proxy_fence
@@ -95,6 +95,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
                 S, memory.cache, memory.bucket.head_pages, layer, head, part - S.group, position, inner * ROWS + row
             )
             cached = sequence_rows(S, memory, cached, column)
-            gl.store(cached, finite(low).to(gl.bfloat16), mask=inside)
-            gl.store(cached + HALF, finite(high).to(gl.bfloat16), mask=inside)
+            lasting = caches(S, memory, column, inside)
+            gl.store(cached, finite(low).to(gl.bfloat16), mask=lasting)
+            gl.store(cached + HALF, finite(high).to(gl.bfloat16), mask=lasting)
             proxy_fence()  # later tokens read these rows by TMA

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from triton.errors import TritonError
 
 from megakernel.backend import sampling_state, shared_length
 from megakernel.errors import NotNumbers, one_line
+from megakernel.gpu.building import Building
 from megakernel.gpu.columns import ColumnFlight
 from megakernel.gpu.control import Outcome
 from megakernel.gpu.errors import KernelFault
@@ -90,8 +91,7 @@ class GpuBackend:
             self.state = GpuState(model, programs.shape(programs.capacity).cache_pages, device)
         step = model.tape.streamed_bytes / SLOW_BANDWIDTH
         self.longest = max(1, int(LONGEST_LAUNCH / step))
-        self.builder = ThreadPoolExecutor(1, "megakernel-build")
-        self.built: dict[tuple[int, bool], Future[GpuProgram]] = {}
+        self.building = Building()
         self.flights: deque[Flight | Reading | ColumnFlight] = deque()
         self.sequence = Sequence([], 0, SamplingParams())  # in the column, or the last one that was: here none
         self.taken = False  # whether it is there still
@@ -163,19 +163,14 @@ class GpuBackend:
         with self.on_device("closing"):
             self.abandon()
         self.programs.close()
-        self.builder.shutdown(wait=True, cancel_futures=True)
-        self.built.clear()
+        self.building.close()
         self.last_program = self.prefill = None
         del self.state
         torch.cuda.empty_cache()
 
     def program(self, place: int, tail: bool = False) -> Future[GpuProgram]:
-        """The program of one bucket, or its tail, being built since it was first asked for; one that could not be built is
-        tried again."""
-        known = self.built.get((place, tail))
-        if known is None or (known.done() and known.exception() is not None):
-            self.built[place, tail] = self.builder.submit(self.build, place, tail)
-        return self.built[place, tail]
+        """The program of one bucket, or its tail, being made since it was first asked for."""
+        return self.building.get((place, tail), lambda: self.build(place, tail))
 
     def build(self, place: int, tail: bool) -> GpuProgram:
         """Schedule one bucket's program, or its tail; the kernel is there already."""
@@ -250,12 +245,8 @@ class GpuBackend:
             torch.cuda.synchronize(self.state.device)
             if Outcome(self.state.control.cpu().numpy()).faulty:
                 self.recover()
-            for program in self.programs_built():
-                if program.used:
-                    program.resume()
-        for program in self.programs_built():
-            if program.worn:
-                program.reset()
+            self.building.resume()
+        self.building.renew()
         self.settled = True
 
     def recover(self) -> None:
@@ -264,9 +255,4 @@ class GpuBackend:
         self.sequence.position = 0
         torch.cuda.synchronize(self.state.device)
         self.state.cache.zero_()
-        for program in self.programs_built():
-            program.reset()
-
-    def programs_built(self) -> list[GpuProgram]:
-        """The programs that are there already."""
-        return [future.result() for future in self.built.values() if future.done() and future.exception() is None]
+        self.building.reset()

@@ -114,19 +114,17 @@ class Outcome:
             found.append(Stuck(sm, record, counter, wanted, seen, position, bool(loader)))
         return found
 
-    def raise_fault(self, program: Program) -> None:
-        """Raise KernelFault if some wait expired, with the instruction at which it began; NotNumbers if the model's numbers
-        overflowed.
-
-        Whatever depends on a signal that never comes is stuck as well; the first in the order of the dependencies is the one
-        that waits for it.
-        """
-        self.raise_stuck(program)
+    def raise_numberless(self) -> None:
+        """Raise NotNumbers if the last token's logits were no numbers."""
         if self.numberless:
             raise NotNumbers(self.stop_position - 1)
 
     def raise_stuck(self, program: Program) -> None:
-        """Raise KernelFault if some wait expired, as `raise_fault` does."""
+        """Raise KernelFault if some wait expired, with the instruction at which it began.
+
+        Whatever depends on a signal that never comes is stuck as well; the first in the order of the dependencies is the one
+        that waits for it.
+        """
         if not self.faulty:
             return
         mend = "This is a fault of the schedule or of the machine, not of the request; try again"

@@ -14,7 +14,7 @@ import torch
 from megakernel.errors import NotNumbers
 from megakernel.gpu.backend import CHUNK, GpuBackend, Prefill, Reading
 from megakernel.gpu.columns import ColumnFlight, ColumnProgram, place_sequence
-from megakernel.gpu.machine import Flight, GpuProgram, GpuState
+from megakernel.gpu.machine import Flight, GpuState
 from megakernel.gpu.pace import TRIAL, Pace
 from megakernel.options import Sizes
 from megakernel.sequence import Sequence
@@ -35,7 +35,6 @@ class DraftingBackend(GpuBackend):
         prefill: Callable[[GpuState, Sizes, int], Prefill] | None = None,
     ) -> None:
         self.drafted = drafted
-        self.columns_built: dict[int, Future[ColumnProgram]] = {}
         self.pace = Pace([])
         self.placed = (-1, -1)  # where the GPU knows the sequence to stand and to end, by its own steps
         super().__init__(model, programs, device, prefill)
@@ -105,10 +104,7 @@ class DraftingBackend(GpuBackend):
 
     def column_program(self, place: int) -> Future[ColumnProgram]:
         """The program of several columns of one bucket, as `program`."""
-        known = self.columns_built.get(place)
-        if known is None or (known.done() and known.exception() is not None):
-            self.columns_built[place] = self.builder.submit(self.build_columns, place)
-        return self.columns_built[place]
+        return self.building.get(place, lambda: self.build_columns(place))
 
     def build_columns(self, place: int) -> ColumnProgram:
         """Schedule one bucket's program of several columns."""
@@ -118,8 +114,3 @@ class DraftingBackend(GpuBackend):
     def close(self) -> None:
         super().close()
         self.drafted.close()
-        self.columns_built.clear()
-
-    def programs_built(self) -> list[GpuProgram]:
-        done = (future for future in self.columns_built.values() if future.done() and future.exception() is None)
-        return [*super().programs_built(), *(future.result() for future in done)]

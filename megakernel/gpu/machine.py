@@ -7,6 +7,7 @@ text.  Everything is enqueued on the current stream; results land in pinned host
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,11 @@ def beside_descriptor(constants: torch.Tensor, first: Matrix) -> TensorDescripto
     return TensorDescriptor.from_tensor(words[: len(words) // count * count].view(-1, count), [1, count], BESIDE_LAYOUT)
 
 
+def page_descriptor(pages: torch.Tensor) -> TensorDescriptor:
+    """Pages of weights or of the cache, as TMA is told of them: bf16 [128-byte lines, 64], a page at a time."""
+    return TensorDescriptor.from_tensor(pages.view(-1, 64), [128, 64], TMA_LAYOUT)
+
+
 class GpuState:
     """The model, its sequences and their KV cache, in GPU memory; shared by the programs of all context buckets.
 
@@ -60,13 +66,21 @@ class GpuState:
         self.tokens = torch.zeros(2 * sequences * self.stride, dtype=torch.int32, device=device)
         self.control = torch.zeros(CONTROL_WORDS, dtype=torch.int32, device=device)
         torch.cuda.current_stream(device).synchronize()  # launches on any stream find all this
-        self.tape_descriptor, self.cache_descriptor = (
-            TensorDescriptor.from_tensor(pages.view(-1, 64), [128, 64], TMA_LAYOUT) for pages in (self.weights, self.cache)
-        )
+        self.tape_descriptor, self.cache_descriptor = page_descriptor(self.weights), page_descriptor(self.cache)
         self.formats = model.tape.formats
         body, head = (model.tape.matrix(kind) for kind in ("qkv", "head"))
         self.beside = beside_descriptor(self.constants, body)
         self.head_beside = beside_descriptor(self.constants, head) if head.format != body.format else None
+
+    def alone(self, number: int) -> GpuState:
+        """The same model with one of the sequences alone: its tokens, its part of the cache, a control block of its own."""
+        one, pages = copy(self), len(self.cache) // self.sequences
+        one.sequences = 1
+        one.cache = self.cache[number * pages :][:pages]
+        one.cache_descriptor = page_descriptor(one.cache)
+        one.tokens = self.tokens[number * self.stride :][: self.stride]
+        one.control, one.hidden = torch.zeros_like(self.control), torch.zeros_like(self.hidden)
+        return one
 
     def start(self, prompt: Sequence[int], sampling: SamplingState, stop_tokens: Collection[int], kept: int = 0) -> None:
         """Begin a new sequence; its first `kept` tokens are there already."""
@@ -94,10 +108,11 @@ class Flight:
         """
         self.landed.synchronize()
         outcome = Outcome(self.control.numpy())
-        outcome.raise_fault(self.program.program)
+        outcome.raise_stuck(self.program.program)
         done = max(0, min(outcome.stop_position, self.position + self.tokens) - self.position)
         self.program.epoch += done
         self.program.enqueued -= self.tokens
+        outcome.raise_numberless()
         return [int(token) for token in self.chosen[:done]]
 
 
@@ -132,9 +147,9 @@ class GpuProgram:
         self.used = False
         torch.cuda.current_stream(device).synchronize()  # launches on any stream find all this
 
-    def arguments(self, position: int, tokens: int) -> tuple[Any, ...]:
-        """The kernel's arguments."""
-        state = self.state
+    def arguments(self, position: int, tokens: int, state: GpuState | None = None) -> tuple[Any, ...]:
+        """The kernel's arguments, on the program's state or another that has the same model."""
+        state = self.state if state is None else state
         return (
             state.tape_descriptor,
             state.cache_descriptor,
@@ -165,27 +180,28 @@ class GpuProgram:
         """Compile the kernel, or find it in Triton's cache, without launching it."""
         megakernel.warmup(*self.arguments(0, 1), grid=(self.program.sms,), **LAUNCH_OPTIONS)
 
-    def launch(self, position: int, tokens: int) -> Flight:
-        """Enqueue up to `tokens` tokens from `position`; returns at once.
+    def launch(self, position: int, tokens: int, state: GpuState | None = None) -> Flight:
+        """Enqueue up to `tokens` tokens from `position`, of the program's state or of one of its sequences; returns at once.
 
         Where an earlier launch has met a stop token, the kernel leaves at once.  The launch is cooperative: the driver
         refuses it where not all blocks can be resident together, instead of letting them wait for each other for ever.
         Raises ValueError where the positions do not fit the program, or the program not the state.
         """
-        check_fit(self.program, self.state)
-        self.program.require_positions(position, tokens, self.state.capacity)
+        state = self.state if state is None else state
+        check_fit(self.program, state)
+        self.program.require_positions(position, tokens, state.capacity)
         if self.sizes.geometry.trace:
             if tokens > self.trace_tokens:
                 raise ValueError(f"{tokens} tokens do not fit a trace of {self.trace_tokens}")
             self.trace.zero_()
         grid = (self.program.sms,)
         self.used = True
-        megakernel[grid](*self.arguments(position, tokens), **LAUNCH_OPTIONS)
+        megakernel[grid](*self.arguments(position, tokens, state), **LAUNCH_OPTIONS)
         self.enqueued += tokens
         control = torch.empty(CONTROL_WORDS, dtype=torch.int32, device="cpu", pin_memory=True)
         chosen = torch.empty(tokens, dtype=torch.int32, device="cpu", pin_memory=True)
-        control.copy_(self.state.control, non_blocking=True)
-        chosen.copy_(self.state.tokens[position + 1 : position + 1 + tokens], non_blocking=True)
+        control.copy_(state.control, non_blocking=True)
+        chosen.copy_(state.tokens[position + 1 : position + 1 + tokens], non_blocking=True)
         landed = torch.cuda.Event()
         landed.record()
         return Flight(self, position, tokens, control, chosen, landed)

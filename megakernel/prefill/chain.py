@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -87,6 +88,12 @@ class Chain:
         }
         self.words = torch.zeros(2, dtype=torch.int32, device=device)
         self.table, self.box = cache(self._table), cache(self._box)
+
+    def on(self, state: GpuState) -> Chain:
+        """The same chain for another state of the model, with the same buffers."""
+        other = copy(self)
+        other.state, other.box = state, cache(other._box)
+        return other
 
     def launches(self, size: int) -> Iterator[Launch]:
         """The chain for a chunk of up to `size` tokens: all layers but the last, and the keys and values of that one."""

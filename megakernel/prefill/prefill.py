@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 
 import torch
 
@@ -34,6 +35,13 @@ class Prefill:
         self.chain = Chain(state, sizes, self.plan)
         self.compile()
         self.graphs = {size: self.capture(size) for size in self.plan.classes}
+
+    def on(self, state: GpuState) -> Prefill:
+        """The same for another state of the model: the same kernels and buffers, which both use in turn."""
+        other = copy(self)
+        other.state, other.chain = state, self.chain.on(state)
+        other.graphs = {size: other.capture(size) for size in self.plan.classes}
+        return other
 
     def compile(self) -> None:
         """Compile every kernel of every class."""

@@ -22,13 +22,12 @@ COLUMNS = 8
 
 
 class TorchBackend:
-    """See `megakernel.backend.Backend`."""
+    """See `megakernel.backend.Backend`; `columns` None: 8."""
 
     name = "torch"
-    columns = COLUMNS
 
-    def __init__(self, model: TorchModel) -> None:
-        self.config, self.capacity = model.config, model.capacity
+    def __init__(self, model: TorchModel, columns: int | None = None) -> None:
+        self.config, self.capacity, self.columns = model.config, model.capacity, columns or COLUMNS
         self.model = model
         self.parts = Parts(model.capacity, model.cache.copy)
         self.joined: dict[Sequence, CachePart] = {}

@@ -82,8 +82,9 @@ class ExecutingMachine:
         if not covered(region, self.declared_writes):
             raise Fault(f"writes {region}, which it does not declare")
         if region.buffer == "kv":
-            again = self.column > 0 and self.step.columns[self.column - 1] == self.step.columns[self.column]
-            self.state.cache.write(region, values, self.past, again)
+            if self.step.takes_part(self.step.columns[self.column].sequence):
+                again = self.column > 0 and self.step.columns[self.column - 1] == self.step.columns[self.column]
+                self.state.cache.write(region, values, self.past, again)
             self.sight.cache.note((self.epoch % 2, region.layer, slice(region.start, region.stop)), self.moment)
         else:
             self.memory.write(region, values, self.epoch, self.column)

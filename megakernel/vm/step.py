@@ -21,8 +21,8 @@ class Step:
     """All columns of a step.  Those that a sequence has no tokens for repeat its last one: they compute and store the same.
 
     A sequence without a token (none has begun there) computes token 0 at position 0, one of several that has reached its end
-    its last position again.  `limit` is the first position that the
-    program and its tables cannot decode.
+    its last position again.  One of several whose `end` is 0 takes no part: it computes position 0, and what the cache holds of
+    it stays.  `limit` is the first position that the program and its tables cannot decode.
     """
 
     def __init__(self, shape: Shape, state: DecodeState, limit: int) -> None:
@@ -38,12 +38,17 @@ class Step:
             if first >= end and shape.sequences > 1:
                 first = max(end - 1, 0)
                 coming = sequence.tokens[first : first + 1] or [0]
-                state.cache.truncate(number, first)
+                if sequence.end > 0:
+                    state.cache.truncate(number, first)
             used = min(len(coming), shape.usable(first, end))
             places = [min(place, used - 1) for place in range(shape.depth)]
             self.columns += [Column(number, first + place, first) for place in places]
             self.tokens += [coming[place] for place in places]
             self.used.append(used)
+
+    def takes_part(self, sequence: int) -> bool:
+        """Whether a sequence's keys and values are cached."""
+        return self.shape.sequences == 1 or self.state.sequences[sequence].end > 0
 
     def slices(self, sequence: int) -> int:
         """Into how many a sequence's context is split."""
@@ -68,6 +73,7 @@ class Step:
         sequence, first = self.state.sequences[number], self.shape.columns_of(number)[0]
         if runs:
             sequence.accept([self.chosen[first + place] for place in range(self.used[number])])
-        self.state.cache.truncate(number, sequence.position)
+        if self.takes_part(number):
+            self.state.cache.truncate(number, sequence.position)
         if runs and self.shape.depth > 1 and sequence.position >= sequence.prompt_length - 1 and not sequence.stopped:
             sequence.drafts = sequence.source(sequence.tokens, self.shape.depth - 1)

@@ -96,6 +96,7 @@ def test_all_arguments_reach_the_engine(capsys: pytest.CaptureFixture[str]) -> N
     )
     assert loader.asked == {
         "model": str(BUNDLED), "backend": "vm", "sms": 4, "capacity": 99, "weights": "int4", "head": "fp8", "speculate": 3,
+        "sequences": None,
     }  # fmt: skip
     expected = SamplingParams(temperature=0.5, top_k=3, top_p=0.25, seed=9, stop_token_ids=(EOS,))
     assert loader.engine.started == ([0, *ids_of("A")], 7, expected)

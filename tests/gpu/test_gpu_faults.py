@@ -53,11 +53,11 @@ def running(decoder: Engine, changed: Program) -> Iterator[None]:
     program.program, program.words = changed, torch.from_numpy(device_words(changed)).to(backend.state.device)
     torch.cuda.synchronize()
     bad.set_result(program)
-    backend.built[0, False] = bad
+    backend.building.made[0, False] = bad
     try:
         yield
     finally:
-        backend.built[0, False] = good
+        backend.building.made[0, False] = good
 
 
 def program_of(decoder: Engine) -> Program:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import torch
 
-from megakernel.loading import columns_of
+from megakernel.loading import LoadRequest, check_sequences, columns_of
+from models.checkpoint import Checkpoint
+from models.errors import UserError
 from models.formats import PLAIN, Formats
-from scheduler.build import build_program, make_shape, most_depth
+from scheduler.buckets import BucketPrograms
+from scheduler.build import DEFAULT_POLICY, build_program, make_shape, most_depth
 from scheduler.check.machine import shape_findings
 from scheduler.errors import ScheduleError
 from tests.support.configs import small_config
@@ -44,6 +50,33 @@ def test_others_have_as_many_as_drafts_are_asked_for() -> None:
     config = small_config("gqa2")
     assert [columns_of(drafts, "gpu", config, PLAIN) for drafts in (0, 1, 2, 3, 4, 7)] == [1, 2, 4, 4, 8, 8]
     assert make_shape(config, sms=4, capacity=64, bucket=64, depth=8).columns == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "counts"), [(None, []), (1, []), (2, [2]), (3, [2, 4]), (4, [2, 4]), (5, [2, 4, 8]), (8, [2, 4, 8])]
+)
+def test_programs_that_sequences_share(asked: int | None, counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all sizes up to what was asked for; none for a model that has one column."""
+    monkeypatch.setattr(BucketPrograms, "program", lambda *_: None)
+    for name, wanted in (("gqa2", counts), ("olmoe", [])):
+        checkpoint = cast("Checkpoint", SimpleNamespace(config=small_config(name)))
+        request = LoadRequest(name, checkpoint, torch.bfloat16, 64, None, DEFAULT_POLICY, None, None, sequences=asked)
+        assert [programs.sequences for programs in request.shared(4)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("sequences", "speculate", "backend", "why"),
+    [
+        (0, 0, "gpu", "0 sequences at once: use 1 to 8"),
+        (9, 0, "torch", "9 sequences at once: use 1 to 8"),
+        (2, 0, "vm", "the CPU machine decodes one sequence at a time"),
+        (2, 3, "gpu", "use --speculate or --sequences, not both"),
+    ],
+)
+def test_numbers_of_sequences_that_cannot_be(sequences: int, speculate: int, backend: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        check_sequences(sequences, speculate, backend)
+    check_sequences(1, speculate, backend)
 
 
 def test_the_checker_refuses_columns_of_a_model_that_has_one() -> None:

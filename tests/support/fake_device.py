@@ -20,11 +20,14 @@ from instructions.codec import MAX_SIGNALS, NONE, Word
 from instructions.drafts import look_up
 from instructions.hand_over import HandOver
 from instructions.shape import VACANT
-from megakernel.control_block import REPORTS, SEQUENCES, Control, Progress
-from megakernel.geometry import COUNTER_STRIDE, Geometry
+from megakernel.control_block import REPORTS, SEQUENCE_WORDS, SEQUENCES, Control, Progress
+from megakernel.geometry import COUNTER_STRIDE, TOKEN_SLACK, Geometry
 from megakernel.gpu import columns, machine
+from megakernel.gpu.control import request_place
 from megakernel.options import Sizes
+from models.tape import PAGE_BYTES
 
+ARGUMENTS = machine.megakernel.arg_names
 STOP, FAULT, PROMPT_LENGTH, STOP_TOKENS = Control.STOP, Control.FAULT, Control.PROMPT_LENGTH, Control.STOP_TOKENS
 
 
@@ -43,9 +46,13 @@ class FakePrefill:
 
     chunk = 16
 
-    def __init__(self, state: machine.GpuState, sizes: Sizes, sms: int) -> None:
+    def __init__(self, state: machine.GpuState, sizes: Sizes | None, sms: int) -> None:
         self.state, self.sms = state, sms
         self.asked: list[tuple[int, int]] = []
+
+    def on(self, state: machine.GpuState) -> FakePrefill:
+        """The same for another state."""
+        return FakePrefill(state, None, self.sms)
 
     def launch(self, start: int, stop: int) -> None:
         assert stop - start <= self.chunk
@@ -86,9 +93,11 @@ class FakeKernel:
             position = given["position"] + step
             if geometry.columns > 1:
                 position = int(control[SEQUENCES + Progress.POSITION])
-                if position >= control[SEQUENCES + Progress.END]:
+                if not any(runs(control, number) for number in range(geometry.sequences)):
                     return
-            if control[STOP] <= position or control[FAULT]:
+            elif control[STOP] <= position:
+                return
+            if control[FAULT]:
                 return
             wrong = np.flatnonzero(counters != targets * (given["epoch"] + step))
             if len(wrong):
@@ -102,8 +111,11 @@ class FakeKernel:
                 return
             activations[here], activations[second - here] = 0, VACANT
             counters += targets
-            if geometry.columns > 1:
+            if geometry.depth > 1:
                 self.step(control, tokens, rows, geometry)
+                continue
+            if geometry.sequences > 1:
+                self.step_of_all(control, tokens, rows, geometry, given["head_pages"])
                 continue
             if tail:
                 assert rows[position] == tokens[position] and given["hidden_state"][0] == hidden_of(rows[: position + 1])
@@ -136,6 +148,35 @@ class FakeKernel:
         tokens[following + 1 : following + 1 + len(drafts)] = drafts
         progress[Progress.USED] = 1 + len(drafts)
 
+    def step_of_all(
+        self, control: np.ndarray, tokens: np.ndarray, rows: np.ndarray, geometry: Geometry, head_pages: int
+    ) -> None:
+        """A step of several sequences: those that take no part leave their cache as it is, those that have ended repeat their
+        last position."""
+        stride = head_pages * geometry.page_positions + TOKEN_SLACK
+        apart = head_pages * geometry.layers * geometry.kv_heads * 2 * PAGE_BYTES // 4
+        control[SEQUENCES + Progress.STEPS] += 1
+        for number in range(geometry.sequences):
+            progress, own = control[SEQUENCES + number * SEQUENCE_WORDS :], control[request_place(number) :]
+            if not progress[Progress.END]:
+                continue
+            position = int(min(progress[Progress.POSITION], progress[Progress.END] - 1))
+            known, cached = tokens[number * stride :], rows[number * apart :]
+            cached[position] = known[position]
+            if not runs(control, number):
+                continue
+            progress[Progress.POSITION] = position + 1
+            if position + 1 >= own[PROMPT_LENGTH]:
+                known[position + 1] = next_token(cached[: position + 1], geometry.vocabulary)
+                if known[position + 1] in own[STOP_TOKENS + 1 :][: own[STOP_TOKENS]]:
+                    own[STOP] = position + 1
+
+
+def runs(control: np.ndarray, number: int) -> bool:
+    """Whether a sequence has a position left to decode."""
+    progress = control[SEQUENCES + number * SEQUENCE_WORDS :]
+    return bool(progress[Progress.POSITION] < min(progress[Progress.END], control[request_place(number) + STOP]))
+
 
 class PastEvent:
     """An event that has happened when it is recorded."""
@@ -166,7 +207,7 @@ def fake_device() -> Iterator[torch.device]:
         return empty(*sizes, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        kernel = FakeKernel(machine.megakernel.arg_names)
+        kernel = FakeKernel(ARGUMENTS)
         for module in (machine, columns):
             patch.setattr(module, "megakernel", kernel)
         patch.setattr(torch, "empty", unpinned)

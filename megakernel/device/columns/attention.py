@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from megakernel.device.cache import cache_address, finite
 from megakernel.device.clocks import cycles
-from megakernel.device.columns.places import first_position, position_of, progress, sequence_rows, slices_of
+from megakernel.device.columns.places import caches, first_position, position_of, progress, sequence_rows, slices_of
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.context import USED
 from megakernel.device.formats.layouts import FLAT_TILES
@@ -286,7 +286,8 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
         cached = cache_address(S, memory.cache, memory.bucket.head_pages, step.record.layer, head, 0, place, dims[None, :])
         cached = sequence_rows(S, memory, cached, columns[:, None])
         inside = known & (heads == 0)[:, None] & (slice == memory.bucket.slices - 1)
-        gl.store(cached, finite(new_k).to(gl.bfloat16), mask=inside)
+        lasting = caches(S, memory, columns[:, None], inside)
+        gl.store(cached, finite(new_k).to(gl.bfloat16), mask=lasting)
         proxy_fence()  # later steps read these rows by TMA
 
 

@@ -71,7 +71,7 @@ def token_stride(S: gl.constexpr, memory):
 @gluon.jit
 def first_position(S: gl.constexpr, memory, sequence):
     """The position of a sequence's first column.  One of several that has reached its end repeats its last position, which the
-    program can decode, while others go on."""
+    program can decode, while others go on; one that takes no part computes position 0 for nobody."""
     at = progress(memory, sequence)
     first = gl.load(at + POSITION, cache_modifier=".cg")
     if S.sequences > 1:
@@ -110,6 +110,15 @@ def sequence_rows(S: gl.constexpr, memory, cache, column):
         pages = memory.bucket.head_pages * (S.layers * S.kv_heads * 2)
         cache += (sequence_of(S, column) * pages).to(gl.int64) * PAGE_ELEMENTS
     return cache
+
+
+@gluon.jit
+def caches(S: gl.constexpr, memory, column, inside):
+    """`inside`, but for columns of a sequence that takes no part in the launch, whose END is 0: its cache stays as it is."""
+    if S.sequences > 1:
+        end = gl.load(progress(memory, sequence_of(S, column)) + END, cache_modifier=".cg")
+        inside = inside & (end > 0)
+    return inside
 
 
 @gluon.jit

@@ -212,8 +212,8 @@ def test_a_program_that_could_not_be_made_is_tried_again(engine: Engine, monkeyp
     generate(engine)
     whole = backend.programs.program
     generate(engine, CAPACITY - len(PROMPT))
-    monkeypatch.setitem(backend.built, (1, False), backend.built[1, False])
-    del backend.built[1, False]
+    monkeypatch.setitem(backend.building.made, (1, False), backend.building.made[1, False])
+    del backend.building.made[1, False]
 
     def failing(place: int, tail: bool) -> Any:
         raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")

@@ -64,7 +64,7 @@ def message(stuck: Sequence[Stuck]) -> str:
     for one in stuck:
         reports[one.sm, :6] = (1, one.record, one.counter, one.wanted, one.seen, one.position)
     with pytest.raises(KernelFault) as caught:
-        Outcome(words).raise_fault(program())
+        Outcome(words).raise_stuck(program())
     return str(caught.value)
 
 
@@ -131,7 +131,7 @@ def test_a_value_that_no_counter_told_of() -> None:
     control[Control.FAULT] = 1
     control[REPORTS:][:6] = (1, 1, NONE, 0, 0, POSITION)
     with pytest.raises(KernelFault, match=r"SM 0 at #1: qkv .*; one of the values that it reads never came\. "):
-        Outcome(control).raise_fault(alone)
+        Outcome(control).raise_stuck(alone)
 
 
 def test_the_message_has_the_figures() -> None:
@@ -143,7 +143,7 @@ def test_the_message_has_the_figures() -> None:
 
 
 def test_without_a_fault_nothing_is_raised() -> None:
-    Outcome(control_words(1, GREEDY, ())).raise_fault(program())
+    Outcome(control_words(1, GREEDY, ())).raise_stuck(program())
 
 
 def test_control_words() -> None:

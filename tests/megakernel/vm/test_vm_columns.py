@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from random import Random
 
 import pytest
+import torch
 
 from instructions.base import GREEDY, SamplingState
 from instructions.drafts import LEAST, look_up
@@ -135,6 +136,28 @@ def test_a_sequence_at_the_bucket_s_end_waits_while_another_goes_on() -> None:
     assert [sequence.position for sequence in vm.state.sequences] == [33, 33]
     for sequence, prompt in zip(vm.state.sequences, prompts, strict=True):
         assert sequence.generated[:6] == alone(prompt, 6)[0]
+
+
+def test_a_sequence_that_takes_no_part_keeps_what_the_cache_holds() -> None:
+    """While it waits, others decode beside it; then it goes on from where it stood."""
+    prompts = [[(5 * i) % TINY.vocab_size for i in range(11)], [2, 7]]
+    vm = Vm(program(2, slices=2), packed())
+    for number, prompt in enumerate(prompts):
+        vm.state.join(number, prompt)
+    first, second = vm.state.sequences
+    second.end = 0
+    vm.launch(13)
+    rows = vm.state.cache.pages.clone()
+    first.end, second.end = 0, CAPACITY
+    vm.launch(9)
+    assert (first.position, second.position) == (13, 9)
+    own = slice(0, vm.state.cache.sequence_pages)
+    assert vm.state.cache.pages[own].view(torch.int32).equal(rows[own].view(torch.int32))
+    first.end = CAPACITY
+    vm.launch(4)
+    for sequence, prompt in zip(vm.state.sequences, prompts, strict=True):
+        expected = alone(prompt, len(sequence.generated))[0]
+        assert sequence.generated == expected and len(expected) >= 6
 
 
 def test_a_state_of_one_sequence_does_not_serve_two() -> None:
