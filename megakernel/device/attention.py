@@ -57,16 +57,22 @@ def squares_places(S: gl.constexpr, memory, step):
 
 
 @gluon.constexpr_function
+def whole_size(count):
+    """Elements of a vector of so many values, one or more for each thread of a warp: no two hold the same."""
+    return max(32, power_of_two(count))
+
+
+@gluon.constexpr_function
 def whole_layout(size):
     """A vector that every warp holds whole."""
-    return gl.BlockedLayout([max(1, size // 32)], [32], [4], [0])
+    return gl.BlockedLayout([size // 32], [32], [4], [0])
 
 
 @gluon.jit
 def common_factors(S: gl.constexpr, memory, step):
     """What all queries are multiplied by to be normed together, and all keys, once all heads' sums of squares are there."""
     COUNT: gl.constexpr = S.kv_heads * (S.group + 1) * S.head_blocks
-    place = gl.arange(0, power_of_two(COUNT), whole_layout(power_of_two(COUNT))) + nothing()
+    place = gl.arange(0, whole_size(COUNT), whole_layout(whole_size(COUNT))) + nothing()
     source = rows_of(S, memory, step, S.squares, step.record.layer) + place
     squares = complete(memory, step, look(source, place < COUNT), source, place < COUNT)
     keys = place // S.head_blocks % (S.group + 1) == S.group

@@ -17,10 +17,23 @@ CHECKED = gl.constexpr(512)  # values that are looked through at a time
 TOGETHER_ELEMENTS = gl.constexpr(4096)  # 32 registers of each of the consumer's threads
 
 
+WIDTH = gl.constexpr(64)  # dimensions that a warp's threads hold once
+
+
 @gluon.constexpr_function
 def head_layout():
     """[heads, dims] of one slice."""
     return gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def head_dims(rows):
+    """Dimensions of a head of so many rows, padded so that no two threads hold the same.
+
+    A load of 16 bytes a thread reaches the threads of a warp in parts, so two that hold the same value may see it at different
+    moments, one vacant and one not.  A reduction asks only one of them, and both would store.
+    """
+    return max(WIDTH.value, power_of_two(rows))
 
 
 @gluon.constexpr_function
@@ -91,7 +104,7 @@ def combine(S: gl.constexpr, memory, ring, step):
     wait_all(S, memory, step, ALL)
     ROWS: gl.constexpr = S.group * (S.head_rows + 2)
     COLUMNS: gl.constexpr = S.group_columns
-    DIMS: gl.constexpr = power_of_two(S.head_rows)
+    DIMS: gl.constexpr = head_dims(S.head_rows)
     HEAD: gl.constexpr = head_layout()
     CHUNK: gl.constexpr = slices_a_pass(COLUMNS, DIMS, False)
     FEWEST: gl.constexpr = slices_a_pass(COLUMNS, DIMS, True)

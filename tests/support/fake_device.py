@@ -199,15 +199,15 @@ class FakeStream:
 
 
 @contextmanager
-def fake_device() -> Iterator[torch.device]:
-    """Within it, `megakernel.gpu` runs on the device it yields: the CPU."""
+def fake_device(kernel: Any = None) -> Iterator[torch.device]:
+    """Within it, `megakernel.gpu` runs on the device it yields, the CPU, and launches `kernel`, or else a fake one."""
     empty = torch.empty
 
     def unpinned(*sizes: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
         return empty(*sizes, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        kernel = FakeKernel(ARGUMENTS)
+        kernel = kernel or FakeKernel(ARGUMENTS)
         for module in (machine, columns):
             patch.setattr(module, "megakernel", kernel)
         patch.setattr(torch, "empty", unpinned)
