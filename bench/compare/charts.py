@@ -65,7 +65,7 @@ def subject(record: Record) -> str:
     """What was measured, in a line."""
     run = record["runs"][0]
     size = run["model"]["weight_bytes"] / 2e9
-    return f"{size:.2f} B weights in bf16, batch 1, greedy, {run['machine']['gpu'] or 'no GPU'}"
+    return f"{size:.2f} B weights in bf16, batch {run['settings'].get('batch', 1)}, greedy, {run['machine']['gpu'] or 'no GPU'}"
 
 
 def entitle(figure: Figure, title: str, engines: Sequence[Row], record: Record, legend: str, faithless: str) -> None:
@@ -101,7 +101,15 @@ def latency(measured: Sequence[Row], record: Record) -> Figure | None:
         panel(axes, engines, context)
     grid[0][0].set_yticks(range(len(engines)), [row.label for row in engines])
     grid[0][0].invert_yaxis()
-    entitle(figure, "Milliseconds a token", engines, record, "dashed: read floor", "hatched")
+    batch = record["runs"][0]["settings"].get("batch", 1)
+    entitle(
+        figure,
+        "Milliseconds a token" if batch == 1 else "Milliseconds a step",
+        engines,
+        record,
+        "dashed: read floor of bf16 weights",
+        "hatched",
+    )
     return figure
 
 
@@ -129,7 +137,7 @@ def panel(axes: Axes, engines: Sequence[Row], context: int) -> None:
 
 def draw_floor(axes: Axes, floor: float | None) -> None:
     if floor is not None:
-        axes.axvline(floor, color=FLOOR, linewidth=1.3, linestyle="--", label="read floor")
+        axes.axvline(floor, color=FLOOR, linewidth=1.3, linestyle="--", label="read floor of bf16 weights")
 
 
 def whisker(axes: Axes, place: int, entry: Speed) -> None:
