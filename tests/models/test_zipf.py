@@ -87,8 +87,8 @@ class Watching(Reference):
 
 @pytest.mark.parametrize("zipf", [0.0, EXPONENT])
 def test_the_reference_chooses_by_zipf_s_law(zipf: float) -> None:
-    """640 tokens, 3 of 16 experts each; an exponent of 0 is an even choice.  Of one small router an expert may have half as many
-    again as the law says, or as many less, but the exponent is right."""
+    """640 tokens, 3 of 16 experts each; an exponent of 0 is an even choice.  Of one small router an expert may have half as
+    many again as the law says, or as many less, but the exponent is right."""
     reference = Watching(SMALL, Weights.collect(RandomWeights(SMALL, dtype=torch.float32, zipf=zipf)).by_name)
     prompts = np.random.default_rng(0).permutation(SMALL.vocab_size)[: CONTEXT * CONTEXTS].reshape(CONTEXTS, CONTEXT)
     counts = reference.mixture_counts(prompts.tolist())
