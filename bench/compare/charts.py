@@ -132,7 +132,7 @@ def panel(axes: Axes, engines: Sequence[Row], context: int) -> None:
     draw_floor(axes, next((entry.floor for _, _, entry in found if entry.floor is not None), None))
     axes.set_title(f"prompt of {context} tokens")
     axes.set_xlim(0, limit)
-    axes.set_xlabel("ms per token")
+    axes.set_xlabel("ms per token" if found[0][2].batch == 1 else "ms per step")
 
 
 def draw_floor(axes: Axes, floor: float | None) -> None:
@@ -170,7 +170,10 @@ def fidelity(measured: Sequence[Row], record: Record) -> Figure | None:
     axes.set_xticks([tick for tick in TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(f"ms per token after a prompt of {judged[0].speeds[0].context} tokens (faster is left)")
+    first = judged[0].speeds[0]
+    axes.set_xlabel(
+        f"ms per {'token' if first.batch == 1 else 'step'} after a prompt of {first.context} tokens (faster is left)"
+    )
     axes.set_ylabel("KL divergence from fp32, nats (faithful is down)")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     entitle(figure, "Latency and fidelity", judged, record, "", "hollow")

@@ -31,10 +31,12 @@ class Megakernel(Adapter):
         from megakernel.loading import load_engine
         from models.checkpoint import open_checkpoint
 
-        self.backend = "gpu" if torch.cuda.is_available() else "auto"  # on a GPU machine never the CPU's in its place
-        self.written_in = "Triton" if torch.cuda.is_available() else ""
-        # sequences share the capacity
-        capacity = min(spec.batch * spec.capacity, open_checkpoint(spec.model).config.max_position)
+        capacity = spec.capacity
+        if torch.cuda.is_available():
+            self.backend, self.written_in = "gpu", "Triton"  # on a GPU machine never the CPU's in its place
+        else:  # where sequences share the capacity
+            self.backend = "auto"
+            capacity = min(spec.batch * spec.capacity, open_checkpoint(spec.model).config.max_position)
         self.engine = load_engine(spec.model, backend=self.backend, capacity=capacity, **self.options)
 
     def settings(self) -> dict[str, str]:

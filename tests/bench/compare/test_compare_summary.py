@@ -206,6 +206,7 @@ def test_a_report_of_kernels() -> None:
     assert "Kernels of B: not listed, no profiler" in report(record(measured))
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_a_profile_without_kernels_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
