@@ -201,7 +201,7 @@ def test_merging_like_with_like(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("place", "what"),
     [(("machine", "gpu"), "GPU"), (("model", "fingerprint"), "checkpoint"), (("settings", "tokens"), "tokens"),
-     (("settings", "prompts"), "prompts")],
+     (("settings", "prompts"), "prompts"), (("settings", "batch"), "batch")],
 )  # fmt: skip
 def test_only_like_is_merged(place: tuple[str, str], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = record(run([engine("a", "A", [2.0], None)]))
