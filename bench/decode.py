@@ -32,7 +32,7 @@ from megakernel.gpu.backend import CHUNK
 from megakernel.loading import gpu_problem
 from megakernel.memory import check_memory, mend_of
 from models.checkpoint import open_checkpoint
-from models.command import Parser, add_formats, add_model, columns, command, start, whole
+from models.command import Parser, add_formats, add_model, columns, command, real, start, whole
 from models.config import SIZE_LIMIT
 from models.errors import UserError
 from models.formats import PLAIN_NAME, chosen_formats
@@ -102,7 +102,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=output_path, default=ROOT / "bench" / "results", help="folder of the record (default %(default)s)"
     )
-    parser.add_argument("--skewed", action="store_true", help="random routers that prefer some experts by far")
+    parser.add_argument(
+        "--zipf",
+        type=real(0.0, 10.0),
+        default=0.0,
+        help="exponent of Zipf's law by which random routers choose experts (default: evenly)",
+    )
     parser.add_argument("--commit", help="the commit measured, where git cannot tell")
     return parser
 
@@ -114,10 +119,10 @@ def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
         raise UserError(f"{problem}: this benchmark needs a GPU")
     checkpoint = open_checkpoint(options.model)
     source = checkpoint.source
-    if options.skewed:
+    if options.zipf:
         if not isinstance(source, RandomWeights) or not checkpoint.config.num_experts:
-            raise UserError(f"{options.model} has no random router: leave --skewed out, or name a random model with experts")
-        source = replace(source, skewed=True)
+            raise UserError(f"{options.model} has no random router: leave --zipf out, or name a random model with experts")
+        source = replace(source, zipf=options.zipf)
     tokens = options.tokens * (1 if options.columns is None else options.columns[1])
     contexts = fitting_contexts(options.contexts, tokens, checkpoint.config.max_position)
     capacity = max(max(contexts) + tokens + 1, PROMPT + 2)
@@ -161,6 +166,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "decode",
         "model": options.model,
         "formats": [name for name in dict.fromkeys(model.tape.formats) if name != PLAIN_NAME],
+        "zipf": options.zipf,
         "command": ["python", "-m", "bench.decode", *sys.argv[1:]],
         "machine": machine,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},

@@ -21,6 +21,7 @@ from models.errors import UserError
 from models.families import PRESETS
 from models.quantised import plain_matrices
 from models.weights import expected_tensors
+from models.zipf import zipf_scales
 
 PREFIX = "random:"
 BLOCK_VALUES = 262147  # the first prime above 2^18
@@ -33,19 +34,23 @@ NORM_SCALE = 0.1  # norm weights are 1 plus this much noise, so that leaving one
 class RandomWeights:
     """A `WeightSource` for any configuration: matrices and biases N(0, 0.02), norm weights N(1, 0.1), in `dtype`.
 
-    Routers choose experts evenly, but where they are `skewed`: then the scores of expert e are (1 + e)^-1/2 times as large, and
-    those of low numbers are chosen far more often.
+    Routers choose experts evenly, but with `zipf`: then of all choices the r-th expert of a layer has a share that goes as
+    r^-zipf (`models.zipf`).  Raises UserError for an exponent that these experts cannot have.
     """
 
     config: ModelConfig
     seed: int = 0
     dtype: torch.dtype = torch.bfloat16
-    skewed: bool = False
+    zipf: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.zipf:
+            zipf_scales(self.config.num_experts, self.config.experts_per_token, self.zipf)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `WeightSource`."""
         drawn: dict[str, torch.Tensor] = {}  # blocks of the experts at hand, twice each: any place in one begins a whole
-        routers = plain_matrices(self.config) if self.skewed else set()
+        routers = plain_matrices(self.config) if self.zipf else set()
         for name, shape in expected_tensors(self.config).items():
             count = int(np.prod(shape))
             common, expert = _without_expert(name)
@@ -59,7 +64,12 @@ class RandomWeights:
                 start = EXPERT_SHIFT * expert % length
                 block = drawn[common][start : start + length]
             values = _lay_end_to_end(block, count).view(shape)
-            yield name, skewed_rows(values) if name in routers else values
+            yield name, self._skewed(values) if name in routers else values
+
+    def _skewed(self, router: torch.Tensor) -> torch.Tensor:
+        """A router [experts, hidden] that chooses by Zipf's law."""
+        scales = zipf_scales(len(router), self.config.experts_per_token, self.zipf)
+        return (router.float() * torch.tensor(scales)[:, None]).to(router.dtype)
 
     def _block(self, name: str, count: int) -> torch.Tensor:
         generator = np.random.Generator(np.random.PCG64([self.seed, crc32(name.encode())]))
@@ -74,11 +84,6 @@ def random_config(model: str) -> ModelConfig:
     if preset not in PRESETS:
         raise UserError(f"{model}: no such preset, choose one of {', '.join(PREFIX + name for name in PRESETS)}")
     return PRESETS[preset]
-
-
-def skewed_rows(router: torch.Tensor) -> torch.Tensor:
-    """A router [experts, hidden] whose rows become smaller from expert to expert."""
-    return (router.float() * (1 + torch.arange(len(router)))[:, None] ** -0.5).to(router.dtype)
 
 
 def _without_expert(name: str) -> tuple[str, int | None]:

@@ -7,7 +7,7 @@ never measures anything; whoever drives it does (`bench.compare.worker`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,25 +22,28 @@ class LoadSpec:
     model: absolute path of a Hugging Face checkpoint directory.
     capacity: most tokens of a sequence, prompt and generated ones, that will be asked for.
     kv_bytes: bytes of K and V that one token leaves in a bf16 cache, for engines that size their cache in bytes.
+    batch: how many sequences, of one length each time, are decoded together.
     """
 
     model: str
     capacity: int
     kv_bytes: int
+    batch: int = 1
 
 
 class Adapter:
-    """One engine at batch size 1 in bf16, with its own best settings.  Any exception fails the engine and is reported."""
+    """One engine with its own best settings for the batch size.  Any exception fails the engine and is reported."""
 
     streaming = "never"  # "always": generate yields tokens as they come; "asked": only if stream is true
     scoring = ""  # the path that `distribution` takes through the engine, in a few words; "": there is none
+    written_in = ""  # the language of the engine's own kernels, where it knows them by name; "": it does not
 
     def load(self, spec: LoadSpec) -> None:
         """Make the engine ready to generate."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, str]:
-        """What was chosen for batch 1, by name, as the report lists it.  Called after `load`."""
+        """What was chosen for this batch size, by name, as the report lists it.  Called after `load`."""
         raise NotImplementedError
 
     def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
@@ -48,6 +51,14 @@ class Adapter:
 
         Yields what has reached the host, in one piece or in several.
         """
+        raise NotImplementedError
+
+    def generate_together(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+        """As `generate`, for as many prompts of one length as `LoadSpec.batch` says: the tokens of each."""
+        raise NotImplementedError("its adapter decodes one prompt at a time")
+
+    def kernel_names(self) -> Collection[str]:
+        """The functions that its own kernels are compiled from, for engines with `written_in`.  Called after `generate`."""
         raise NotImplementedError
 
     def distribution(self, prefix: Sequence[int]) -> numpy.ndarray:

@@ -65,7 +65,7 @@ def subject(record: Record) -> str:
     """What was measured, in a line."""
     run = record["runs"][0]
     size = run["model"]["weight_bytes"] / 2e9
-    return f"{size:.2f} B weights in bf16, batch 1, greedy, {run['machine']['gpu'] or 'no GPU'}"
+    return f"{size:.2f} B weights in bf16, batch {run['settings'].get('batch', 1)}, greedy, {run['machine']['gpu'] or 'no GPU'}"
 
 
 def entitle(figure: Figure, title: str, engines: Sequence[Row], record: Record, legend: str, faithless: str) -> None:
@@ -101,7 +101,15 @@ def latency(measured: Sequence[Row], record: Record) -> Figure | None:
         panel(axes, engines, context)
     grid[0][0].set_yticks(range(len(engines)), [row.label for row in engines])
     grid[0][0].invert_yaxis()
-    entitle(figure, "Milliseconds a token", engines, record, "dashed: read floor", "hatched")
+    batch = record["runs"][0]["settings"].get("batch", 1)
+    entitle(
+        figure,
+        "Milliseconds a token" if batch == 1 else "Milliseconds a step",
+        engines,
+        record,
+        "dashed: read floor of bf16 weights",
+        "hatched",
+    )
     return figure
 
 
@@ -124,12 +132,12 @@ def panel(axes: Axes, engines: Sequence[Row], context: int) -> None:
     draw_floor(axes, next((entry.floor for _, _, entry in found if entry.floor is not None), None))
     axes.set_title(f"prompt of {context} tokens")
     axes.set_xlim(0, limit)
-    axes.set_xlabel("ms per token")
+    axes.set_xlabel("ms per token" if found[0][2].batch == 1 else "ms per step")
 
 
 def draw_floor(axes: Axes, floor: float | None) -> None:
     if floor is not None:
-        axes.axvline(floor, color=FLOOR, linewidth=1.3, linestyle="--", label="read floor")
+        axes.axvline(floor, color=FLOOR, linewidth=1.3, linestyle="--", label="read floor of bf16 weights")
 
 
 def whisker(axes: Axes, place: int, entry: Speed) -> None:
@@ -162,7 +170,10 @@ def fidelity(measured: Sequence[Row], record: Record) -> Figure | None:
     axes.set_xticks([tick for tick in TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(f"ms per token after a prompt of {judged[0].speeds[0].context} tokens (faster is left)")
+    first = judged[0].speeds[0]
+    axes.set_xlabel(
+        f"ms per {'token' if first.batch == 1 else 'step'} after a prompt of {first.context} tokens (faster is left)"
+    )
     axes.set_ylabel("KL divergence from fp32, nats (faithful is down)")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     entitle(figure, "Latency and fidelity", judged, record, "", "hollow")

@@ -35,6 +35,7 @@ SCORED_PROMPTS, SCORED_LENGTH = 4, 32
 SHARD_BYTES = 2 * 10**9
 SECONDS = real(0.0, 1e7)
 RECORD, REPORT = "comparison.json", "comparison.md"
+MOST_BATCH = 64
 QUICK = {"contexts": (32, 512), "tokens": 64, "repeats": 3, "scored_tokens": 8}
 
 Record = dict[str, Any]
@@ -43,7 +44,7 @@ Record = dict[str, Any]
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m bench.compare",
-        description="Latency and fidelity of several engines on one checkpoint, one GPU, batch size 1.",
+        description="Speed and fidelity of several engines on one checkpoint and one GPU.",
     )
     add = parser.add_argument
     add_model(parser)
@@ -52,6 +53,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="the interpreter of an engine, and a folder for the front of its PYTHONPATH; may be repeated")  # fmt: skip
     add("--contexts", help=f"prompt lengths (default: {','.join(map(str, Plan.contexts))})")
     add("--tokens", type=int, help=f"tokens of a long generation (default: {Plan.tokens})")
+    add("--batch", type=whole(1, MOST_BATCH), default=Plan.batch,
+        help="prompts of each length decoded together (default: %(default)s)")  # fmt: skip
     add("--repeats", type=int, help=f"rounds (default: {Plan.repeats})")
     add("--quick", action="store_true", help="two short contexts, 3 rounds, engines that start fast")
     add("--text", type=Path, help="cut the prompts from this file (default: random ids)")
@@ -97,6 +100,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         start_timeout=options.start_timeout,
         timeout=options.timeout,
         time_limit=options.time_limit,
+        batch=options.batch,
         commit=options.commit,
     )
     given = {"tokens": options.tokens, "repeats": options.repeats, "contexts": split_contexts(options.contexts)}
@@ -113,9 +117,10 @@ def make_plan(options: argparse.Namespace) -> Plan:
 def make_prompts(plan: Plan, text: Path | None) -> Prompts:
     config: ModelConfig = plan.config
     length = min(SCORED_LENGTH, config.max_position - plan.scored_tokens)
+    lengths = [context for context in plan.contexts for _ in range(plan.batch)]
     if text is None:
-        return draw_prompts(config, plan.contexts, SCORED_PROMPTS, length, plan.seed)
-    return cut_prompts(config, plan.model, text, plan.contexts, SCORED_PROMPTS, length)
+        return draw_prompts(config, lengths, SCORED_PROMPTS, length, plan.seed)
+    return cut_prompts(config, plan.model, text, lengths, SCORED_PROMPTS, length)
 
 
 def split_contexts(text: str | None) -> tuple[int, ...] | None:
@@ -194,5 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     measured = summary(record)["rows"]
     medians = {row["name"]: {entry["context"]: entry["step"]["median"] for entry in row["speeds"]} for row in measured}
-    print(json.dumps({"milliseconds_per_token": medians, "record": str(options.output / RECORD)}))
+    whole_rates = {row["name"]: {entry["context"]: entry["whole"]["median"] for entry in row["speeds"]} for row in measured}
+    figures = {"milliseconds_per_token": medians, "tokens_per_second_whole": whole_rates}
+    print(json.dumps({**figures, "record": str(options.output / RECORD)}))
     return 0 if measured else 1

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.compare.engines import EngineSpec, worker_environment
+from bench.compare.engines import EngineSpec, worker_command, worker_environment
 from bench.compare.fidelity import Array, distances, parting
 from bench.compare.plan import Deadline, Plan
 from bench.compare.process import EngineFailure, EngineProcess
@@ -23,6 +23,7 @@ WARM_TOKENS = 16  # generated before each turn's measurements: the GPU's clocks 
 CLOSE_TIMEOUT = 10.0
 
 Record = dict[str, Any]
+Batch = Sequence[Sequence[int]]  # prompts of one length
 
 
 class Contestant:
@@ -32,6 +33,7 @@ class Contestant:
         self.spec, self.plan, self.folder, self.deadline = spec, plan, folder, deadline
         self.process: EngineProcess | None = None
         self.streaming = "never"
+        self.written_in = ""
         self.record: Record = {
             "name": spec.name,
             "label": spec.label,
@@ -72,49 +74,71 @@ class Contestant:
         plan, spec = self.plan, self.spec
         before = used_mib()
         began = time.perf_counter()
-        command = [spec.python, "-m", "bench.compare.worker", spec.adapter, ",".join(spec.requires), ",".join(spec.packages)]
+        command = worker_command(spec)
         log = self.folder / f"{spec.name.replace(':', '-')}.log"
         self.process = EngineProcess(command, worker_environment(spec), log, self.folder)
         loaded = self.ask({"op": "load", "spec": vars(plan.load_spec)}, plan.start_timeout)
         self.record["load_seconds"] = time.perf_counter() - began
         self.record |= {"settings": loaded["settings"], "versions": loaded["versions"]}
-        self.streaming = loaded["streaming"]
-        for prompt in plan.prompts.timed:
-            self.generate(prompt, plan.tokens, timeout=plan.start_timeout)
+        self.streaming, self.written_in = loaded["streaming"], loaded["written_in"]
+        for place in range(len(plan.contexts)):
+            self.generate(plan.together(place), plan.tokens, timeout=plan.start_timeout)
         self.record["ready_seconds"] = time.perf_counter() - began
         after = used_mib()
         if before is not None and after is not None:
             self.record["memory_mib"] = after - before
         self.record["status"] = "running"
 
-    def generate(self, prompt: tuple[int, ...], tokens: int, stream: bool = False, timeout: float | None = None) -> Record:
-        request = {"op": "time", "prompt": list(prompt), "tokens": tokens, "stream": stream}
+    def generate(self, prompts: Batch, tokens: int, stream: bool = False, timeout: float | None = None) -> Record:
+        """One generation, of several prompts together where there are several."""
+        request: Record = {"op": "together", "prompts": prompts, "tokens": tokens}
+        if len(prompts) == 1:
+            request = {"op": "time", "prompt": prompts[0], "tokens": tokens, "stream": stream}
         return self.ask(request, self.plan.timeout if timeout is None else timeout)
 
     def turn(self) -> None:
-        """One round's measurements: at every context a short and a long generation, and where it must be asked for a
-        streamed one."""
+        """One round's measurements: at every context a short and a long generation, and of one prompt alone, where it must be
+        asked for, a streamed one."""
         plan = self.plan
-        self.generate(plan.prompts.timed[0], min(WARM_TOKENS, plan.tokens))
-        for context, prompt in zip(plan.contexts, plan.prompts.timed, strict=True):
-            short = self.generate(prompt, 1)
-            long = self.generate(prompt, plan.tokens)
+        self.generate(plan.together(0), min(WARM_TOKENS, plan.tokens))
+        for place, context in enumerate(plan.contexts):
+            prompts = plan.together(place)
+            short = self.generate(prompts, 1)
+            long = self.generate(prompts, plan.tokens)
             streamed = None
             if self.streaming == "always":
                 streamed = long["stamps"]
-            elif self.streaming == "asked":
-                streamed = self.generate(prompt, plan.tokens, stream=True)["stamps"]
+            elif self.streaming == "asked" and plan.batch == 1:
+                streamed = self.generate(prompts, plan.tokens, stream=True)["stamps"]
             self.record["timings"][str(context)].append(
                 {"short": short["seconds"], "long": long["seconds"], "stamps": streamed, "tokens": long["tokens"]}
             )
         self.record["gpu"].append(gpu_state())
 
+    def profile(self) -> None:
+        """The kernels that run while it generates after the longest prompts, where it knows its own by name."""
+        plan = self.plan
+        request = {"op": "profile", "prompts": plan.together(len(plan.contexts) - 1), "tokens": min(WARM_TOKENS, plan.tokens)}
+        try:
+            self.record["kernels"] = {
+                **self.ask(request, plan.timeout),
+                "context": plan.contexts[-1],
+                "tokens": request["tokens"],
+            }
+        except EngineFailure as failure:  # its speed stands all the same
+            self.record["kernels"] = {"error": str(failure)}
+
     def judge_greedy(self, tokens: list[list[int]], logits: Array) -> None:
-        """Compare its greedy tokens with the reference's, and its rounds with each other."""
+        """Compare its greedy tokens with the reference's, and its rounds with each other; of several sequences the one counts
+        that parts first."""
+        batch = self.plan.batch
         for index, context in enumerate(self.plan.contexts):
             rounds = [repeat["tokens"] for repeat in self.record["timings"][str(context)]]
             if rounds:
-                found = parting(rounds[0], tokens[index], logits[index])
+                own = rounds[0] if batch > 1 else rounds[:1]
+                places = range(index * batch, (index + 1) * batch)
+                partings = [parting(found, tokens[place], logits[place]) for found, place in zip(own, places, strict=True)]
+                found = min(partings, key=lambda parted: parted.agreed)
                 self.record["greedy"][str(context)] = {
                     **vars(found),
                     "near_tie": found.near_tie,

@@ -5,12 +5,14 @@ Knows no engine's library: adapters are imported in their engine's own process (
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from models.errors import UserError
 
@@ -26,9 +28,10 @@ _ADAPTER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 class EngineSpec:
     """One engine.
 
-    adapter: "module:Class".  requires: modules that must be importable in its Python; `install` is the command that makes
-    them so.  packages: distributions whose versions are recorded.  slow_start: starting takes a minute or more, so that
-    `--quick` leaves it out.  python, site: its interpreter, and what stands first on its PYTHONPATH.
+    adapter: "module:Class".  settings: what its constructor is given, by name; JSON can hold the values.  requires: modules
+    that must be importable in its Python; `install` is the command that makes them so.  packages: distributions whose versions
+    are recorded.  slow_start: starting takes a minute or more, so that `--quick` leaves it out.  python, site: its interpreter,
+    and what stands first on its PYTHONPATH.
     """
 
     name: str
@@ -38,6 +41,7 @@ class EngineSpec:
     install: str = ""
     packages: tuple[str, ...] = ("torch", "triton")
     environment: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     slow_start: bool = False
     python: str = sys.executable
     site: str = ""
@@ -45,8 +49,23 @@ class EngineSpec:
 
 _TORCH = "pip install torch"
 _TRANSFORMERS = "pip install torch transformers"
+_OURS = EngineSpec("megakernel", f"{ADAPTERS}.ours:Megakernel", "megakernel (this project)", ("torch",), _TORCH)
+_VLLM = EngineSpec(
+    "vllm",
+    f"{ADAPTERS}.vllm_engine:Vllm",
+    "vLLM",
+    ("vllm",),
+    "python3 -m venv vllm && vllm/bin/pip install vllm, then --engine vllm=vllm/bin/python",
+    ("torch", "triton", "transformers", "vllm", "flashinfer-python"),
+    # the engine core in the same process: one hop less for every token
+    {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"},
+    slow_start=True,
+)
 REGISTRY: tuple[EngineSpec, ...] = (
-    EngineSpec("megakernel", f"{ADAPTERS}.ours:Megakernel", "megakernel (this project)", ("torch",), _TORCH),
+    _OURS,
+    # quantised on the host while they are read, which takes a minute
+    replace(_OURS, name="megakernel-fp8", label="megakernel, weights in fp8", settings={"weights": "fp8"}, slow_start=True),
+    replace(_OURS, name="megakernel-int4", label="megakernel, weights in int4", settings={"weights": "int4"}, slow_start=True),
     EngineSpec(
         BASELINE,
         f"{ADAPTERS}.transformers_eager:TransformersEager",
@@ -73,16 +92,13 @@ REGISTRY: tuple[EngineSpec, ...] = (
         _TORCH,
         slow_start=True,
     ),
-    EngineSpec(
-        "vllm",
-        f"{ADAPTERS}.vllm_engine:Vllm",
-        "vLLM",
-        ("vllm",),
-        "python3 -m venv vllm && vllm/bin/pip install vllm, then --engine vllm=vllm/bin/python",
-        ("torch", "triton", "transformers", "vllm", "flashinfer-python"),
-        # the engine core in the same process: one hop less for every token
-        {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"},
-        slow_start=True,
+    _VLLM,
+    replace(
+        _VLLM,
+        name="vllm-fp8",
+        label="vLLM, fp8",
+        install=_VLLM.install.replace("--engine vllm=", "--engine vllm-fp8="),
+        settings={"quantization": "fp8"},
     ),
     EngineSpec(
         "sglang",
@@ -141,6 +157,12 @@ def find_python(python: str) -> str:
     """Absolute path of an interpreter, its links unresolved: a virtual environment is known by the link's place."""
     found = shutil.which(python)
     return os.path.abspath(found) if found else python
+
+
+def worker_command(spec: EngineSpec) -> list[str]:
+    """What starts an engine's process."""
+    lists = [",".join(spec.requires), ",".join(spec.packages)]
+    return [spec.python, "-m", "bench.compare.worker", spec.adapter, json.dumps(spec.settings), *lists]
 
 
 def worker_environment(spec: EngineSpec) -> dict[str, str]:

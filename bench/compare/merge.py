@@ -47,4 +47,5 @@ def differences(first: Record, other: Record) -> list[tuple[str, Any, Any]]:
 def compared(run: Record) -> Record:
     """What two runs must have in common, by name."""
     settings = {name: run["settings"][name] for name in ("contexts", "tokens", "prompts")}
+    settings["batch"] = run["settings"].get("batch", 1)  # records from before there was a choice
     return {"GPU": run["machine"]["gpu"], "checkpoint": run["model"]["fingerprint"], **settings}

@@ -18,13 +18,17 @@ SPARE_POSITIONS = 64  # some engines keep a few positions of a sequence for them
 
 @dataclass(frozen=True)
 class Plan:
-    """Timeouts and the time limit are in seconds; `scored_tokens` positions are judged after each scored prompt."""
+    """Timeouts and the time limit are in seconds; `scored_tokens` positions are judged after each scored prompt.
+
+    `batch` prompts of each context are decoded together; they stand one behind the other in `prompts.timed`.
+    """
 
     model: Path
     config: ModelConfig
     prompts: Prompts
     contexts: tuple[int, ...] = (32, 512, 4096)
     tokens: int = 128
+    batch: int = 1
     repeats: int = 5
     scored_tokens: int = 32
     seed: int = 0
@@ -45,15 +49,19 @@ class Plan:
         return BF16 * (parameter_count(self.config) - embedding)
 
     def step_bytes(self, context: int) -> int:
-        """Bytes that a decode step must read, on average over the measured tokens after so long a prompt."""
-        return self.weight_bytes + int(self.kv_bytes * (context + self.tokens / 2))
+        """Bytes that a decode step must read, on average over the measured tokens after prompts so long."""
+        return self.weight_bytes + self.batch * int(self.kv_bytes * (context + self.tokens / 2))
+
+    def together(self, place: int) -> tuple[tuple[int, ...], ...]:
+        """The prompts of the context at this place that are decoded together."""
+        return self.prompts.timed[place * self.batch : (place + 1) * self.batch]
 
     @property
     def load_spec(self) -> LoadSpec:
         longest = max([*self.contexts, *(len(prompt) for prompt in self.prompts.scored)])
         wanted = longest + max(self.tokens, self.scored_tokens) + SPARE_POSITIONS
         capacity = min(-(-wanted // CAPACITY_STEP) * CAPACITY_STEP, self.config.max_position)
-        return LoadSpec(str(self.model), capacity, self.kv_bytes)
+        return LoadSpec(str(self.model), capacity, self.kv_bytes, self.batch)
 
 
 class Deadline:

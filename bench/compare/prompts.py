@@ -15,8 +15,8 @@ from models.errors import UserError
 
 @dataclass(frozen=True)
 class Prompts:
-    """timed: one prompt of each context length.  scored: short prompts that the reference continues, so that engines can
-    be judged at the positions after them."""
+    """timed: prompts of each context length, as many as are decoded together.  scored: short prompts that the reference
+    continues, so that engines can be judged at the positions after them."""
 
     timed: tuple[tuple[int, ...], ...]
     scored: tuple[tuple[int, ...], ...]

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.compare.fidelity import NEAR_TIE, SURE
+from bench.compare.kernels import MEMORY, OTHER, OWN
 from bench.compare.summary import Row, Speed, absent, agreement, rows
 from bench.record import Spread
 
@@ -22,11 +23,24 @@ def report(record: Record) -> str:
     measured = rows(runs)
     contexts = sorted({entry.context for row in measured for entry in row.speeds})
     parts = [headline(run) for run in runs]
-    parts += [speed_table(measured, context) for context in contexts]
+    table_of = speed_table if settings_of(runs)["batch"] == 1 else batch_table
+    parts += [table_of(measured, context) for context in contexts]
     if measured:
         parts += [fidelity_table(measured, contexts), start_table(measured)]
-    parts += [missing_list(runs), unscored_list(measured), repeated_list(runs), settings_list(runs), notes_list(runs)]
+    parts += [
+        kernel_tables(runs),
+        missing_list(runs),
+        unscored_list(measured),
+        repeated_list(runs),
+        settings_list(runs),
+        notes_list(runs),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def settings_of(runs: Sequence[Record]) -> Record:
+    """What was measured, which is the same in all runs of a record."""
+    return {"batch": 1, **runs[0]["settings"]}
 
 
 def summary(record: Record) -> dict[str, Any]:
@@ -58,9 +72,15 @@ def headline(run: Record) -> str:
             f"{machine['gpu'] or 'no GPU'}, {machine['processor']}, {machine['time']}, commit {machine['commit'] or 'unknown'}"
             + (f", {run['note']}" if run.get("note") else ""),
             f"{config['num_layers']} layers, hidden size {config['hidden_size']}, {size:.3f} GB of bf16 weights a token; "
-            f"{settings['tokens']} tokens, {settings['repeats']} rounds; reads measured at {floor}{clock_range(run)}",
+            f"{together(settings)}{settings['tokens']} tokens, {settings['repeats']} rounds; "
+            f"reads measured at {floor}{clock_range(run)}",
         ]
     )
+
+
+def together(settings: Record) -> str:
+    batch = settings.get("batch", 1)
+    return "" if batch == 1 else f"{batch} prompts of one length at once, after each "
 
 
 def clock_range(run: Record) -> str:
@@ -91,10 +111,38 @@ def speed_table(measured: Sequence[Row], context: int) -> str:
         ]
         for row, entry in found
     ]
-    floor = next((entry.floor for _, entry in found if entry.floor is not None), None)
-    title = f"Prompt of {context} tokens" + ("" if floor is None else f" (read floor {floor:.3f} ms a token)")
+    title = f"Prompt of {context} tokens{floor_remark([entry for _, entry in found], 'token')}"
     header = ["engine", "ms/token", "least–most", "streamed", "tokens/s", "of floor", "first token, ms", "least–most"]
     return f"{title}\n\n{table(header, lines)}"
+
+
+def floor_remark(entries: Sequence[Speed], what: str) -> str:
+    floor = next((entry.floor for entry in entries if entry.floor is not None), None)
+    return "" if floor is None else f" (read floor of bf16 weights: {floor:.3f} ms a {what})"
+
+
+def batch_table(measured: Sequence[Row], context: int) -> str:
+    """Several prompts together: the whole generation first, then its parts."""
+    found = [(row, entry) for row in measured if (entry := at(row, context)) is not None]
+    found.sort(key=lambda pair: -pair[1].whole.median)
+    lines = [
+        [
+            marked(row),
+            f"{entry.whole.median:.0f}",
+            between(entry.whole, 0),
+            f"{entry.first_token.median:.1f}",
+            f"{entry.step.median:.3f}",
+            between(entry.step, 3),
+            f"{entry.tokens_per_second:.0f}",
+            NONE if entry.floor_share is None else f"{entry.floor_share:.0%}",
+        ]
+        for row, entry in found
+    ]
+    batch = found[0][1].batch
+    title = f"{batch} prompts of {context} tokens at once{floor_remark([entry for _, entry in found], 'step')}"
+    remark = f"tokens/s: those of all {batch} over the time from the request until all are on the host, prefill included."
+    header = ["engine", "tokens/s", "least–most", "first tokens, ms", "ms/step", "least–most", "tokens/s, decode", "of floor"]
+    return f"{title}\n{remark}\n\n{table(header, lines)}"
 
 
 def marked(row: Row) -> str:
@@ -144,6 +192,28 @@ def start_table(measured: Sequence[Row]) -> str:
     ]
     header = ["engine", "loaded, s", "ready, s", "GPU memory, GiB", "longest gap in a stream, ms"]
     return f"Start (ready: has generated once at every context)\n\n{table(header, lines)}"
+
+
+def kernel_tables(runs: Sequence[Record]) -> str:
+    """What ran on the GPU, of the engines that know their own kernels by name."""
+    return "\n\n".join(
+        kernel_table(engine["label"], engine["kernels"]) for run in runs for engine in run["engines"] if "kernels" in engine
+    )
+
+
+def kernel_table(label: str, found: Record) -> str:
+    if "error" in found:
+        return f"Kernels of {label}: not listed, {found['error']}"
+    kernels = [kernel for kernel in found["kernels"] if kernel["kind"] != MEMORY]
+    foreign = [kernel for kernel in kernels if kernel["kind"] != OWN]
+    says = f"all {len(kernels)} are {found['written_in']}, its own"
+    if foreign:
+        says = f"{len(kernels) - len(foreign)} of {len(kernels)} are {found['written_in']}, its own; {len(foreign)} are others"
+    words = {OWN: f"{found['written_in']}, its own", MEMORY: "copy or fill of memory", OTHER: "other"}
+    ordered = sorted(found["kernels"], key=lambda kernel: kernel["kind"] == MEMORY)
+    lines = [[k["name"], words[k["kind"]], str(k["count"]), f"{k['microseconds']:.0f}"] for k in ordered]
+    when = f"while it generated {found['tokens']} tokens after a prompt of {found['context']}"
+    return f"Kernels of {label} {when}, by a profile: {says}\n\n{table(['kernel', 'what', 'runs', 'µs'], lines)}"
 
 
 def missing_list(runs: Sequence[Record]) -> str:

@@ -49,6 +49,7 @@ class Session:
             "settings": {
                 "contexts": list(plan.contexts),
                 "tokens": plan.tokens,
+                "batch": plan.batch,
                 "repeats": plan.repeats,
                 "seed": plan.seed,
                 "capacity": plan.load_spec.capacity,
@@ -66,6 +67,7 @@ class Session:
             judged = self.make_reference()
             self.start_all()
             self.take_turns()
+            self.list_kernels()
             if judged:
                 self.judge()
         finally:
@@ -154,6 +156,13 @@ class Session:
                     if not contestant.alive:
                         self.say(f"  {contestant.spec.label} failed: {contestant.record['error']}")
             self.save()
+
+    def list_kernels(self) -> None:
+        """What runs on the GPU for the engines that know their own kernels by name."""
+        for contestant in self.contestants:
+            if contestant.alive and contestant.written_in:
+                self.say(f"kernels of {contestant.spec.label}")
+                contestant.attempt(contestant.profile)
 
     def judge(self) -> None:
         """Greedy tokens and distributions against the reference."""

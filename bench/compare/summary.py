@@ -22,6 +22,8 @@ Record = dict[str, Any]
 class Speed:
     """One engine at one context.  Times in milliseconds.
 
+    batch: prompts decoded together.  whole: tokens a second of all of them, over the whole generation, prefill included.
+    tokens_per_second: of all of them, by `step`.
     step: by the difference of a long and a short generation, over the tokens between; prefill and start-up cancel.
     streamed: by the time stamps of a streamed generation, from its first piece to its last; None: the engine does not
     stream.  longest_gap: the longest wait between two pieces, the median of its repeats.  floor_share: the read floor's time
@@ -29,7 +31,9 @@ class Speed:
     """
 
     context: int
+    batch: int
     step: Spread
+    whole: Spread
     first_token: Spread
     tokens_per_second: float
     streamed: Spread | None
@@ -106,14 +110,17 @@ def bandwidth(run: Record) -> float | None:
 
 
 def speed(run: Record, context: int, repeats: Sequence[Record]) -> Speed:
-    step = Spread.of(step_times(repeats, run["settings"]["tokens"]))
+    tokens, batch = run["settings"]["tokens"], run["settings"].get("batch", 1)
+    step = Spread.of(step_times(repeats, tokens))
     streamed, gaps, rate = streamed_times(repeats), longest_gaps(repeats), bandwidth(run)
     floor = None if rate is None else 1e3 * run["model"]["step_bytes"][str(context)] / rate
     return Speed(
         context=context,
+        batch=batch,
         step=step,
+        whole=Spread.of([batch * tokens / repeat["long"] for repeat in repeats]),
         first_token=Spread.of([1e3 * repeat["short"] for repeat in repeats]),
-        tokens_per_second=1e3 / step.median if step.median > 0 else float("nan"),
+        tokens_per_second=batch * 1e3 / step.median if step.median > 0 else float("nan"),
         streamed=Spread.of(streamed) if streamed else None,
         longest_gap=median(gaps) if gaps else None,
         floor=floor,

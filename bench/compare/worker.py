@@ -1,9 +1,10 @@
 """The process of one engine: it loads the engine, runs what it is asked to, and holds the stopwatch.
 
-    python -m bench.compare.worker MODULE:CLASS REQUIRED,MODULES DISTRIBUTION,NAMES
+    python -m bench.compare.worker MODULE:CLASS SETTINGS REQUIRED,MODULES DISTRIBUTION,NAMES
 
-One JSON object a line on stdin and stdout.  Every engine is timed by `timed` alone.  Standard library only, and no newer
-Python than 3.10: it runs in the engine's own environment.  It does not know which engine it holds.
+SETTINGS, a JSON object, go to the class by name.  One JSON object a line on stdin and stdout.  Every engine is timed by
+`timed` alone, in a batch by `timed_together`.  Standard library only, and no newer Python than 3.10: it runs in the engine's
+own environment.  It does not know which engine it holds.
 """
 
 from __future__ import annotations
@@ -46,6 +47,33 @@ def timed(adapter: Adapter, request: Reply, clock: Clock) -> Reply:
     return {"seconds": seconds, "stamps": stamps, "tokens": [int(token) for token in received]}
 
 
+def timed_together(adapter: Adapter, request: Reply, clock: Clock) -> Reply:
+    """Seconds from the request until all tokens of all its prompts are on the host."""
+    prompts, tokens = request["prompts"], request["tokens"]
+    gc.collect()
+    started = clock()
+    found = adapter.generate_together(prompts, tokens)
+    seconds = clock() - started
+    counts = [len(each) for each in found]
+    if counts != [tokens] * len(prompts):
+        raise RuntimeError(f"asked for {tokens} tokens after each of {len(prompts)} prompts, got {counts}")
+    return {"seconds": seconds, "stamps": [], "tokens": [[int(token) for token in each] for each in found]}
+
+
+def profiled(adapter: Adapter, request: Reply) -> Reply:
+    """The kernels that run during a generation of tokens after some prompts, untimed."""
+    from bench.compare.kernels import watched
+
+    def generate() -> None:
+        if len(request["prompts"]) > 1:
+            adapter.generate_together(request["prompts"], request["tokens"])
+        else:
+            for _ in adapter.generate(request["prompts"][0], request["tokens"], False):
+                pass
+
+    return {"written_in": adapter.written_in, "kernels": watched(generate, adapter.kernel_names)}
+
+
 def scored(adapter: Adapter, request: Reply) -> Reply:
     """Write the distributions after each prefix to a file, fp32 [prefixes, vocabulary]."""
     if not adapter.scoring:
@@ -65,7 +93,12 @@ def scored(adapter: Adapter, request: Reply) -> Reply:
 def loaded(adapter: Adapter, request: Reply, packages: Sequence[str]) -> Reply:
     """Load the engine; what it chose and which versions it runs on."""
     adapter.load(LoadSpec(**request["spec"]))
-    return {"settings": adapter.settings(), "versions": versions(packages), "streaming": adapter.streaming}
+    return {
+        "settings": adapter.settings(),
+        "versions": versions(packages),
+        "streaming": adapter.streaming,
+        "written_in": adapter.written_in,
+    }
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -86,6 +119,10 @@ def answer(adapter: Adapter, request: Reply, packages: Sequence[str], clock: Clo
         return loaded(adapter, request, packages)
     if kind == "time":
         return timed(adapter, request, clock)
+    if kind == "together":
+        return timed_together(adapter, request, clock)
+    if kind == "profile":
+        return profiled(adapter, request)
     if kind == "score":
         return scored(adapter, request)
     if kind == "close":
@@ -117,8 +154,10 @@ def missing_modules(required: Sequence[str]) -> list[str]:
     return [name for name in required if importlib.util.find_spec(name) is None]
 
 
-def serve(requests: BinaryIO, replies: BinaryIO, target: str, required: Sequence[str], packages: Sequence[str]) -> None:
-    """Answer requests until there are no more."""
+def serve(
+    requests: BinaryIO, replies: BinaryIO, make: Callable[[], Adapter], required: Sequence[str], packages: Sequence[str]
+) -> None:
+    """Answer requests until there are no more; `make` gives the adapter once what it requires is known to be there."""
     adapter: Adapter | None = None
     for line in requests:
         request = json.loads(line)
@@ -126,7 +165,7 @@ def serve(requests: BinaryIO, replies: BinaryIO, target: str, required: Sequence
             if adapter is None and (absent := missing_modules(required)):
                 reply: Reply = {"missing": absent}
             else:
-                adapter = adapter or pkgutil.resolve_name(target)()
+                adapter = adapter or make()
                 reply = {"result": answer(adapter, request, packages)}
         except Exception as error:  # whatever it is, the report tells it
             traceback.print_exc()
@@ -142,5 +181,6 @@ def names(text: str) -> list[str]:
 if __name__ == "__main__":
     streams = take_over_stdio()
     die_with_parent()
-    serve(*streams, sys.argv[1], names(sys.argv[2]), names(sys.argv[3]))
+    target, settings, required, packages = sys.argv[1:]
+    serve(*streams, lambda: pkgutil.resolve_name(target)(**json.loads(settings)), names(required), names(packages))
     os._exit(0)  # an engine's own threads must not keep the process

@@ -42,6 +42,11 @@ def test_a_record_s_name_says_what_it_is() -> None:
     machine = {"gpu": "NVIDIA H100 80GB HBM3", "time": "2026-01-31T10:11:12+00:00", "commit": "0123456789ab+"}
     name = record_name({"benchmark": "decode", "model": "random:llama-3.2-1b", "machine": machine})
     assert name == "decode_h100-80gb-hbm3_llama-3.2-1b_2026-01-31_0123456789ab+.json"
+    mixture = {"benchmark": "decode", "model": "random:olmoe-1b-7b", "formats": ["fp8"], "machine": machine}
+    assert (
+        record_name(mixture | {"zipf": 0.4}) == "decode_h100-80gb-hbm3_olmoe-1b-7b_fp8_zipf-0.4_2026-01-31_0123456789ab+.json"
+    )
+    assert "zipf" not in record_name(mixture | {"zipf": 0.0})
     record = {"benchmark": "decode", "model": "a/Some Model/"}
     assert record_name(record | {"machine": machine | {"commit": None}}).endswith("_unknown.json")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bench.column_rig import ColumnRig
+from bench.draft_tasks import prompts_of, read_tasks
 from bench.rig import Rig, device_sms
 from bench.rig import programs_of as engine_programs_of
 from instructions.base import GREEDY, SamplingState
@@ -22,10 +23,14 @@ from megakernel.engine import Engine
 from megakernel.gpu.backend import CHUNK, GpuBackend
 from megakernel.gpu.columns import spoilt
 from megakernel.gpu.drafting import DraftingBackend
+from megakernel.loading import load_engine
 from megakernel.prefill.prefill import Prefill
 from megakernel.request import SamplingParams
+from models.checkpoint import open_checkpoint
 from models.packed import PackedModel, pack
+from models.smollm2 import fetched
 from scheduler.buckets import BucketPrograms
+from tests.megakernel.drafted import PROMPTS, Request, compare, draw_requests
 from tests.support.gpu_models import config_of, random_tokens, weights_of
 from tests.support.preparation import CASES, ITEMSIZE, PRESET_CASES, Case, CasePrograms, programs_of
 
@@ -179,32 +184,35 @@ def test_sequences_share_steps_and_nothing_else(sequences: int) -> None:
 
 
 def test_texts_are_the_same_with_drafts_and_without() -> None:
-    """The product's engine, prompts read by prefill, greedy and sampled, text that repeats among it."""
+    """The product's engine on 200 requests: prompts read by prefill, greedy and sampled, text that repeats among it."""
     capacity = config_of("bundled").max_position
     model = pack(weights_of("bundled"), config_of("bundled"), torch.bfloat16, capacity)
     device, programs = torch.device("cuda", 0), engine_programs_of(model)
     drafted = BucketPrograms(model.config, programs.sms, capacity, ITEMSIZE, depth=8)
-    random = Random(4)
+    plain = Engine(GpuBackend(model, programs, device, Prefill), chunk=CHUNK)
+    drafting = Engine(DraftingBackend(model, engine_programs_of(model), drafted, device, Prefill), chunk=CHUNK)
+    with plain, drafting:
+        found = compare((plain, drafting), draw_requests(4, PROMPTS, model.config.vocab_size, 180, 120))
+    print(f"{found.tokens} tokens in {found.steps} steps, {found.stopped} ended at a stop token")
+    assert found.wrong == []
+    assert found.requests == PROMPTS == 2 * found.sampled
+    assert found.steps < found.tokens, "some drafts were right"
+
+
+@pytest.mark.smollm2
+def test_answers_of_a_real_model_are_the_same_with_drafts_and_without() -> None:
+    """Every task of the bench in its chat form, greedy and sampled, 200 in all."""
+    model = str(fetched())
+    prompts = prompts_of(open_checkpoint(model), read_tasks())
     requests = []
-    for number in range(24):
-        words = random_tokens("bundled", random.randrange(2, 60), seed=number)
-        prompt = words * random.randrange(1, 4)
-        sampling = SamplingParams(temperature=[0.0, 0.8][number % 2], top_p=[1.0, 0.9][number % 3 == 0], seed=number)
-        requests.append((prompt, min(capacity - len(prompt), 120), sampling))
-
-    def texts(engine: Engine) -> tuple[list[list[int]], int]:
-        made, steps = [], 0
-        for prompt, tokens, sampling in requests:
-            generation = engine.generate(prompt, tokens, sampling, reuse=False)
-            made.append(list(generation))
-            steps += generation.steps_made
-        return made, steps
-
-    with Engine(GpuBackend(model, programs, device, Prefill), chunk=CHUNK) as engine:
-        expected, _ = texts(engine)
-    with Engine(DraftingBackend(model, engine_programs_of(model), drafted, device, Prefill), chunk=CHUNK) as engine:
-        found, steps = texts(engine)
-    assert found == expected
-    total = sum(map(len, expected))
-    print(f"{total} tokens in {steps} steps")
-    assert steps < total, "some drafts were right"
+    for number in range(PROMPTS):
+        sampling = SamplingParams(temperature=[0.0, 0.7][number % 2], top_p=[1.0, 0.9][number % 4 == 3], seed=number)
+        requests.append(Request(prompts[number // 2 % len(prompts)], 160, sampling))
+    with (
+        load_engine(model, "gpu", capacity=2048) as plain,
+        load_engine(model, "gpu", capacity=2048, speculate=7) as drafting,
+    ):
+        found = compare((plain, drafting), requests)
+    print(f"{found.tokens} tokens in {found.steps} steps")
+    assert found.wrong == []
+    assert found.requests == PROMPTS and found.steps < 0.9 * found.tokens

@@ -12,6 +12,7 @@ from models.errors import UserError
 from models.families import PRESETS
 from models.random_weights import BLOCK_VALUES, RandomWeights
 from models.weights import EMBEDDING, Weights, expected_tensors
+from models.zipf import zipf_scales
 from tests.support.configs import small_config
 
 SMALL = small_config("all_biases_linear_head24")
@@ -68,13 +69,17 @@ def test_unknown_preset() -> None:
         open_checkpoint("random:llama-9")
 
 
-def test_a_skewed_router_has_smaller_rows_for_later_experts() -> None:
-    config = replace(PRESETS["olmoe-1b-7b"], num_layers=1, hidden_size=256, vocab_size=64, num_experts=16)
-    even, skewed = (Weights.collect(RandomWeights(config, skewed=skewed)).by_name for skewed in (False, True))
+def test_a_router_by_zipf_s_law_has_longer_rows_for_the_first_experts() -> None:
+    config = replace(PRESETS["olmoe-1b-7b"], num_layers=1, hidden_size=256, vocab_size=64, num_experts=16, experts_per_token=2)
+    even, skewed = (Weights.collect(RandomWeights(config, zipf=zipf)).by_name for zipf in (0.0, 0.6))
     router = "model.layers.0.mlp.gate.weight"
     assert all(torch.equal(even[name], skewed[name]) for name in even if name != router)
     ratio = skewed[router].float().norm(dim=1) / even[router].float().norm(dim=1)
-    assert torch.allclose(ratio, (1 + torch.arange(16)) ** -0.5, rtol=1e-2)
+    assert torch.allclose(ratio, torch.tensor(zipf_scales(16, 2, 0.6)), rtol=1e-2)
+    with pytest.raises(
+        UserError, match="a random router cannot choose 2 of 16 experts by Zipf's law of exponent 3: use 0 to 0.77"
+    ):
+        RandomWeights(config, zipf=3.0)
 
 
 def test_experts_differ_though_they_are_drawn_together() -> None:

@@ -9,8 +9,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +60,72 @@ class Whole(Fake):
 class Silent(Whole):
     streaming = "never"
     scoring = ""
+
+
+class Together(Fake):
+    """Takes several prompts, one token of each after the other."""
+
+    def load(self, spec: LoadSpec) -> None:
+        super().load(spec)
+        self.batch = spec.batch
+
+    def generate_together(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+        assert len(prompts) == self.batch and len({len(prompt) for prompt in prompts}) == 1
+        return [[token for [token] in self.generate(prompt, tokens, False)] for prompt in prompts]
+
+
+class Configured(Fake):
+    """Says what it was told to be."""
+
+    def __init__(self, kind: str, level: int) -> None:
+        self.told = {"kind": kind, "level": str(level)}
+
+    def settings(self) -> dict[str, str]:
+        return self.told
+
+
+class Profiled(Fake):
+    """Knows its kernels by name; the profiler that watches it is a fake as well."""
+
+    written_in = "Triton"
+    events = (
+        ("aten::copy_", "CPU", 1.0),
+        ("decode", "CUDA", 30.0),
+        ("decode", "CUDA", 31.0),
+        ("Memcpy DtoH (Device -> Pinned)", "CUDA", 2.0),
+        ("void elementwise_kernel<4>(int)", "CUDA", 5.0),
+    )
+
+    def load(self, spec: LoadSpec) -> None:
+        super().load(spec)
+        self.generated: list[int] = []
+        profiler = ModuleType("torch.profiler")
+        profiler.profile = self.profile  # type: ignore[attr-defined]
+        profiler.ProfilerActivity = SimpleNamespace(CPU="cpu", CUDA="cuda")  # type: ignore[attr-defined]
+        torch = ModuleType("torch")
+        torch.cuda = SimpleNamespace(synchronize=lambda: None)  # type: ignore[attr-defined]
+        sys.modules |= {"torch": torch, "torch.profiler": profiler}
+
+    @contextmanager
+    def profile(self, activities: list[str]) -> Iterator[Any]:
+        assert activities == ["cpu", "cuda"]
+        self.generated.clear()
+        yield SimpleNamespace(events=lambda: [fake_event(*event) for event in self.events])
+        assert self.generated, "nothing was generated meanwhile"
+
+    def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
+        for piece in super().generate(prompt, tokens, stream):
+            self.generated += piece
+            yield piece
+
+    def kernel_names(self) -> Collection[str]:
+        return {"decode", "prefill"}
+
+
+def fake_event(name: str, device: str, microseconds: float, annotation: bool = False) -> Any:
+    """What a profiler gives for one run of a kernel."""
+    times = SimpleNamespace(elapsed_us=lambda: microseconds)
+    return SimpleNamespace(name=name, device_type=SimpleNamespace(name=device), time_range=times, is_user_annotation=annotation)
 
 
 class Short(Fake):

@@ -34,7 +34,7 @@ class CudaGraph(Adapter):
         tensors = Weights.collect(checkpoint.source, torch.bfloat16).by_name
         capacity = rounded(spec.capacity)
         with torch.no_grad():
-            self.model = GraphModel(checkpoint.config, tensors, capacity, device)
+            self.model = GraphModel(checkpoint.config, tensors, capacity, device, spec.batch)
         self.step = self.model.step
         if self.compile_options is not None:
             self.step = torch.compile(self.step, fullgraph=True, dynamic=False, **self.compile_options)
@@ -51,18 +51,19 @@ class CudaGraph(Adapter):
         }
 
     def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
-        yield self._generated(prompt, tokens)
+        yield self.generate_together([prompt] * self.model.batch, tokens)[0]
 
-    def _generated(self, prompt: Sequence[int], tokens: int) -> list[int]:
+    def generate_together(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
         import torch
 
         with torch.no_grad():
-            positions = range(len(prompt), len(prompt) + tokens - 1)
+            positions = range(len(prompts[0]), len(prompts[0]) + tokens - 1)
             self._capture(positions)
-            self.model.choose(self._prefill(prompt))
+            self.model.choose(self._prefill(prompts))
             for position in positions:
                 self.replays[rounded(position + 1)][0]()
-            return [int(token) for token in self.model.history[:tokens].tolist()]
+            found: list[list[int]] = self.model.history[:, :tokens].tolist()
+            return found
 
     def distribution(self, prefix: Sequence[int]) -> numpy.ndarray:
         import torch
@@ -70,20 +71,20 @@ class CudaGraph(Adapter):
         with torch.no_grad():
             last = len(prefix) - 1
             self._capture(range(last, last + 1))
-            self._prefill(prefix[:-1])
+            self._prefill([prefix[:-1]] * self.model.batch)
             self.model.token.fill_(prefix[-1])
             replay, logits = self.replays[rounded(last + 1)]
             made = replay()
             return (made if logits is None else logits)[0].float().cpu().numpy()
 
-    def _prefill(self, prompt: Sequence[int]) -> Any:
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> Any:
         import torch
 
         self.model.reset()
-        return self.model.prefill(torch.tensor(prompt, device=self.model.device))
+        return self.model.prefill(torch.tensor(prompts, device=self.model.device))
 
     def _capture(self, positions: range) -> None:
-        """Make the graphs that these positions need.  Spoils the sequence."""
+        """Make the graphs that these positions need.  Spoils the sequences."""
         for bucket in sorted({rounded(position + 1) for position in positions} - self.replays.keys()):
             self.model.reset()
             self.replays[bucket] = self._replay(bucket)

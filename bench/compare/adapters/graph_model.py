@@ -46,16 +46,19 @@ class Layer:
 
 
 class GraphModel:
-    """Weights, a KV cache of `capacity` positions and one sequence, all at fixed addresses on one device.
+    """Weights, and `batch` sequences of one length with a KV cache of `capacity` positions each, all at fixed addresses on one
+    device.
 
-    State between steps: `token` [1] is the last token, `position` [1] its position, `history` [capacity] the tokens
-    chosen so far, `count` [1] how many.
+    State between steps: `token` [batch] are the last tokens, `position` [1] their position, `history` [batch, capacity] the
+    tokens chosen so far, `count` [1] how many of each.
     """
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], capacity: int, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, tensors: Mapping[str, Tensor], capacity: int, device: torch.device, batch: int = 1
+    ) -> None:
         if config.family not in FAMILIES:
             raise UserError(f"family {config.family!r} is not one that this engine computes: use one of {', '.join(FAMILIES)}")
-        self.config, self.capacity, self.device = config, capacity, device
+        self.config, self.capacity, self.device, self.batch = config, capacity, device, batch
         self.embedding = tensors[EMBEDDING].to(device)
         self.head = self.embedding if config.tied_embeddings else tensors[HEAD].to(device)
         self.dtype = self.embedding.dtype
@@ -63,10 +66,11 @@ class GraphModel:
         self.layers = [self._layer(tensors, f"model.layers.{layer}") for layer in range(config.num_layers)]
         angles = torch.arange(capacity, dtype=torch.float32)[:, None] * inverse_frequencies(config)
         self.turns = torch.stack([angles.cos(), angles.sin()], dim=-1).to(device)  # [capacity, head_dim / 2, 2]
-        shape = (2 * config.num_kv_heads, capacity, config.head_dim + ALIGNMENT)
+        shape = (batch, 2 * config.num_kv_heads, capacity, config.head_dim + ALIGNMENT)
         self.caches = [torch.zeros(shape, dtype=self.dtype, device=device) for _ in self.layers]  # K heads, then V heads
-        self.token, self.position, self.count = (torch.zeros(1, dtype=torch.long, device=device) for _ in range(3))
-        self.history = torch.zeros(capacity, dtype=torch.long, device=device)
+        sizes = (batch, 1, 1)
+        self.token, self.position, self.count = (torch.zeros(size, dtype=torch.long, device=device) for size in sizes)
+        self.history = torch.zeros(batch, capacity, dtype=torch.long, device=device)
         heads = config.num_heads + 2 * config.num_kv_heads
         self.margin = torch.zeros(1, heads, ALIGNMENT, dtype=self.dtype, device=device)  # right of q, k and v
         self.margin[:, : config.num_heads, 0] = 1
@@ -99,53 +103,56 @@ class GraphModel:
         return rows.view(-1, 2, half, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
     def reset(self) -> None:
-        """Forget the sequence: no position of the cache is filled."""
+        """Forget the sequences: no position of the cache is filled."""
         for cache in self.caches:
-            cache[: self.config.num_kv_heads, :, self.config.head_dim] = EMPTY
+            cache[:, : self.config.num_kv_heads, :, self.config.head_dim] = EMPTY
         self.position.zero_()
         self.count.zero_()
 
-    def prefill(self, prompt: Tensor) -> Tensor:
-        """Fill the cache with a prompt, int64 [tokens]; the logits after it, [1, vocabulary].  `position` is then that
-        of the next token."""
-        count, config = len(prompt), self.config
-        residual = self.embedding[prompt]  # [tokens, hidden]
+    def prefill(self, prompts: Tensor) -> Tensor:
+        """Fill the cache with prompts, int64 [batch, tokens]; the logits after them, [batch, vocabulary].  `position` is then
+        that of the next tokens."""
+        batch, count = prompts.shape
+        config, turns = self.config, self.turns[:count].repeat(batch, 1, 1)
+        residual = self.embedding[prompts.flatten()]  # [batch * tokens, hidden]
         for layer, cache in zip(self.layers, self.caches, strict=True):
-            heads = self._heads(layer, residual, self.turns[:count]).transpose(0, 1)  # [heads, tokens, width]
-            cache[:, :count] = heads[config.num_heads :]
-            query, key, value = heads[None, ..., : config.head_dim].split(self._counts, dim=1)
+            heads = self._heads(layer, residual, turns)  # [batch * tokens, heads, width]
+            heads = heads.unflatten(0, (batch, count)).transpose(1, 2)  # [batch, heads, tokens, width]
+            cache[:, :, :count] = heads[:, config.num_heads :]
+            query, key, value = heads[..., : config.head_dim].split(self._counts, dim=1)
             attended = scaled_dot_product_attention(
                 query, key, value, is_causal=True, enable_gqa=config.group > 1
-            )  # [1, heads, tokens, head_dim]
-            residual = self._rest(layer, residual, attended[0].transpose(0, 1).reshape(count, -1))
+            )  # [batch, heads, tokens, head_dim]
+            residual = self._rest(layer, residual, attended.transpose(1, 2).reshape(batch * count, -1))
         self.position.fill_(count)
-        return linear(rms_norm(residual[-1:], self.norm.shape, self.norm, config.rms_eps), self.head)
+        last = residual[count - 1 :: count]  # [batch, hidden]
+        return linear(rms_norm(last, self.norm.shape, self.norm, config.rms_eps), self.head)
 
     def choose(self, logits: Tensor) -> None:
-        """Take the likeliest token, [1, vocabulary] -> `token`, and note it in `history`."""
+        """Take the likeliest tokens, [batch, vocabulary] -> `token`, and note them in `history`."""
         self.token.copy_(logits.argmax(-1))
-        self.history.index_copy_(0, self.count, self.token)
+        self.history.index_copy_(1, self.count, self.token[:, None])
         self.count.add_(1)
 
     def step(self, bucket: int) -> Tensor:
-        """Decode `token` at `position`, choose the next one, and move on; the logits, [1, vocabulary].
+        """Decode `token` at `position`, choose the next ones, and move on; the logits, [batch, vocabulary].
 
         Attention reads `bucket` positions, of which `position` must be one.
         """
         config = self.config
-        residual = self.embedding[self.token]  # [1, hidden]
+        residual = self.embedding[self.token]  # [batch, hidden]
         turn = self.turns[self.position]  # [1, head_dim / 2, 2]
         for layer, cache in zip(self.layers, self.caches, strict=True):
-            heads = self._heads(layer, residual, turn).transpose(0, 1)  # [heads, 1, width]
-            cache.index_copy_(1, self.position, heads[config.num_heads :])
-            filled = cache[None, :, :bucket]
+            heads = self._heads(layer, residual, turn)  # [batch, heads, width]
+            cache.index_copy_(2, self.position, heads[:, config.num_heads :, None])
+            filled = cache[:, :, :bucket]
             attended = scaled_dot_product_attention(
-                heads[: config.num_heads].reshape(1, config.num_kv_heads, config.group, -1),
+                heads[:, : config.num_heads].unflatten(1, (config.num_kv_heads, config.group)),
                 filled[:, : config.num_kv_heads],
                 filled[:, config.num_kv_heads :],
                 scale=config.head_dim**-0.5,
-            )  # [1, kv_heads, group, width]
-            residual = self._rest(layer, residual, attended[0, ..., : config.head_dim].reshape(1, -1))
+            )  # [batch, kv_heads, group, width]
+            residual = self._rest(layer, residual, attended[..., : config.head_dim].flatten(1))
         logits = linear(rms_norm(residual, self.norm.shape, self.norm, config.rms_eps), self.head)
         self.choose(logits)
         self.position.add_(1)

@@ -15,7 +15,8 @@ MEMORY_SHARE = 0.5  # of what is free at the start, for weights and cache; `max_
 
 
 class Sglang(Adapter):
-    """CUDA graphs for one sequence, the engine's default attention; no radix cache, which would skip a repeat's prefill."""
+    """CUDA graphs for the batch and for one sequence, the engine's default attention; no radix cache, which would skip a
+    repeat's prefill."""
 
     streaming = "asked"
     scoring = "the sampler's own logits, last token through prefill"
@@ -29,11 +30,11 @@ class Sglang(Adapter):
         self.options = {
             "dtype": "bfloat16",
             "context_length": spec.capacity,
-            "max_running_requests": 1,
-            "max_total_tokens": 2 * spec.capacity,  # twice one sequence, for the engine's rounding
+            "max_running_requests": spec.batch,
+            "max_total_tokens": 2 * spec.batch * spec.capacity,  # twice the need, for the engine's rounding
             "mem_fraction_static": MEMORY_SHARE,
             "disable_radix_cache": True,
-            graphs: [1],
+            graphs: sorted({1, spec.batch}),
             "skip_tokenizer_init": True,
         }
         self.engine = sglang.Engine(model_path=spec.model, **self.options)
@@ -45,26 +46,30 @@ class Sglang(Adapter):
             chosen[name] = str(getattr(arguments, name, "its default"))
         return chosen
 
-    def ask(self, prompt: Sequence[int], tokens: int, **more: Any) -> Any:
+    def ask(self, ids: list[Any], tokens: int, **more: Any) -> Any:
+        """After one prompt, or after several."""
         parameters = {"temperature": 0.0, "max_new_tokens": tokens, "ignore_eos": True}
-        return self.engine.generate(input_ids=list(prompt), sampling_params=parameters, **more)
+        return self.engine.generate(input_ids=ids, sampling_params=parameters, **more)
 
     def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
         if not stream:
-            yield list(self.ask(prompt, tokens)["output_ids"])
+            yield list(self.ask(list(prompt), tokens)["output_ids"])
             return
         seen = 0
-        for piece in self.ask(prompt, tokens, stream=True):
+        for piece in self.ask(list(prompt), tokens, stream=True):
             # all tokens so far, perhaps some more by now, or with other settings only the new ones; the count is of all
             ids, count = piece["output_ids"], piece["meta_info"]["completion_tokens"]
             if count > seen:
                 yield list(ids[seen:count] if len(ids) >= count else ids)
                 seen = count
 
+    def generate_together(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+        return [list(answer["output_ids"]) for answer in self.ask([list(prompt) for prompt in prompts], tokens)]
+
     def distribution(self, prefix: Sequence[int]) -> numpy.ndarray:
         import numpy
 
-        answer = self.ask(prefix, 1, return_logprob=True, top_logprobs_num=self.vocabulary())
+        answer = self.ask(list(prefix), 1, return_logprob=True, top_logprobs_num=self.vocabulary())
         entries = answer["meta_info"]["output_top_logprobs"][0]  # (log-probability, token, text) for every token
         row = numpy.full(max(entry[1] for entry in entries) + 1, -numpy.inf, dtype=numpy.float32)
         row[[entry[1] for entry in entries]] = [entry[0] for entry in entries]

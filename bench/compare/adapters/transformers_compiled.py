@@ -19,13 +19,14 @@ CACHE_STEP = 256  # attention reads the whole static cache, so it is no longer t
 
 
 class TransformersCompiled(Adapter):
-    """One compiled step for every cache length met; tokens stay on the GPU until the last one is there."""
+    """One compiled step for every cache length met, of the whole batch; tokens stay on the GPU until the last one is there."""
 
     scoring = "decode step after prefill"
     compile_options: dict[str, Any] = {"mode": "max-autotune"}
 
     def load(self, spec: LoadSpec) -> None:
         self.model = load_model(spec)
+        self.batch = spec.batch
         self.caches: dict[int, Any] = {}
         self.steps: dict[int, Any] = {}
 
@@ -39,41 +40,42 @@ class TransformersCompiled(Adapter):
         }
 
     def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
-        yield self._generated(prompt, tokens)
+        yield self.generate_together([prompt] * self.batch, tokens)[0]
 
-    def _generated(self, prompt: Sequence[int], tokens: int) -> list[int]:
+    def generate_together(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
         import torch
 
         with torch.no_grad():
-            length = len(prompt) + tokens
-            chosen = [self._prefill(prompt, length).argmax(-1, keepdim=True)]  # each [1, 1]
+            length = len(prompts[0]) + tokens
+            chosen = [self._prefill(prompts, length).argmax(-1, keepdim=True)]  # each [batch, 1]
             step = self._step(length)
             for _ in range(tokens - 1):
                 torch.compiler.cudagraph_mark_step_begin()
                 token, _ = step(chosen[-1])
                 chosen.append(token.clone())  # the graph's own output is overwritten by its next replay
-            return [int(token) for token in torch.cat(chosen, dim=1)[0].tolist()]
+            found: list[list[int]] = torch.cat(chosen, dim=1).tolist()
+            return found
 
     def distribution(self, prefix: Sequence[int]) -> numpy.ndarray:
         import torch
 
         with torch.no_grad():
-            self._prefill(prefix[:-1], len(prefix))
+            self._prefill([prefix[:-1]] * self.batch, len(prefix))
             torch.compiler.cudagraph_mark_step_begin()
-            _, logits = self._step(len(prefix))(torch.tensor([prefix[-1:]], device=self.model.device))
+            _, logits = self._step(len(prefix))(torch.tensor([prefix[-1:]] * self.batch, device=self.model.device))
             return logits[0].float().cpu().numpy()
 
-    def _prefill(self, prompt: Sequence[int], length: int) -> Any:
-        """The logits after a prompt, [1, vocabulary], with its keys and values in the cache of that length."""
+    def _prefill(self, prompts: Sequence[Sequence[int]], length: int) -> Any:
+        """The logits after the prompts, [batch, vocabulary], with their keys and values in the cache of that length."""
         import torch
 
         cache = self._cache(length)
         cache.reset()
-        ids = torch.tensor([prompt], device=self.model.device)
+        ids = torch.tensor(prompts, device=self.model.device)
         return self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
     def _cache(self, length: int) -> Any:
-        """The cache of a sequence of `length` tokens, made when it is first needed: its addresses are in the graph."""
+        """The cache of sequences of `length` tokens, made when it is first needed: its addresses are in the graph."""
         from transformers import StaticCache
 
         size = cache_size(length)
@@ -82,7 +84,8 @@ class TransformersCompiled(Adapter):
         return self.caches[size]
 
     def _step(self, length: int) -> Any:
-        """The compiled decode step on that cache: token [1, 1] -> (next token [1, 1], logits [1, vocabulary])."""
+        """The compiled decode step on that cache: tokens [batch, 1] -> (next tokens [batch, 1], logits [batch,
+        vocabulary])."""
         import torch
 
         cache = self._cache(length)

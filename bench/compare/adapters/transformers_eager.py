@@ -40,14 +40,26 @@ class TransformersEager(Adapter):
     def generate(self, prompt: Sequence[int], tokens: int, stream: bool) -> Iterator[list[int]]:
         import torch
 
+        if not stream:
+            yield self.generate_together([prompt], tokens)[0]
+            return
         ids = torch.tensor([prompt], device=self.model.device)
-        options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": tokens, "do_sample": False}
-        if stream:
-            yield from self._streamed(ids, options)
-        else:
-            with torch.no_grad():
-                output = self.model.generate(ids, **options)
-            yield output[0, len(prompt) :].tolist()
+        yield from self._streamed(ids, self._options(ids, tokens))
+
+    def generate_together(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+        import torch
+
+        ids = torch.tensor(prompts, device=self.model.device)
+        with torch.no_grad():
+            output = self.model.generate(ids, **self._options(ids, tokens))
+        found: list[list[int]] = output[:, ids.shape[1] :].tolist()
+        return found
+
+    def _options(self, ids: Any, tokens: int) -> dict[str, Any]:
+        """What `generate` is asked for after some prompts, ids [prompts, tokens]."""
+        import torch
+
+        return {"attention_mask": torch.ones_like(ids), "max_new_tokens": tokens, "do_sample": False}
 
     def _streamed(self, ids: Any, options: dict[str, Any]) -> Iterator[list[int]]:
         """`generate` in a thread, its tokens handed over as it puts them into a streamer."""

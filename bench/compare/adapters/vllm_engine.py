@@ -16,10 +16,15 @@ MEMORY_SHARE = 0.2  # only checked against free memory at the start: the cache's
 
 
 class Vllm(Adapter):
-    """Full and piecewise CUDA graphs for one sequence; no prefix cache, which would skip the prefill of a repeat."""
+    """Full and piecewise CUDA graphs for the batch and for one sequence; no prefix cache, which would skip the prefill of a
+    repeat."""
 
     streaming = "asked"
     scoring = "the sampler's own logits, last token through prefill"
+
+    def __init__(self, **chosen: Any) -> None:
+        """chosen: further arguments of `LLM`, such as a quantization."""
+        self.chosen = chosen
 
     def load(self, spec: LoadSpec) -> None:
         if importlib.util.find_spec("flashinfer") is None:
@@ -29,13 +34,17 @@ class Vllm(Adapter):
         self.options = {
             "dtype": "bfloat16",
             "max_model_len": spec.capacity,
-            "max_num_seqs": 1,
+            "max_num_seqs": spec.batch,
             "enable_prefix_caching": False,
-            "compilation_config": {"cudagraph_capture_sizes": [1]},
+            "compilation_config": {"cudagraph_capture_sizes": sorted({1, spec.batch})},
             "skip_tokenizer_init": True,
             "gpu_memory_utilization": MEMORY_SHARE,
-            "kv_cache_memory_bytes": 2 * spec.capacity * spec.kv_bytes,  # twice one sequence, for the engine's rounding
+            "kv_cache_memory_bytes": 2
+            * spec.batch
+            * spec.capacity
+            * spec.kv_bytes,  # twice the need, for the engine's rounding
             "max_logprobs": -1,
+            **self.chosen,
         }
         self.llm = LLM(model=spec.model, **self.options)
         self.requests = 0
@@ -53,8 +62,12 @@ class Vllm(Adapter):
         if stream:
             yield from self._streamed(prompt, tokens)
         else:
-            [output] = self.llm.generate({"prompt_token_ids": list(prompt)}, self.parameters(tokens), use_tqdm=False)
-            yield list(output.outputs[0].token_ids)
+            yield self.generate_together([prompt], tokens)[0]
+
+    def generate_together(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self.llm.generate(asked, self.parameters(tokens), use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
     def _streamed(self, prompt: Sequence[int], tokens: int) -> Iterator[list[int]]:
         """The loop inside `LLM.generate`, asking for the new tokens of every step."""

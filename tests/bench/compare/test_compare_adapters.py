@@ -89,6 +89,46 @@ def test_an_adapter_gives_the_reference(kind: str, small: Path) -> None:
     assert adapter.settings() and all(isinstance(value, str) for value in adapter.settings().values())
 
 
+@pytest.mark.parametrize("kind", ["eager", "graph", "ours", SLOW[-1]])
+def test_prompts_together_are_as_each_alone(kind: str, small: Path) -> None:
+    """Wherever the first two logits are farther apart than bf16's error; and a distribution is one sequence's."""
+    adapter: Any = TEACHERS[kind]() if kind in TEACHERS else Megakernel()
+    if getattr(adapter, "compile_options", None):
+        adapter.compile_options = {"backend": "aot_eager"}
+    adapter.load(LoadSpec(str(small), SPEC_CAPACITY, 256, batch=3))
+    judge = reference(small)
+    prompts = [PROMPT, [3, *PROMPT[1:]], PROMPT[::-1]]
+    for prompt, tokens in zip(prompts, adapter.generate_together(prompts, TOKENS), strict=True):
+        assert len(tokens) == TOKENS
+        logits = judge.logits([*prompt, *tokens])[len(prompt) - 1 : -1].numpy()
+        for row, token in zip(logits, tokens, strict=True):
+            assert row.max() - row[token] <= 2 * BF16_ERROR * float(np.abs(logits).max())
+    expected = judge.logits(PROMPT)[-1].numpy()
+    assert np.abs(adapter.distribution(PROMPT) - expected).max() < BF16_ERROR * np.abs(expected).max()
+    adapter.close()
+
+
+def test_our_adapter_passes_on_what_weights_are_kept_as(small: Path) -> None:
+    """int4 is farther from the model than bf16, and the report says how it was asked for."""
+    expected = reference(small).logits(PROMPT)[-1].numpy()
+    errors = []
+    for options in ({}, {"weights": "int4"}):
+        adapter = Megakernel(**options)
+        adapter.load(LoadSpec(str(small), SPEC_CAPACITY, 256))
+        errors.append(float(np.abs(adapter.distribution(PROMPT) - expected).max()))
+        assert ("weights='int4'" in adapter.settings()["call"]) == bool(options)
+        adapter.close()
+    assert errors[1] > 3 * errors[0]
+
+
+def test_our_kernels_are_known_by_name() -> None:
+    import megakernel.device.kernel
+    import megakernel.device.prefill.attention  # noqa: F401
+
+    names = Megakernel().kernel_names()
+    assert {"megakernel"} <= set(names) and "sum" not in names
+
+
 def test_eager_streams_one_token_at_a_time(small: Path) -> None:
     adapter = loaded(TransformersEager, small)
     pieces = list(adapter.generate(PROMPT, TOKENS, True))
@@ -122,13 +162,32 @@ def test_the_graph_model_computes_the_network(name: str, tmp_path: Path) -> None
     for prompt in (20, 6, 1):
         with torch.no_grad():
             model.reset()
-            rows = [model.prefill(torch.tensor(ids[:prompt]))]
+            rows = [model.prefill(torch.tensor([ids[:prompt]]))]
             for token in ids[prompt:]:
                 model.token.fill_(token)
                 rows.append(model.step(32))
         expected = judge.logits(ids)[prompt - 1 :]
         assert torch.allclose(torch.cat(rows), expected, atol=1e-4, rtol=1e-4)
-        assert torch.equal(model.history[: len(rows) - 1], expected[1:].argmax(-1)), "each step notes its choice"
+        assert torch.equal(model.history[0, : len(rows) - 1], expected[1:].argmax(-1)), "each step notes its choice"
+
+
+def test_the_graph_model_decodes_several_sequences(tmp_path: Path) -> None:
+    """Each as the forward pass of it alone."""
+    judge = reference(save_checkpoint("mha", tmp_path))
+    model = GraphModel(judge.config, judge.tensors, SPEC_CAPACITY, torch.device("cpu"), batch=3)
+    sequences = torch.arange(3, 3 + 3 * 12).view(3, 12)
+    for prompt in (9, 5):
+        with torch.no_grad():
+            model.reset()
+            rows = [model.prefill(sequences[:, :prompt])]
+            for place in range(prompt, 12):
+                model.token.copy_(sequences[:, place])
+                rows.append(model.step(32))
+        found = torch.stack(rows, dim=1)  # [batch, tokens, vocabulary]
+        for sequence, logits, chosen in zip(sequences, found, model.history, strict=True):
+            expected = judge.logits(sequence.tolist())[prompt - 1 :]
+            assert torch.allclose(logits, expected, atol=1e-4, rtol=1e-4)
+            assert torch.equal(chosen[: len(rows) - 1], expected[1:].argmax(-1))
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL_CONFIGS if not is_computed(name)])

@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.compare.engines import EngineSpec, worker_environment
+from bench.compare.engines import EngineSpec, worker_command, worker_environment
 from bench.compare.process import EngineFailure, EngineProcess
 from tests.support.compare_cases import FAKES, HERE
 
@@ -26,10 +27,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     monkeypatch.setenv("FAKE_CHILD", str(tmp_path / "child"))
     started: list[EngineProcess] = []
 
-    def run(name: str, required: str = "json") -> EngineProcess:
-        spec = EngineSpec(name, f"{FAKES}:{name}", name, site=str(HERE))
-        command = [sys.executable, "-m", "bench.compare.worker", spec.adapter, required, "pytest,no-such-thing"]
-        started.append(EngineProcess(command, worker_environment(spec), tmp_path / f"{name}.log", tmp_path))
+    def run(name: str, required: tuple[str, ...] = ("json",), **settings: Any) -> EngineProcess:
+        packages = ("pytest", "no-such-thing")
+        spec = EngineSpec(name, f"{FAKES}:{name}", name, required, packages=packages, settings=settings, site=str(HERE))
+        started.append(EngineProcess(worker_command(spec), worker_environment(spec), tmp_path / f"{name}.log", tmp_path))
         return started[-1]
 
     yield run
@@ -113,11 +114,29 @@ def test_no_distributions_is_an_error(start: Callable[..., EngineProcess], tmp_p
 
 def test_what_is_not_installed_is_told_apart_from_what_fails(start: Callable[..., EngineProcess], tmp_path: Path) -> None:
     with pytest.raises(EngineFailure, match="no_such_module") as caught:
-        load(start("Fake", required="json,no_such_module"), tmp_path)
+        load(start("Fake", required=("json", "no_such_module")), tmp_path)
     assert caught.value.missing
     with pytest.raises(EngineFailure, match="No such file") as caught:
         EngineProcess(["/no/such/python"], {}, tmp_path / "log", tmp_path)
     assert caught.value.missing
+
+
+def test_settings_reach_the_engine(start: Callable[..., EngineProcess], tmp_path: Path) -> None:
+    assert load(start("Configured", kind="a b", level=3), tmp_path)["settings"] == {"kind": "a b", "level": "3"}
+
+
+def test_several_prompts_at_once(start: Callable[..., EngineProcess], tmp_path: Path) -> None:
+    """One that can, and one that decodes one at a time: it says so, and goes on."""
+    request = {"op": "together", "prompts": [[1, 2], [1, 7]], "tokens": 3}
+    can, cannot = start("Together"), start("Fake")
+    spec = {"model": str(tmp_path), "capacity": 8, "kv_bytes": 1, "batch": 2}
+    for process in (can, cannot):
+        process.ask({"op": "load", "spec": spec}, SOON)
+    found = can.ask(request, SOON)
+    assert found["tokens"] == [[3, 4, 5], [8, 9, 10]] and found["seconds"] > 0
+    with pytest.raises(EngineFailure, match="its adapter decodes one prompt at a time"):
+        cannot.ask(request, SOON)
+    assert generate(cannot)["tokens"] == [3, 4, 5, 6]
 
 
 def test_a_hanging_engine_is_killed_with_its_children(start: Callable[..., EngineProcess], tmp_path: Path) -> None:
@@ -159,12 +178,11 @@ def test_a_killed_parent_leaves_no_paused_engine(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(HERE.parent.parent)!r})
-from bench.compare.engines import EngineSpec, worker_environment
+from bench.compare.engines import EngineSpec, worker_command, worker_environment
 from bench.compare.process import EngineProcess
 spec = EngineSpec("Fake", "{FAKES}:Fake", "Fake", site={str(HERE)!r})
 here = Path({str(tmp_path)!r})
-command = [sys.executable, "-m", "bench.compare.worker", spec.adapter, "", ""]
-process = EngineProcess(command, worker_environment(spec), here / "log", here)
+process = EngineProcess(worker_command(spec), worker_environment(spec), here / "log", here)
 process.ask({{"op": "load", "spec": {{"model": str(here), "capacity": 8, "kv_bytes": 1}}}}, {SOON})
 process.pause()
 print(process.process.pid, flush=True)

@@ -25,23 +25,25 @@ RANKED = sorted(range(VOCABULARY), key=lambda token: -LOGPROBS[token])  # engine
 
 
 class StubLlm:
-    """Greedy tokens are 10, 11, ...; steps of the engine give nothing, then one token or two."""
+    """Greedy tokens after 2 are 10, 11, ..., after 3 15, 16, ...; steps of the engine give nothing, then one token or two."""
 
     def __init__(self, model: str, **options: Any) -> None:
         self.model, self.options = model, options
         self.llm_engine = self
         self.left: list[list[int]] = []
 
-    def generate(self, prompt: dict[str, Any], parameters: Any, use_tqdm: bool) -> list[Any]:
-        assert prompt == {"prompt_token_ids": [1, 2]} and not use_tqdm
+    def generate(self, prompts: Any, parameters: Any, use_tqdm: bool) -> list[Any]:
+        prompts = [prompts] if isinstance(prompts, dict) else prompts
+        assert not use_tqdm and all(len(prompt["prompt_token_ids"]) == 2 for prompt in prompts)
         assert (parameters.temperature, parameters.ignore_eos, parameters.detokenize) == (0.0, True, False)
         flat = None
         if parameters.logprobs == -1:
             assert parameters.flat_logprobs and parameters.max_tokens == 1
             tokens = [RANKED[0], *RANKED]  # the sampled token first, and again in its place
             flat = SimpleNamespace(token_ids=tokens, logprobs=[LOGPROBS[token] for token in tokens])
-        made = SimpleNamespace(token_ids=tuple(range(10, 10 + parameters.max_tokens)), logprobs=flat)
-        return [SimpleNamespace(outputs=[made])]
+        firsts = [5 * prompt["prompt_token_ids"][-1] for prompt in prompts]
+        made = [tuple(range(first, first + parameters.max_tokens)) for first in firsts]
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, logprobs=flat)]) for ids in made]
 
     def add_request(self, name: str, prompt: dict[str, Any], parameters: Any) -> None:
         assert prompt == {"type": "token", "prompt_token_ids": [1, 2]} and parameters.output_kind == "delta"
@@ -88,6 +90,19 @@ def test_vllm_settings(vllm: Vllm) -> None:
     assert settings["enable_prefix_caching"] == "False" and settings["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
 
 
+def test_vllm_together(vllm: Vllm) -> None:
+    assert vllm.generate_together([[1, 2], [1, 3]], 3) == [[10, 11, 12], [15, 16, 17]]
+
+
+@pytest.mark.usefixtures("vllm")
+def test_vllm_is_told_of_its_weights_and_of_the_batch() -> None:
+    adapter = Vllm(quantization="fp8")
+    adapter.load(dataclasses.replace(SPEC, batch=2))
+    assert adapter.options["quantization"] == adapter.settings()["quantization"] == "fp8"
+    assert adapter.options["max_num_seqs"] == 2 and adapter.options["kv_cache_memory_bytes"] == 2 * 2 * 256 * 1000
+    assert adapter.options["compilation_config"] == {"cudagraph_capture_sizes": [1, 2]}
+
+
 @dataclasses.dataclass
 class StubArguments:
     cuda_graph_bs_decode: list[int] | None = None
@@ -104,7 +119,10 @@ class StubEngine:
         arguments = SimpleNamespace(attention_backend="fa3")
         self.tokenizer_manager = SimpleNamespace(model_config=configuration, server_args=arguments)
 
-    def generate(self, input_ids: list[int], sampling_params: dict[str, Any], stream: bool = False, **more: Any) -> Any:
+    def generate(self, input_ids: list[Any], sampling_params: dict[str, Any], stream: bool = False, **more: Any) -> Any:
+        if isinstance(input_ids[0], list):
+            assert all(ids == [1, 2] for ids in input_ids) and not stream
+            return [self.generate(ids, sampling_params) for ids in input_ids]
         assert input_ids == [1, 2] and sampling_params["temperature"] == 0.0 and sampling_params["ignore_eos"]
         tokens = list(range(10, 10 + sampling_params["max_new_tokens"]))
         if stream:
@@ -139,6 +157,13 @@ def test_sglang_whole_and_streamed(sglang: Sglang, incremental: bool, monkeypatc
     monkeypatch.setattr(StubEngine, "incremental", incremental)
     assert list(sglang.generate([1, 2], 4, False)) == [[10, 11, 12, 13]]
     assert list(sglang.generate([1, 2], 4, True)) == [[10], [11, 12], [13]]
+
+
+def test_sglang_together(sglang: Sglang) -> None:
+    assert sglang.generate_together([[1, 2], [1, 2]], 3) == [[10, 11, 12]] * 2
+    sglang.load(dataclasses.replace(SPEC, batch=4))
+    assert sglang.options["cuda_graph_bs_decode"] == [1, 4] and sglang.options["max_running_requests"] == 4
+    assert sglang.options["max_total_tokens"] == 2 * 4 * 256
 
 
 def test_sglang_distribution(sglang: Sglang) -> None:

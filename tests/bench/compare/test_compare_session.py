@@ -102,6 +102,38 @@ def test_engines_take_turns_in_a_changing_order(
 
 
 @pytest.mark.usefixtures("engines_only")
+def test_a_batch_is_decoded_together(small_checkpoint: Path, tmp_path: Path) -> None:
+    """Two prompts of each length; an engine that takes one at a time is told of, and so are kernels."""
+    output = tmp_path / "out"
+    status, record = compare(small_checkpoint, output, "Together,Fake", "--repeats", "1", "--batch", "2")
+    engines, run = by_name(record), record["runs"][0]
+    assert status == 0 and run["settings"]["batch"] == 2
+    for context in ("8", "16"):
+        [repeat] = engines["Together"]["timings"][context]
+        first, second = repeat["tokens"]
+        assert len(first) == len(second) == 6 and first != second and not repeat["stamps"]
+    [row] = record["summary"]["rows"]
+    assert [entry["batch"] for entry in row["speeds"]] == [2, 2]
+    assert engines["Fake"]["status"] == "failed"
+    text = (output / "comparison.md").read_text()
+    assert "2 prompts of 16 tokens at once" in text and "one prompt at a time" in text
+    assert "2 prompts of one length at once, after each 6 tokens" in text
+
+
+@pytest.mark.usefixtures("engines_only")
+def test_kernels_are_listed_from_a_profile(small_checkpoint: Path, tmp_path: Path) -> None:
+    _, record = compare(small_checkpoint, tmp_path / "out", "Profiled,Fake", "--repeats", "1")
+    engines = by_name(record)
+    assert "kernels" not in engines["Fake"]
+    found = engines["Profiled"]["kernels"]
+    assert (found["context"], found["tokens"], found["written_in"]) == (16, 6, "Triton")
+    assert found["kernels"][0] == {"name": "decode", "kind": "own", "count": 2, "microseconds": 61.0}
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "while it generated 6 tokens after a prompt of 16, by a profile: 1 of 2 are Triton, its own; 1 are others" in text
+    assert re.search(r"\| decode +\| +Triton, its own \| +2 \| +61 \|", text)
+
+
+@pytest.mark.usefixtures("engines_only")
 def test_a_hanging_engine_ends_alone(small_checkpoint: Path, tmp_path: Path) -> None:
     _, record = compare(small_checkpoint, tmp_path / "out", "Hanging,Fake", "--repeats", "1", "--start-timeout", "6")
     engines = by_name(record)

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.compare import summary
+from bench.compare import kernels, summary
 from bench.compare.engines import BASELINE, REGISTRY
 from bench.compare.report import report
 from bench.compare.worker import timed
 from tests.support.compare_cases import Record, engine, record, run
-from tests.support.fake_engines import Fake, Whole
+from tests.support.fake_engines import Fake, Whole, fake_event
 
 POSITIONS = 40
 EVEN = [1e-4 + 1e-6 * (place % 3) for place in range(POSITIONS)]
 NEUTRAL = ["contestant", "session", "worker", "process", "plan", "floor", "reference"]
-NEUTRAL += ["fidelity", "summary", "report", "charts", "merge"]
+NEUTRAL += ["fidelity", "summary", "report", "charts", "merge", "kernels"]
 
 
 def test_milliseconds_a_token_come_from_the_difference() -> None:
@@ -162,9 +162,62 @@ def test_one_row_an_engine_of_several_runs_and_how_far_they_agree() -> None:
     assert [entry[3] for entry in again] == pytest.approx([1.1, 3.2 / 3.0])
 
 
+def test_a_batch_counts_the_tokens_of_all() -> None:
+    """4 prompts, 5 tokens each: 10 ms and 4 steps of 2 make 18 ms, in which 20 tokens came; a step takes as long as it took."""
+    batch = run([engine("a", "A", [2.0], EVEN), engine("b", "B", [1.0], EVEN)])
+    batch["settings"]["batch"] = 4
+    row, faster = summary.rows([batch])
+    assert row.speeds[0].batch == 4 and row.speeds[0].step.median == pytest.approx(2.0)
+    assert row.speeds[0].whole.median == pytest.approx(20 / 0.018)
+    assert faster.speeds[0].whole.median == pytest.approx(20 / 0.014)
+    assert row.speeds[0].tokens_per_second == pytest.approx(4 / 0.002)
+    text = report(record(batch))
+    assert "4 prompts of 8 tokens at once (read floor of bf16 weights: 2.000 ms a step)" in text
+    cells = [[cell.strip() for cell in line.split("|")][1:3] for line in text.splitlines() if line.startswith(("| A", "| B"))]
+    assert cells[:2] == [["B", "1429"], ["A", "1111"]], "the most tokens a second first"
+
+
+EVENTS = [
+    fake_event("aten::copy_", "CPU", 9.0),
+    fake_event("two", "CUDA", 3.0),
+    fake_event("one", "CUDA", 1.0),
+    fake_event("two", "CUDA", 4.0),
+    fake_event("Memset (Device)", "CUDA", 0.5),
+    fake_event("cublas_gemm", "CUDA", 2.0),
+    fake_event("ProfilerStep#1", "CUDA", 99.0, annotation=True),
+]
+
+
+def test_kernels_are_told_apart() -> None:
+    found = kernels.tally(EVENTS, {"one", "two", "three"})
+    assert [(kernel["name"], kernel["kind"], kernel["count"], kernel["microseconds"]) for kernel in found] == [
+        ("two", "own", 2, 7.0), ("cublas_gemm", "other", 1, 2.0), ("one", "own", 1, 1.0), ("Memset (Device)", "memory", 1, 0.5),
+    ]  # fmt: skip
+
+
+def test_a_report_of_kernels() -> None:
+    own = kernels.tally(EVENTS[:5], {"one", "two"})
+    listed: Record = {"written_in": "Triton", "kernels": own, "context": 512, "tokens": 16}
+    measured = run([engine("a", "A", [2.0], None) | {"kernels": listed}, engine("b", "B", [2.0], None)])
+    text = report(record(measured))
+    assert "Kernels of A while it generated 16 tokens after a prompt of 512, by a profile: all 2 are Triton, its own" in text
+    assert "copy or fill of memory" in text and "Kernels of B" not in text
+    measured["engines"][1]["kernels"] = {"error": "no profiler"}
+    assert "Kernels of B: not listed, no profiler" in report(record(measured))
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_a_profile_without_kernels_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    with pytest.raises(RuntimeError, match="the profiler saw no kernel"):
+        kernels.watched(lambda: None, lambda: {"one"})
+
+
 def test_the_report_says_what_the_record_says() -> None:
     text = report(record(run([engine("a", "A", [2.5], EVEN)])))
-    assert "Prompt of 8 tokens (read floor 2.000 ms a token)" in text
+    assert "Prompt of 8 tokens (read floor of bf16 weights: 2.000 ms a token)" in text
     cells = [cell.strip() for cell in next(line for line in text.splitlines() if line.startswith("| A ")).split("|")]
     assert cells == ["", "A", "2.500", "2.500–2.500", "2.500", "400", "80%", "10.0", "10.0–10.0", ""]
     assert "SM clock 1500–1980 MHz, 40–50 °C" in text and "0.900 and 1.000 TB/s" in text
