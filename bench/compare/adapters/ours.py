@@ -28,16 +28,18 @@ class Megakernel(Adapter):
     def load(self, spec: LoadSpec) -> None:
         import torch
 
+        from megakernel.control_block import MOST_SEQUENCES
         from megakernel.loading import load_engine
         from models.checkpoint import open_checkpoint
 
-        capacity = spec.capacity
+        capacity, sequences = spec.capacity, None
         if torch.cuda.is_available():
             self.backend, self.written_in = "gpu", "Triton"  # on a GPU machine never the CPU's in its place
+            sequences = min(spec.batch, MOST_SEQUENCES)
         else:  # where sequences share the capacity
             self.backend = "auto"
             capacity = min(spec.batch * spec.capacity, open_checkpoint(spec.model).config.max_position)
-        self.engine = load_engine(spec.model, backend=self.backend, capacity=capacity, **self.options)
+        self.engine = load_engine(spec.model, backend=self.backend, capacity=capacity, sequences=sequences, **self.options)
 
     def settings(self) -> dict[str, str]:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
