@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from instructions.dimensions import ceil_div
@@ -18,14 +17,13 @@ from megakernel.device.prefill.embedding import read_embedding
 from megakernel.device.prefill.projections import read_product
 from megakernel.device.prefill.widening import UNITS, widen_matrix
 from megakernel.gpu.machine import GpuState
-from megakernel.options import OPTIONS, TMA_LAYOUT, Sizes
+from megakernel.options import BOX_LAYOUT, OPTIONS, TMA_LAYOUT, Sizes
 from megakernel.prefill.plan import BUFFERS, KINDS, Plan, padded
 from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILES_PER_PAGE, TapeLayout
 
 LINES = TILES_PER_PAGE * BLOCK_ROWS  # 128-byte lines of a page
 PAGE_ELEMENTS = PAGE_BYTES // 2
-BOX_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)  # of weights, keys and values
 WIDENERS = 4  # blocks of the widening kernel that fit an SM
 LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": 4, **OPTIONS}
 

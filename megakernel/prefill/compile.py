@@ -16,8 +16,8 @@ from megakernel.device.prefill.embedding import read_embedding
 from megakernel.device.prefill.projections import read_product
 from megakernel.device.prefill.widening import widen_matrix
 from megakernel.geometry import Geometry
-from megakernel.options import TMA_LAYOUT, Sizes
-from megakernel.prefill.chain import BOX_LAYOUT, LAUNCH_OPTIONS
+from megakernel.options import BOX_LAYOUT, TMA_LAYOUT, Sizes
+from megakernel.prefill.chain import LAUNCH_OPTIONS
 from megakernel.prefill.plan import KINDS, Plan
 from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling, Tiling, Widening
 from models.tape import BLOCK_ROWS
