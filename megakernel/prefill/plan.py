@@ -49,8 +49,8 @@ class Plan:
     def possible(self) -> bool:
         """Whether prefill's kernels take the model; else a prompt is decoded token by token.
 
-        Experts are not quantised, heads are not too wide and, where each is normed by itself, whole tiles of the QKV matrix hold
-        whole heads.
+        Experts are not quantised, heads are not too wide and, where each is normed by itself, whole tiles of the QKV matrix
+        hold whole heads.
         """
         if self.config.num_experts and self.widened:
             return False

@@ -23,8 +23,8 @@ ARGUMENTS = ["groups", "rows", "band"]
 
 @gluon.jit(do_not_specialize=ARGUMENTS)
 def read_experts(x, few, w, offsets, shares, y, groups, rows, n, k, stride, band, T: gl.constexpr):
-    """`megakernel.device.grouped.product.grouped_kernel` as one of prefill's kernels: w are boxes of row blocks on the tape, y has
-    rows of `stride` elements.
+    """`megakernel.device.grouped.product.grouped_kernel` as one of prefill's kernels: w are boxes of row blocks on the tape, y
+    has rows of `stride` elements.
 
     shares: fp32 [rows], what units are multiplied by; not looked at unless T.units.
     """

@@ -1,0 +1,132 @@
+"""A layer's mixture of experts, launch by launch on a CPU, by the kernels' own source: the model's own arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from megakernel.geometry import make_geometry
+from megakernel.options import Sizes
+from megakernel.prefill.chain import Chain
+from megakernel.prefill.plan import Plan
+from megakernel.prefill.reference import permute, route
+from models.config import ModelConfig
+from models.packed import pack
+from models.reference import Reference, _rotate
+from models.tape import PAGE_BYTES
+from models.weights import Weights
+from scheduler.build import build_program, make_shape
+from tests.support.configs import MIXTURES, random_tensors, small_config
+from tests.support.prefill_machine import run
+
+CAPACITY = 128
+LENGTHS = (1, 2, 31, 32, 33, 70)
+
+
+def chain_of(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Chain:
+    """A chain on the CPU."""
+    model = pack(Weights(tensors), config, torch.bfloat16, CAPACITY)
+    shape = make_shape(config, sms=7, capacity=CAPACITY, bucket=CAPACITY)
+    sizes = Sizes(make_geometry(build_program(shape, 7)))
+    state: Any = SimpleNamespace(config=config, device=torch.device("cpu"), capacity=CAPACITY, tokens=torch.zeros(1))
+    state.weights, state.constants, state.rope = model.weights, model.constants, model.rope
+    state.cache = torch.zeros(shape.cache_pages, PAGE_BYTES // 2, dtype=torch.bfloat16)
+    return Chain(state, sizes, Plan(config, 7, CAPACITY))
+
+
+def begin(chain: Chain, residual: torch.Tensor, kind: str, layer: int, start: int = 0) -> None:
+    """What the kernel before would have left."""
+    norm = chain.plan.tape.norm_offset(chain.plan.tape.norm_before(kind), layer)
+    count, hidden = residual.shape
+    weights = chain.state.constants[norm : norm + hidden]
+    chain.words.copy_(torch.tensor([start, count]))
+    chain.residual[:count] = residual
+    chain.squares[:count].zero_()
+    chain.squares[:count, 0] = residual.square().sum(1)
+    chain.normed[:count, :hidden] = (residual * weights).bfloat16()
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_layer_is_the_model_s(name: str) -> None:
+    """From the residual stream after attention to the next layer's input; rows beyond the chunk are not looked at."""
+    config = small_config(name)
+    tensors = {key: found.bfloat16().float() for key, found in random_tensors(config, seed=3).items()}
+    chain, reference = chain_of(config, tensors), Reference(config, tensors)
+    generator, elsewhere = torch.Generator().manual_seed(1), 0
+    for length in LENGTHS:
+        for values in chain.tensors.values():
+            if values.dtype != torch.int32:
+                values[(length if values.shape[0] == chain.plan.chunk else 0) :] = torch.nan
+        for what, width in (("normed", config.hidden_size), ("rows", config.hidden_size), ("units", config.intermediate_size)):
+            chain.tensors[what][:, width:] = 0  # padding is zero from the beginning and never written
+        chain.parts.zero_()
+        residual = torch.randn(length, config.hidden_size, generator=generator)
+        begin(chain, residual, "router", 1)
+        following = chain.plan.tape.norm_offset("final")
+        for launch in chain.mlp(64, 1, following):
+            run(launch)
+        scores = chain.tensors["scores"][:length, : config.num_experts]
+        experts, shares = route(scores, config.experts_per_token, config.renormalised)
+        places, ends = permute(experts, config.num_experts)
+        assert torch.equal(chain.tensors["places"][:length].long(), places)
+        assert torch.equal(chain.tensors["ends"].long(), ends)
+        torch.testing.assert_close(chain.tensors["shares"][:length], shares)
+        wanted = residual + reference._mixture(1, residual) * config.residual_multiplier
+        found = chain.residual[:length]
+        same = (experts == route(reference._products(1, "router", residual)[0], config.experts_per_token, True)[0]).all(1)
+        elsewhere += int((~same).sum())
+        torch.testing.assert_close(found[same], wanted[same], rtol=0.02, atol=0.02 * float(wanted.square().mean().sqrt()))
+        weights = chain.state.constants[following : following + config.hidden_size]
+        assert torch.equal(chain.normed[:length, : config.hidden_size], (found * weights).bfloat16())
+        torch.testing.assert_close(chain.squares[:length].sum(1), found.square().sum(1))
+    assert elsewhere <= 0.05 * sum(LENGTHS), "rounding sends few tokens to other experts, or in another order"
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_queries_and_keys_normed_together_are_the_model_s(biased: bool) -> None:
+    """OLMoE's: rotated queries, and keys and values in the cache, from a position that is not the first."""
+    config = replace(small_config("olmoe"), qkv_bias=biased)
+    tensors = {key: found.bfloat16().float() for key, found in random_tensors(config, seed=4).items()}
+    chain, reference, start, length = chain_of(config, tensors), Reference(config, tensors), 20, 40
+    residual = torch.randn(start + length, config.hidden_size, generator=torch.Generator().manual_seed(2))
+    reference._attention(1, residual, reference._angles(start + length))
+    begin(chain, residual[start:], "qkv", 1, start)
+    chain.tensors["products"].fill_(torch.nan)
+    for launch in chain.heads(64, 1):
+        run(launch)
+    dimensions, row_map = chain.plan.dimensions, torch.from_numpy(chain.plan.tape.matrix("qkv").row_map)
+    held = (row_map[: dimensions.head_rows] >= 0).nonzero().flatten()  # rows of a head that turns; a value's are in their order
+    order = row_map[held].long()
+    query = reference._norm(reference._products(1, "qkv", residual)[0], "model.layers.1.self_attn.q_norm")
+    turn = tuple(angle[start:] for angle in reference._angles(start + length))
+    queries = _rotate(query[start:].view(length, -1, config.head_dim).transpose(0, 1), turn)
+    for head in range(config.num_heads):
+        found = chain.queries[:length].view(length, config.num_heads, -1)[:, head, held].float()
+        torch.testing.assert_close(found, queries[head][:, order], rtol=0.02, atol=0.02)
+    for value, wanted in enumerate((reference._keys[1], reference._values[1])):
+        for head in range(config.num_kv_heads):
+            page = chain.state.cache[dimensions.cache_page(1, head, value)]
+            lines = page.view(dimensions.head_tiles, dimensions.page_positions, 64)[:, start : start + length]
+            rows = lines.transpose(0, 1).flatten(1).float()
+            found, of_head = (rows[:, held], wanted[head, start:, order]) if value == 0 else (rows, wanted[head, start:])
+            torch.testing.assert_close(found[:, : config.head_dim], of_head, rtol=0.02, atol=0.02)
+
+
+def test_every_expert_of_every_layer_is_where_its_box_begins() -> None:
+    """Rows of gates, ups and downs as the boxes have them, one after another."""
+    config = small_config("mixtral")
+    chain = chain_of(config, random_tensors(config, seed=5))
+    tape, mixture = chain.plan.tape, chain.mixture
+    assert mixture is not None
+    for layer in range(config.num_layers):
+        for kind in ("expert_gate_up", "expert_down"):
+            box = mixture.weight_box(kind, layer)
+            whole = torch.as_strided(box.base, box.shape, box.strides)[0]
+            for expert in range(config.num_experts):
+                matrix = tape.matrix(kind, layer, expert)
+                mine = whole[expert * matrix.blocks : (expert + 1) * matrix.blocks]
+                assert torch.equal(mine.flatten(), chain.state.weights[matrix.first_page :][: matrix.pages].flatten())

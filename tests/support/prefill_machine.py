@@ -1,0 +1,144 @@
+"""The launches of a layer's mixture of experts on a CPU, in their order, by the arguments that the GPU would be given.
+
+Kernels of vectors run by their own source (`gluon_numpy`).  Products take their operands box by box, at the coordinates that
+the loaders' source asks for, and their tiles from the walk's mirror.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.nn.functional import silu
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from megakernel.grouped.tiling import TILE_ROWS, tiles
+from megakernel.options import Sizes
+from megakernel.prefill.launch import Launch
+from megakernel.prefill.tiling import ROUTED, STEP
+from models.config import MOST_EXPERTS
+from models.tape import BLOCK_ROWS
+from tests.support import ROOT
+from tests.support.gluon_numpy import define, functions, kernel_of
+
+ORDERED = ("choose", "ordered")
+KNOWN: dict[str, Any] = {"ROUTED": ROUTED, "MOST_EXPERTS": MOST_EXPERTS, "BLOCK": BLOCK_ROWS, "HALF": BLOCK_ROWS // 2}
+KNOWN |= {"power_of_two": lambda number: 1 << (number - 1).bit_length(), "ROW": None}
+PLACES = ("cache", "cache_address"), ("cache", "finite"), ("qkv", "rotate"), ("matvec", "layer_constants")
+MODULES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "read_choice": ("prefill/routing", (ORDERED,)),
+    "read_places": ("prefill/routing", ()),
+    "read_rows": ("prefill/gathering", ()),
+    "read_sum": ("prefill/gathering", (("prefill/embedding", "keep_row"),)),
+    "read_heads": ("prefill/heads", PLACES),
+}
+
+
+def plain(sizes: Any) -> Any:
+    """Sizes as numbers."""
+    if isinstance(sizes, Sizes):
+        return SimpleNamespace(**{name: plain(value) for name, value in vars(sizes).items() if name != "geometry"})
+    return plain(sizes.value) if isinstance(sizes, gl.constexpr) else sizes
+
+
+def run(launch: Launch) -> None:
+    """What a launch leaves in its tensors."""
+    name = launch.kernel.fn.__name__
+    given = dict(zip(launch.kernel.arg_names, launch.arguments, strict=True))
+    if name == "read_experts":
+        run_experts(**given)
+    elif name == "read_single":
+        run_single(**given)
+    else:
+        run_vectors(name, launch)
+
+
+def run_vectors(name: str, launch: Launch) -> None:
+    """A kernel by its source; fp32 stands for bf16."""
+    module, also = MODULES[name]
+    tensors = [each for each in launch.arguments if isinstance(each, torch.Tensor)]
+    arrays = {id(each): each.float().numpy() if each.dtype == torch.bfloat16 else each.numpy() for each in tensors}
+    known = {**KNOWN, "Model": lambda *fields: SimpleNamespace(**dict(zip(MODEL, fields, strict=True)))}
+    known |= {"TILE": STEP, "LARGEST": float(torch.finfo(torch.bfloat16).max), "PAGE_ELEMENTS": 8192}
+    kernel_of(module, name, known, also)(launch.grid, *(arrays.get(id(each), plain(each)) for each in launch.arguments))
+    for each in tensors:
+        if each.dtype == torch.bfloat16:
+            each.copy_(torch.from_numpy(arrays[id(each)]))
+
+
+MODEL = ("constants", "rope", "cache", "head_pages")
+
+
+def box(descriptor: TensorDescriptor, first: list[int]) -> torch.Tensor:
+    """What TMA lays into shared memory, fp32: zeros where the box leaves the tensor."""
+    assert (descriptor.base.data_ptr() % 16, *(stride * 2 % 16 for stride in descriptor.strides[:-1])) == (0,) * len(first)
+    whole = torch.as_strided(descriptor.base, descriptor.shape, descriptor.strides)
+    found = torch.zeros(descriptor.block_shape)
+    stops = [min(start + size, end) for start, size, end in zip(first, descriptor.block_shape, descriptor.shape, strict=True)]
+    part = whole[tuple(slice(start, stop) for start, stop in zip(first, stops, strict=True))]
+    found[tuple(slice(0, size) for size in part.shape)] = part.float()
+    return found
+
+
+@cache
+def load_weights() -> tuple[Any, list[list[int]]]:
+    """The function of the experts' loader that asks for a step's weights, by its source, and where it notes what it asks."""
+    asked: list[list[int]] = []
+    names: dict[str, Any] = {"TILE_ROWS": TILE_ROWS, "BLOCK": BLOCK_ROWS, "BLOCKS": None}
+    names |= {"copy_page": lambda w, at, *rest: asked.append(at), "reinterpret": lambda *parts: None}
+    define(functions(ROOT / "megakernel" / "device" / "grouped" / "product.py")["load_weights"], names)
+    return names["load_weights"], asked
+
+
+def weight_coordinates(n: int, group: int, column: int, step: int) -> list[int]:
+    """Where the loader of the experts' product asks for a step's weights."""
+    load, asked = load_weights()
+    tiling, item = SimpleNamespace(paged=True, step=STEP), SimpleNamespace(group=group, column=column)
+    load(tiling, SimpleNamespace(dtype=None), SimpleNamespace(n=n), item, step * STEP, None, None)
+    return asked.pop()
+
+
+def run_experts(
+    x: TensorDescriptor, few: TensorDescriptor, w: TensorDescriptor, offsets: torch.Tensor, shares: torch.Tensor,
+    y: torch.Tensor, groups: int, rows: int, n: int, k: int, stride: int, band: int, T: Sizes,
+) -> None:  # fmt: skip
+    """`megakernel.device.prefill.experts.read_experts`: tile by tile, step by step."""
+    assert (n % 16, k % 16, stride % 16) == (0, 0, 0) and few.base is x.base and x.shape[0] == rows == len(y)
+    assert len(offsets) == groups and y.stride(0) == stride
+    units = plain(T).units
+    for tile in tiles(offsets.tolist(), rows, n, 7, band):
+        product = torch.zeros(TILE_ROWS, tile.count)
+        for step in range(-(-k // STEP)):
+            weights = box(w, weight_coordinates(n, tile.group, tile.column, step)).view(TILE_ROWS, STEP)
+            tokens = torch.cat([box(x, [tile.first + start, step * STEP]) for start in range(0, tile.count, 64)])
+            product += weights @ tokens[: tile.count].T
+        first, kept = tile.column * TILE_ROWS, product
+        if units:
+            gate, up = product.view(-1, 2, 8, tile.count).unbind(1)
+            kept = (silu(gate) * up).flatten(0, 1) * shares[tile.first : tile.first + tile.count]
+            first //= 2
+        last = min(first + len(kept), n // 2 if units else n)
+        y[tile.first : tile.first + tile.count, first:last] = kept[: last - first].T.bfloat16()
+
+
+def run_single(
+    x: TensorDescriptor, w: TensorDescriptor, chunk: torch.Tensor, tiles: torch.Tensor, parts: Any, arrivals: Any,
+    squares: torch.Tensor, out: torch.Tensor, layer: int, columns: int, steps: int, split: int, S: Sizes, T: Sizes,
+) -> None:  # fmt: skip
+    """`megakernel.device.prefill.single.read_single`, without the parts that its sums come in."""
+    sizes, tiling = plain(S), plain(T)
+    assert len(tiles) == columns and 1 <= split <= steps and tiling.blocks * BLOCK_ROWS == out.shape[1]
+    count = int(chunk[1])
+    scale = torch.rsqrt(squares.sum(1) / sizes.hidden + sizes.epsilon)
+    for row in range(0, count, tiling.tokens):
+        for column in tiles.tolist():
+            product = torch.zeros(tiling.tokens, tiling.tile)
+            for step in range(steps):
+                at = [layer, column * (tiling.tile // BLOCK_ROWS), step * BLOCK_ROWS, 0]
+                product += box(x, [row, step * STEP]) @ box(w, at).view(tiling.tile, STEP).T
+            last, end = min(row + tiling.tokens, count), min((column + 1) * tiling.tile, out.shape[1])
+            found = product[: last - row, : end - column * tiling.tile] * scale[row:last, None]
+            out[row:last, column * tiling.tile : end] = found
