@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -116,8 +117,9 @@ def kernels(plan: Plan) -> list[tuple[Any, AnyTiling, Widening | None]]:
     return list(found)
 
 
-def describe(geometry: Geometry, plan: Plan) -> list[dict[str, Any]]:
-    """Compile all of a model's kernels and report each, as JSON-ready values: its tiling, and what it needs."""
+def describe(geometry: Geometry, plan: Plan, only: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Compile all of a model's kernels, or `only` those of some names, and report each, as JSON-ready values: its tiling, and
+    what it needs."""
     sizes = Sizes(geometry)
     return [
         {
@@ -127,4 +129,5 @@ def describe(geometry: Geometry, plan: Plan) -> list[dict[str, Any]]:
             **asdict(resources(compile_for_hopper(kernel, sizes, tiling, widening))),
         }
         for kernel, tiling, widening in kernels(plan)
+        if not only or kernel.__name__ in only
     ]

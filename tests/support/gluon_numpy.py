@@ -29,7 +29,7 @@ class Values(np.ndarray):
         if dtype == "bfloat16":
             rounded = torch.from_numpy(np.asarray(self, np.float32).copy()).bfloat16().float().numpy()
             return rounded.view(Values)
-        return self.view(dtype) if bitcast else self.astype(dtype)
+        return values(self.view(dtype) if bitcast else self.astype(dtype))
 
 
 def values(array: Any) -> Values:

@@ -8,6 +8,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.gate_up import swiglu
+from megakernel.device.opaque import nothing
 from megakernel.grouped.tiling import CONSUMER_ROWS, TILE_ROWS
 from models.tape import HALF_BLOCK
 
@@ -38,12 +39,13 @@ def keep_units(out, work, staged, item, acc, FIRST: gl.constexpr, WHO: gl.conste
     """Store the units of a tile's tokens from number `FIRST` on, those that the tile has; `acc` is [64, tokens]."""
     TOKENS: gl.constexpr = acc.shape[1]
     gate, up = row_pairs(acc)
-    mine = FIRST + gl.arange(0, TOKENS, gl.SliceLayout(0, gl.SliceLayout(1, gate.type.layout)))
+    here = FIRST + nothing()  # or what is made of it would be kept in registers through the products
+    mine = here + gl.arange(0, TOKENS, gl.SliceLayout(0, gl.SliceLayout(1, gate.type.layout)))
     share = gl.load(out.x_scale + item.start + mine, mask=mine < item.count, other=0.0)
     room = staged.slice(0, TOKENS, dim=1)
     room.store(gl.reshape((swiglu(gate, up) * share[None, None, :]).to(gl.bfloat16), [UNITS, TOKENS]))
     values = room.load(STORED)
     units = item.column * TILE_UNITS + WHO * UNITS + gl.arange(0, UNITS, gl.SliceLayout(1, STORED))[:, None]
-    tokens = FIRST + gl.arange(0, TOKENS, gl.SliceLayout(0, STORED))[None, :]
+    tokens = here + gl.arange(0, TOKENS, gl.SliceLayout(0, STORED))[None, :]
     place = out.y + item.start.to(gl.int64) * out.stride + (tokens * out.stride + units)
     gl.store(place, values, mask=(tokens < item.count) & (units < work.n // 2))

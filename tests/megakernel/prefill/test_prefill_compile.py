@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megakernel.prefill.chain import LAUNCH_OPTIONS, WIDENERS
+from megakernel.prefill.chain import WIDENERS
+from megakernel.prefill.launch import LAUNCH_OPTIONS
 from models.config import ModelConfig
 from models.formats import Formats
 from tests.support.compile_cases import MODELS, NEWEST, OLDEST, compiled_prefill
@@ -22,6 +23,8 @@ WIDE = ModelConfig(
     qkv_bias=True, o_bias=True, mlp_bias=True, max_position=512,
 )  # fmt: skip
 CASES = {"llama-3.2-1b": MODELS["llama-3.2-1b"], "qwen3-8b": MODELS["qwen3-8b"], "wide heads, biases": WIDE}
+EXPERTS = ("qwen3-30b-a3b", "olmoe-1b-7b", "mixtral-8x7b", "granite-3.1-3b-a800m")
+ROUTING = {"read_single", "read_heads", "read_choice", "read_places", "read_rows", "read_sum"}
 REGISTERS, THREADS = 65536, 32 * LAUNCH_OPTIONS["num_warps"]  # of an SM; of a block
 PRODUCTS = {"read_embedding", "read_attention", "read_product"}
 
@@ -41,6 +44,29 @@ def test_every_kernel(name: str, version: str, triton_site: Site) -> None:
         assert each["triton"] == version
         assert each["stack"] <= STACK.get(name, FINISHING), each
         assert each["shared"] <= SHARED, each
+
+
+@pytest.mark.parametrize("version", [OLDEST, pytest.param(NEWEST, marks=pytest.mark.full)])
+def test_what_routes_tokens(version: str, triton_site: Site) -> None:
+    """The smallest class alone; the experts' products are compiled with the grouped product."""
+    config = replace(MODELS["olmoe-1b-7b"], max_position=64)
+    found = compiled_prefill(triton_site(version), config, only=ROUTING)
+    assert {each["kernel"] for each in found} == ROUTING
+    for each in found:
+        assert (each["stack"], each["local"]) == (0, 0) and each["shared"] <= SHARED, each
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize("name", EXPERTS)
+def test_every_kernel_of_a_mixture(name: str, version: str, triton_site: Site) -> None:
+    """All classes: nothing but the product of whole normed heads spills."""
+    found = compiled_prefill(triton_site(version), MODELS[name])
+    attention = {"read_heads", "read_single"} if MODELS[name].family == "olmoe" else {"read_single"}
+    assert {each["kernel"] for each in found} == PRODUCTS | (ROUTING - {"read_heads"}) | {"read_experts"} | attention
+    for each in found:
+        allowed = STACK["qwen3-8b"] if each["tiling"].get("kind") == "qkv" else FINISHING
+        assert each["stack"] <= allowed and each["local"] == 0 and each["shared"] <= SHARED, each
 
 
 @pytest.mark.parametrize(("body", "version"), [("fp8", NEWEST), ("int4", OLDEST)])

@@ -102,8 +102,8 @@ def test_queries_and_keys_normed_together_are_the_model_s(biased: bool) -> None:
     held = (row_map[: dimensions.head_rows] >= 0).nonzero().flatten()  # rows of a head that turns; a value's are in their order
     order = row_map[held].long()
     query = reference._norm(reference._products(1, "qkv", residual)[0], "model.layers.1.self_attn.q_norm")
-    turn = tuple(angle[start:] for angle in reference._angles(start + length))
-    queries = _rotate(query[start:].view(length, -1, config.head_dim).transpose(0, 1), turn)
+    cosine, sine = reference._angles(start + length)
+    queries = _rotate(query[start:].view(length, -1, config.head_dim).transpose(0, 1), (cosine[start:], sine[start:]))
     for head in range(config.num_heads):
         found = chain.queries[:length].view(length, config.num_heads, -1)[:, head, held].float()
         torch.testing.assert_close(found, queries[head][:, order], rtol=0.02, atol=0.02)
