@@ -15,15 +15,22 @@ from torch.nn.functional import silu
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from megakernel.geometry import make_geometry
 from megakernel.grouped.tiling import TILE_ROWS, tiles
 from megakernel.options import Sizes
+from megakernel.prefill.chain import Chain
 from megakernel.prefill.launch import Launch
+from megakernel.prefill.plan import Plan
 from megakernel.prefill.tiling import ROUTED, STEP
-from models.config import MOST_EXPERTS
-from models.tape import BLOCK_ROWS
+from models.config import MOST_EXPERTS, ModelConfig
+from models.packed import pack
+from models.tape import BLOCK_ROWS, PAGE_BYTES
+from models.weights import Weights
+from scheduler.build import build_program, make_shape
 from tests.support import ROOT
 from tests.support.gluon_numpy import define, functions, kernel_of
 
+CAPACITY = 128  # of the cache
 ORDERED = ("choose", "ordered")
 KNOWN: dict[str, Any] = {"ROUTED": ROUTED, "MOST_EXPERTS": MOST_EXPERTS, "BLOCK": BLOCK_ROWS, "HALF": BLOCK_ROWS // 2}
 KNOWN |= {"power_of_two": lambda number: 1 << (number - 1).bit_length(), "ROW": None}
@@ -35,6 +42,19 @@ MODULES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "read_sum": ("prefill/gathering", (("prefill/embedding", "keep_row"),)),
     "read_heads": ("prefill/heads", PLACES),
 }
+
+
+def chain_of(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Chain:
+    """A model's chain, whose tensors lie on the CPU."""
+    model = pack(Weights(tensors), config, torch.bfloat16, CAPACITY)
+    shape = make_shape(config, sms=7, capacity=CAPACITY, bucket=CAPACITY)
+    sizes = Sizes(make_geometry(build_program(shape, 7)))
+    state: Any = SimpleNamespace(
+        config=config, device=torch.device("cpu"), capacity=CAPACITY, tokens=torch.zeros(1, dtype=torch.int32)
+    )
+    state.weights, state.constants, state.rope = model.weights, model.constants, model.rope
+    state.cache = torch.zeros(shape.cache_pages, PAGE_BYTES // 2, dtype=torch.bfloat16)
+    return Chain(state, sizes, Plan(config, 7, CAPACITY))
 
 
 def plain(sizes: Any) -> Any:
@@ -62,7 +82,7 @@ def run_vectors(name: str, launch: Launch) -> None:
     tensors = [each for each in launch.arguments if isinstance(each, torch.Tensor)]
     arrays = {id(each): each.float().numpy() if each.dtype == torch.bfloat16 else each.numpy() for each in tensors}
     known = {**KNOWN, "Model": lambda *fields: SimpleNamespace(**dict(zip(MODEL, fields, strict=True)))}
-    known |= {"TILE": STEP, "LARGEST": float(torch.finfo(torch.bfloat16).max), "PAGE_ELEMENTS": 8192}
+    known |= {"TILE": STEP, "LARGEST": float(torch.finfo(torch.bfloat16).max), "PAGE_ELEMENTS": PAGE_BYTES // 2}
     kernel_of(module, name, known, also)(launch.grid, *(arrays.get(id(each), plain(each)) for each in launch.arguments))
     for each in tensors:
         if each.dtype == torch.bfloat16:

@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from megakernel.geometry import make_geometry
-from megakernel.options import Sizes
 from megakernel.prefill.chain import Chain
-from megakernel.prefill.plan import Plan
+from megakernel.prefill.compile import POINTERS
 from megakernel.prefill.reference import permute, route
-from models.config import ModelConfig
-from models.packed import pack
 from models.reference import Reference, _rotate
-from models.tape import PAGE_BYTES
-from models.weights import Weights
-from scheduler.build import build_program, make_shape
 from tests.support.configs import MIXTURES, random_tensors, small_config
-from tests.support.prefill_machine import run
+from tests.support.prefill_machine import chain_of, run
 
-CAPACITY = 128
 LENGTHS = (1, 2, 31, 32, 33, 70)
-
-
-def chain_of(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Chain:
-    """A chain on the CPU."""
-    model = pack(Weights(tensors), config, torch.bfloat16, CAPACITY)
-    shape = make_shape(config, sms=7, capacity=CAPACITY, bucket=CAPACITY)
-    sizes = Sizes(make_geometry(build_program(shape, 7)))
-    state: Any = SimpleNamespace(config=config, device=torch.device("cpu"), capacity=CAPACITY, tokens=torch.zeros(1))
-    state.weights, state.constants, state.rope = model.weights, model.constants, model.rope
-    state.cache = torch.zeros(shape.cache_pages, PAGE_BYTES // 2, dtype=torch.bfloat16)
-    return Chain(state, sizes, Plan(config, 7, CAPACITY))
 
 
 def begin(chain: Chain, residual: torch.Tensor, kind: str, layer: int, start: int = 0) -> None:
@@ -130,3 +109,25 @@ def test_every_expert_of_every_layer_is_where_its_box_begins() -> None:
                 matrix = tape.matrix(kind, layer, expert)
                 mine = whole[expert * matrix.blocks : (expert + 1) * matrix.blocks]
                 assert torch.equal(mine.flatten(), chain.state.weights[matrix.first_page :][: matrix.pages].flatten())
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_chunk_s_launches(name: str) -> None:
+    """Of each layer but the last all kernels in their order, of that its keys and values; tensors are what kernels are compiled
+    for, and every kernel but the first may begin early."""
+    config = small_config(name)
+    chain = chain_of(config, random_tensors(config, seed=6))
+    launches = list(chain.launches(64))
+    heads = ["read_single", "read_heads"] if name == "olmoe" else ["read_product"]
+    routing = ["read_single", "read_choice", "read_places", "read_rows", "read_experts", "read_experts", "read_sum"]
+    wanted = ["read_embedding", *[*heads, "read_attention", "read_product", *routing] * (config.num_layers - 1), *heads]
+    assert [launch.kernel.fn.__name__ for launch in launches] == wanted
+    assert [launch.early for launch in launches] == [False, *[True] * (len(launches) - 1)]
+    types = {torch.int32: "*i32", torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+    own = {"read_single": {"out": "*fp32"}}
+    for launch in launches:
+        known = POINTERS | own.get(launch.kernel.fn.__name__, {})
+        assert len(launch.arguments) == len(launch.kernel.arg_names)
+        for what, value in zip(launch.kernel.arg_names, launch.arguments, strict=True):
+            if isinstance(value, torch.Tensor):
+                assert known[what] == types[value.dtype] and value.data_ptr() % 16 == 0 and value.is_contiguous(), what
