@@ -77,7 +77,9 @@ def measure_kernels(rig: Rig, start: int, tokens: int) -> Kernels:
     pieces = [pieces_of(chain, size, layer) for layer in layers]
     ours = {name: per_layer([together(piece[name]) for piece in pieces]) for name in pieces[0]}
     if plan.widened:
-        widening = [[chain.widening(kind, layer).enqueue for layer in layers] for kind in plan.kinds]
+        widening = [[chain.widening(kind, layer).enqueue for layer in layers] for kind in plan.buffers]
+        if chain.mixture is not None:
+            widening += [[chain.mixture.widening(kind, layer).enqueue for layer in layers] for kind in EXPERT_KINDS]
         ours["widening"] = sum(map(per_layer, widening))
     rows = rows_of(plan, tokens)
     theirs = {kind: library_product(plan, kind, count) for kind, count in rows.items()}

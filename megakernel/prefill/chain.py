@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -18,7 +19,7 @@ from megakernel.device.prefill.single import read_single
 from megakernel.device.prefill.widening import UNITS, widen_matrix
 from megakernel.gpu.machine import GpuState
 from megakernel.options import BOX_LAYOUT, TMA_LAYOUT, Sizes
-from megakernel.prefill.launch import ROW_BLOCKS, Launch
+from megakernel.prefill.launch import ROW_BLOCKS, WIDENERS, Launch
 from megakernel.prefill.mixture import Mixture
 from megakernel.prefill.plan import BUFFERS, Plan
 from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP
@@ -26,7 +27,6 @@ from models.tape import BLOCK_ROWS, PAGE_BYTES, TILES_PER_PAGE, TapeLayout
 
 LINES = TILES_PER_PAGE * BLOCK_ROWS  # 128-byte lines of a page
 PAGE_ELEMENTS = PAGE_BYTES // 2
-WIDENERS = 4  # blocks of the widening kernel that fit an SM
 
 
 class Chain:
@@ -71,6 +71,8 @@ class Chain:
             yield self.product(size, "qkv", layer, keys_alone=keys_alone)
             return
         products = self.tensors["products"]
+        if plan.widened and layer > 0:
+            yield replace(self.widening("qkv", layer), early=False)  # where the layer before the last had its own
         yield self.single(size, "qkv", layer, products, keys_alone)
         memory = (self.words, products, self.queries, state.constants, state.rope, state.cache)
         arguments = (*memory, layer, self.head_pages, self.sizes, Sizes(plan.embedding))
@@ -86,11 +88,12 @@ class Chain:
             yield from self.mixture.launches(size, layer, norm)
 
     def single(self, size: int, kind: str, layer: int, out: torch.Tensor, keys_alone: bool = False) -> Launch:
-        """One matrix of a layer whose product is left in `out`, fp32 [chunk, packed rows]; on the tape, not widened."""
+        """One matrix of a layer whose product is left in `out`, fp32 [chunk, packed rows]."""
         plan, cut, matrix = self.plan, self.plan.cut(size, kind), self.plan.tape.matrix(kind, layer)
         tiles = self.table(kind, cut.tile, keys_alone)
         operands = (self.box(kind, cut.tokens), self.weight_box(kind, cut.tile), self.words, tiles)
-        numbers = (layer, len(tiles), ceil_div(matrix.columns, STEP), cut.split)
+        place = layer % BUFFERS if kind in self.widened else layer
+        numbers = (place, len(tiles), ceil_div(matrix.columns, STEP), cut.split)
         memory = (*operands, self.parts, self.arrivals, self.squares, out)
         return Launch(read_single, plan.sms, (*memory, *numbers, self.sizes, Sizes(plan.tiling(kind, cut))))
 
@@ -172,7 +175,7 @@ class Chain:
             return self.cache_box()
         box = [1, height // BLOCK_ROWS, BLOCK_ROWS, STEP]
         matrix, tape = self.plan.tape.matrix(kind), self.plan.tape
-        if self.plan.widened:
+        if kind in self.widened:
             lines = ceil_div(matrix.columns, STEP) * BLOCK_ROWS
             shape = [BUFFERS, matrix.blocks, lines, STEP]
             strides = [matrix.blocks * lines * STEP, lines * STEP, STEP, 1]

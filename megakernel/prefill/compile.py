@@ -21,7 +21,7 @@ from megakernel.device.prefill.heads import read_heads
 from megakernel.device.prefill.projections import read_product
 from megakernel.device.prefill.routing import read_choice, read_places
 from megakernel.device.prefill.single import read_single
-from megakernel.device.prefill.widening import widen_matrix
+from megakernel.device.prefill.widening import widen_experts, widen_matrix
 from megakernel.geometry import Geometry
 from megakernel.grouped import tiling as grouped
 from megakernel.options import BOX_LAYOUT, TMA_LAYOUT, Sizes
@@ -104,16 +104,20 @@ def kernels(plan: Plan) -> list[tuple[Any, AnyTiling, Widening | None]]:
     if plan.dimensions.norms_together:
         found[read_heads, plan.embedding, None] = None
     for kind in plan.kinds:
-        widening = plan.widening(kind) if plan.widened else None
+        widening = plan.widening(kind) if kind in plan.buffers else None
         if widening is not None:
             found[widen_matrix, widening, widening] = None
         for size in plan.classes:
             tiling = plan.tiling(kind, plan.cut(size, kind))
-            product = read_single if tiling.kind == "single" else read_widened if plan.widened else read_product
-            found[product, tiling, widening] = None
+            if tiling.kind == "single":
+                found[read_single, tiling, None] = None
+            else:
+                found[read_widened if plan.widened else read_product, tiling, widening] = None
     if plan.config.num_experts:
         found |= {(kernel, plan.embedding, None): None for kernel in (read_choice, read_places, read_rows, read_sum)}
         found |= {(read_experts, plan.grouped_tiling(kind), None): None for kind in EXPERT_KINDS}
+        widenings = [plan.widening(kind) for kind in EXPERT_KINDS if plan.widened]
+        found |= {(widen_experts, widening, widening): None for widening in widenings}
     return list(found)
 
 

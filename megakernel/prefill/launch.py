@@ -9,6 +9,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from megakernel.options import OPTIONS, Sizes
 
+WIDENERS = 4  # blocks of a widening kernel that fit an SM
 ROW_BLOCKS = 8  # of a kernel that goes row by row, on an SM
 LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": 4, **OPTIONS}
 
@@ -40,4 +41,4 @@ class Launch:
         """What tells its compiled kernel from others."""
         sizes = [argument for argument in self.arguments if isinstance(argument, Sizes)]
         boxes = [tuple(argument.block_shape) for argument in self.arguments if isinstance(argument, TensorDescriptor)]
-        return (self.kernel, *sizes, *boxes)
+        return (self.kernel, self.early, *sizes, *boxes)

@@ -13,11 +13,12 @@ from megakernel.device.grouped.product import BOX, SMALL_BOX
 from megakernel.device.prefill.experts import read_experts
 from megakernel.device.prefill.gathering import read_rows, read_sum
 from megakernel.device.prefill.routing import read_choice, read_places
+from megakernel.device.prefill.widening import widen_experts
 from megakernel.gpu.machine import GpuState
 from megakernel.grouped.tiling import TILE_ROWS
 from megakernel.options import BOX_LAYOUT, TMA_LAYOUT, Sizes
-from megakernel.prefill.launch import ROW_BLOCKS, Launch
-from megakernel.prefill.plan import Plan, padded
+from megakernel.prefill.launch import ROW_BLOCKS, WIDENERS, Launch
+from megakernel.prefill.plan import EXPERT_KINDS, Plan, padded
 from megakernel.prefill.tiling import ROUTED, STEP
 from models.tape import BLOCK_ROWS, TILES_PER_PAGE
 
@@ -38,8 +39,10 @@ class Mixture:
         yield self.choice(size)
         yield self.places(size)
         yield self.rows(size, layer)
-        yield self.product("expert_gate_up", layer)
-        yield self.product("expert_down", layer)
+        for kind in EXPERT_KINDS:
+            if self.plan.widened:
+                yield self.widening(kind, layer)
+            yield self.product(kind, layer)
         yield self.sum(size, norm)
 
     def choice(self, size: int) -> Launch:
@@ -61,6 +64,13 @@ class Mixture:
         norm = tape.norm_offset(tape.norm_before("router"), layer)
         arguments = (*memory, found["rows"], found["row_shares"], norm, self.sizes, self.row_sizes)
         return Launch(read_rows, min(size, ROW_BLOCKS * self.plan.sms), arguments)
+
+    def widening(self, kind: str, layer: int) -> Launch:
+        """The matrices of a kind of a layer's experts that have rows, as bf16, in the buffer from which their product reads."""
+        plan, found, matrix = self.plan, self.tensors, self.plan.tape.matrix(kind, layer)
+        memory = (self.state.weights.view(torch.int32), self.state.constants, found["widened"], found["ends"])
+        numbers = (matrix.first_page, matrix.scale_offset, matrix.pages, plan.config.num_experts)
+        return Launch(widen_experts, WIDENERS * plan.sms, (*memory, *numbers, Sizes(plan.widening(kind))))
 
     def product(self, kind: str, layer: int) -> Launch:
         """The rows times their experts' matrices of a kind."""
@@ -84,11 +94,14 @@ class Mixture:
         return TensorDescriptor.from_tensor(self.tensors[what], [height, STEP], TMA_LAYOUT)
 
     def weight_box(self, kind: str, layer: int) -> TensorDescriptor:
-        """The matrices of a kind of all of a layer's experts, [1, block, line, column], by boxes of a tile's rows."""
-        matrix, experts = self.plan.tape.matrix(kind, layer), self.plan.config.num_experts
-        lines = matrix.pages_per_block * TILES_PER_PAGE * BLOCK_ROWS
-        blocks = experts * matrix.blocks
+        """The matrices of a kind of all of a layer's experts, [1, block, line, column], by boxes of a tile's rows; of quantised
+        ones what they were widened to."""
+        plan, matrix = self.plan, self.plan.tape.matrix(kind, layer)
+        blocks, box = plan.config.num_experts * matrix.blocks, [1, TILE_ROWS // BLOCK_ROWS, BLOCK_ROWS, STEP]
+        if plan.widened:
+            first, tiles = self.tensors["widened"], ceil_div(matrix.columns, STEP)
+        else:
+            first, tiles = self.state.weights[matrix.first_page :].view(-1), matrix.pages_per_block * TILES_PER_PAGE
+        lines = tiles * BLOCK_ROWS
         strides = [blocks * lines * STEP, lines * STEP, STEP, 1]
-        pages = self.state.weights[matrix.first_page : matrix.first_page + experts * matrix.pages]
-        box = [1, TILE_ROWS // BLOCK_ROWS, BLOCK_ROWS, STEP]
-        return TensorDescriptor(pages.view(-1), [1, blocks, lines, STEP], strides, box, BOX_LAYOUT)
+        return TensorDescriptor(first, [1, blocks, lines, STEP], strides, box, BOX_LAYOUT)

@@ -49,11 +49,8 @@ class Plan:
     def possible(self) -> bool:
         """Whether prefill's kernels take the model; else a prompt is decoded token by token.
 
-        Experts are not quantised, heads are not too wide and, where each is normed by itself, whole tiles of the QKV matrix
-        hold whole heads.
+        Heads are not too wide and, where each is normed by itself, whole tiles of the QKV matrix hold whole heads.
         """
-        if self.config.num_experts and self.widened:
-            return False
         rows = self.dimensions.head_rows
         whole = rows <= NORMED_TILE and NORMED_TILE % rows == 0
         return self.head_width <= WIDEST_HEAD and (whole or not self.own_norms)
@@ -149,9 +146,15 @@ class Plan:
     @cached_property
     def buffers(self) -> dict[str, int]:
         """Elements of the buffers, `BUFFERS` for each kind of matrix, to which weights are widened: one is written while
-        another is read."""
+        another is read.  A router is never quantised, and experts have a buffer of their own."""
         matrices = map(self.tape.matrix, self.kinds if self.widened else ())
-        return {matrix.kind: matrix.rows * padded(matrix.columns) for matrix in matrices}
+        return {matrix.kind: matrix.rows * padded(matrix.columns) for matrix in matrices if matrix.kind != "router"}
+
+    @property
+    def experts_buffer(self) -> int:
+        """Elements of the buffer to which the matrices of one kind of all of a layer's experts are widened."""
+        matrices = map(self.tape.matrix, EXPERT_KINDS)
+        return max(self.config.num_experts * matrix.rows * padded(matrix.columns) for matrix in matrices)
 
     @property
     def embedding(self) -> Tiling:
@@ -229,7 +232,8 @@ class Plan:
         """The same of a mixture of experts: what `megakernel.device.prefill.routing` finds, and the rows of all slots."""
         config, rows = self.config, self.chunk
         experts, slots = config.num_experts, rows * config.experts_per_token
-        return {
+        found: Tensors = {"widened": (HALF, (self.experts_buffer,))} if self.widened else {}
+        return found | {
             "scores": (SINGLE, (rows, self.tape.matrix("router").rows)),
             "slots": (WHOLE, (rows, experts)),
             "shares": (SINGLE, (rows, config.experts_per_token)),

@@ -18,7 +18,7 @@ from bench.record_file import record_name
 from models.errors import UserError
 from tests.support import ROOT
 from tests.support.configs import MIXTURES, random_tensors, small_config
-from tests.support.prefill_machine import chain_of
+from tests.support.prefill_machine import chain_of, packed
 
 KERNELS = Kernels(0, 512, {"qkv": 20.123}, {"qkv": 12.0}, projections=483.4, cublas=593.1, attention=118.0, sdpa=103.5)
 RECORDS = sorted((ROOT / "bench" / "results").glob("prefill_*.json"))
@@ -45,7 +45,7 @@ def test_lines_say_what_was_measured() -> None:
 def test_a_layer_s_pieces_are_all_its_launches(name: str) -> None:
     """Each once, so that what is timed apart is what a chunk takes; products are counted with the rows that they have."""
     config = small_config(name)
-    chain = chain_of(config, random_tensors(config, seed=1))
+    chain = chain_of(packed(config, random_tensors(config, seed=1)))
     pieces = [launch for piece in pieces_of(chain, 64, 0).values() for launch in piece]
     found, wanted = (Counter(launch.kernel.fn.__name__ for launch in each) for each in (pieces, chain.launches(64)))
     last = Counter(launch.kernel.fn.__name__ for launch in chain.heads(64, 1, keys_alone=True))

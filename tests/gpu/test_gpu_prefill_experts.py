@@ -16,14 +16,16 @@ import torch
 
 from bench.rig import Rig, device_sms
 from megakernel.engine import Engine
-from megakernel.prefill.plan import CHUNK, CLASSES
+from megakernel.prefill.plan import CHUNK, CLASSES, EXPERT_KINDS
 from megakernel.prefill.prefill import Prefill
 from megakernel.prefill.reference import permute, route
 from models.config import ModelConfig
-from models.packed import pack
+from models.formats import Formats
+from models.packed import PackedModel, numbers, pack
 from models.reference import Reference
 from models.weights import Weights
 from scheduler.buckets import BucketPrograms
+from tests.gpu.test_gpu_formats import rounded
 from tests.support.configs import MIXTURES, random_tensors, small_config
 from tests.support.gpu_models import config_of, weights_of
 from tests.support.preparation import EXPERT_PRESETS, Preparation
@@ -34,6 +36,7 @@ LENGTHS = tuple(sorted({*EDGES, *range(301, 1000, 23)}))  # the typical error ne
 MOST = 0.9  # of the positions
 ROUNDINGS = 1.5  # of what bf16 does: other values are rounded, in another order
 LONG = 2 * CHUNK + 64
+QUANTISED = {"mixtral": Formats("fp8", "fp8"), "olmoe": Formats("int4", "int4")}
 
 
 def small(name: str) -> ModelConfig:
@@ -243,6 +246,52 @@ def test_what_is_no_number_stays_with_its_request(name: str) -> None:
     rig.state.constants.copy_(norms)
     assert torch.equal(rig.first_logits(tokens[:150]), rig.first_logits(tokens[:150]))
     assert torch.equal(rig.first_logits(tokens), wanted)
+
+
+@cache
+def quantised(name: str) -> PackedModel:
+    """A small mixture in one of the formats."""
+    return pack(Weights(tensors_of(name)), small(name), torch.bfloat16, 520, QUANTISED[name])
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_experts_that_have_rows_are_widened(name: str) -> None:
+    """To the host's numbers, rounded to bf16; nothing is written for the others."""
+    model, config = quantised(name), small(name)
+    rig = Rig(model)
+    chain, mixture, used = rig.prefill.chain, rig.prefill.chain.mixture, config.experts_per_token
+    assert mixture is not None
+    rig.read(random_tokens(config, 1))
+    ends = chain.tensors["ends"].cpu()
+    having = torch.cat((ends[:1], ends.diff())) > 0
+    assert int(having.sum()) == used < config.num_experts
+    buffer = chain.tensors["widened"]
+    for kind in EXPERT_KINDS:
+        buffer.fill_(float("nan"))
+        mixture.widening(kind, 1).enqueue()
+        wanted = [rounded(model, kind, 1, expert) for expert in range(config.num_experts)]
+        size = len(wanted[0])
+        for expert, found in enumerate(buffer.cpu()[: size * config.num_experts].split(size)):
+            assert torch.equal(found, wanted[expert]) if having[expert] else found.isnan().all(), (kind, expert)
+        assert buffer[size * config.num_experts :].isnan().all()
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_a_prompt_of_quantised_experts(name: str) -> None:
+    """Beside fp32 with the same weights, by what bf16 makes of them, which rounds them as prefill does."""
+    model = quantised(name)
+    rig, lengths = Rig(model), tuple(length for length in LENGTHS if length < 520)
+    config, tensors = numbers(model)
+    tokens, places = random_tokens(config, max(lengths)), torch.tensor(lengths) - 1
+    true, plain = (reference_of(config, tensors, dtype, tokens)[places] for dtype in (torch.float32, torch.bfloat16))
+    read = []
+    for length in lengths:
+        read.append(rig.first_logits(tokens[:length]))
+        assert torch.equal(rig.first_logits(tokens[:length]), read[-1]), "the same bits again"
+    ours, bound = rms(torch.stack(read) - true), rms(plain - true)
+    tell(f"{name}, quantised", ours, bound)
+    assert torch.isfinite(ours).all()
+    assert ours.median() <= bound.median()
 
 
 TRUE_LENGTHS = (1, 2, 17, 64, 65, 127, 129, 200, 255, 300, 333, 384, 400, 450, 500, 511, 512)

@@ -23,7 +23,8 @@ from megakernel.prefill.launch import Launch
 from megakernel.prefill.plan import Plan
 from megakernel.prefill.tiling import ROUTED, STEP
 from models.config import MOST_EXPERTS, ModelConfig
-from models.packed import pack
+from models.formats import PLAIN, Formats
+from models.packed import PackedModel, pack
 from models.tape import BLOCK_ROWS, PAGE_BYTES
 from models.weights import Weights
 from scheduler.build import build_program, make_shape
@@ -44,17 +45,21 @@ MODULES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
 }
 
 
-def chain_of(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Chain:
+def packed(config: ModelConfig, tensors: dict[str, torch.Tensor], formats: Formats = PLAIN) -> PackedModel:
+    """A model with a cache of `CAPACITY` positions."""
+    return pack(Weights(tensors), config, torch.bfloat16, CAPACITY, formats)
+
+
+def chain_of(model: PackedModel) -> Chain:
     """A model's chain, whose tensors lie on the CPU."""
-    model = pack(Weights(tensors), config, torch.bfloat16, CAPACITY)
-    shape = make_shape(config, sms=7, capacity=CAPACITY, bucket=CAPACITY)
+    config, formats = model.config, model.tape.formats
+    shape = make_shape(config, sms=7, capacity=CAPACITY, bucket=CAPACITY, formats=formats)
     sizes = Sizes(make_geometry(build_program(shape, 7)))
-    state: Any = SimpleNamespace(
-        config=config, device=torch.device("cpu"), capacity=CAPACITY, tokens=torch.zeros(1, dtype=torch.int32)
-    )
+    tokens = torch.zeros(1, dtype=torch.int32)
+    state: Any = SimpleNamespace(config=config, device=torch.device("cpu"), capacity=CAPACITY, tokens=tokens)
     state.weights, state.constants, state.rope = model.weights, model.constants, model.rope
     state.cache = torch.zeros(shape.cache_pages, PAGE_BYTES // 2, dtype=torch.bfloat16)
-    return Chain(state, sizes, Plan(config, 7, CAPACITY))
+    return Chain(state, sizes, Plan(config, 7, CAPACITY, formats))
 
 
 def plain(sizes: Any) -> Any:
@@ -72,6 +77,8 @@ def run(launch: Launch) -> None:
         run_experts(**given)
     elif name == "read_single":
         run_single(**given)
+    elif name in ("widen_matrix", "widen_experts"):
+        run_widening(**given)
     else:
         run_vectors(name, launch)
 
@@ -142,6 +149,25 @@ def run_experts(
             first //= 2
         last = min(first + len(kept), n // 2 if units else n)
         y[tile.first : tile.first + tile.count, first:last] = kept[: last - first].T.bfloat16()
+
+
+def run_widening(
+    tape: torch.Tensor, constants: torch.Tensor, widened: torch.Tensor, first_page: int, scales: int, pages: int, W: Sizes,
+    ends: torch.Tensor | None = None, groups: int = 1,
+) -> None:  # fmt: skip
+    """`megakernel.device.prefill.widening`: by the format's meaning on the host; of experts those that have rows."""
+    sizes = W.geometry
+    stops = [1] if ends is None else ends.tolist()
+    assert len(stops) == groups and pages == sizes.blocks * sizes.pages
+    size = sizes.blocks * sizes.tiles * BLOCK_ROWS * STEP
+    for expert, (begin, end) in enumerate(zip([0, *stops], stops, strict=False)):
+        if end > begin:
+            words = pages * sizes.format.scale_words
+            found = tape[first_page + expert * pages :][:pages].view(sizes.blocks, sizes.pages, -1)
+            beside = constants[scales + expert * words :][:words].view(sizes.blocks, sizes.pages, -1)
+            rows = sizes.format.rows(found.view(torch.bfloat16), beside).bfloat16()[..., : sizes.tiles * STEP]
+            lines = rows.unflatten(2, (sizes.tiles, STEP)).transpose(1, 2)
+            widened.view(-1)[expert * size : (expert + 1) * size] = lines.reshape(-1)
 
 
 def run_single(

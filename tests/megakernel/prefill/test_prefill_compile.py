@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megakernel.prefill.chain import WIDENERS
-from megakernel.prefill.launch import LAUNCH_OPTIONS
+from megakernel.prefill.launch import LAUNCH_OPTIONS, WIDENERS
 from models.config import ModelConfig
 from models.formats import Formats
 from tests.support.compile_cases import MODELS, NEWEST, OLDEST, compiled_prefill
@@ -79,3 +78,13 @@ def test_quantised_weights_are_widened_without_spills(body: str, version: str, t
         if each["kernel"] == "widen_matrix":
             assert (each["stack"], each["shared"], each["tiling"]["format"]["name"]) == (0, 0, body), each
             assert each["registers"] <= REGISTERS // (THREADS * WIDENERS), "fewer blocks fit an SM than are launched"
+
+
+@pytest.mark.parametrize(("body", "version"), [("fp8", OLDEST), pytest.param("int4", NEWEST, marks=pytest.mark.full)])
+def test_experts_are_widened_without_spills(body: str, version: str, triton_site: Site) -> None:
+    config = replace(MODELS["qwen3-30b-a3b"], max_position=64)
+    found = compiled_prefill(triton_site(version), config, Formats(body), only={"widen_experts"})
+    assert len(found) == 2, "gates and ups, and downs"
+    for each in found:
+        assert (each["stack"], each["shared"], each["tiling"]["format"]["name"]) == (0, 0, body), each
+        assert each["registers"] <= REGISTERS // (THREADS * WIDENERS), "fewer blocks fit an SM than are launched"

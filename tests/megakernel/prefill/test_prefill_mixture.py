@@ -10,9 +10,12 @@ import torch
 from megakernel.prefill.chain import Chain
 from megakernel.prefill.compile import POINTERS
 from megakernel.prefill.reference import permute, route
+from models.config import ModelConfig
+from models.formats import PLAIN, Formats
+from models.packed import numbers
 from models.reference import Reference, _rotate
 from tests.support.configs import MIXTURES, random_tensors, small_config
-from tests.support.prefill_machine import chain_of, run
+from tests.support.prefill_machine import chain_of, packed, run
 
 LENGTHS = (1, 2, 31, 32, 33, 70)
 
@@ -29,20 +32,29 @@ def begin(chain: Chain, residual: torch.Tensor, kind: str, layer: int, start: in
     chain.normed[:count, :hidden] = (residual * weights).bfloat16()
 
 
-@pytest.mark.parametrize("name", MIXTURES)
-def test_a_layer_is_the_model_s(name: str) -> None:
+def both(config: ModelConfig, seed: int, formats: Formats = PLAIN) -> tuple[Chain, Reference]:
+    """A chain, and the model with what its weights stand for in bf16."""
+    model = packed(config, random_tensors(config, seed), formats)
+    untied, tensors = numbers(model)
+    return chain_of(model), Reference(untied, {key: found.bfloat16().float() for key, found in tensors.items()})
+
+
+@pytest.mark.parametrize(
+    ("name", "formats"),
+    [*((name, PLAIN) for name in MIXTURES), ("mixtral", Formats("fp8")), ("granitemoe", Formats("int4", "int4"))],
+    ids=lambda value: getattr(value, "body", value),
+)
+def test_a_layer_is_the_model_s(name: str, formats: Formats) -> None:
     """From the residual stream after attention to the next layer's input; rows beyond the chunk are not looked at."""
     config = small_config(name)
-    tensors = {key: found.bfloat16().float() for key, found in random_tensors(config, seed=3).items()}
-    chain, reference = chain_of(config, tensors), Reference(config, tensors)
+    chain, reference = both(config, 3, formats)
     generator, elsewhere = torch.Generator().manual_seed(1), 0
     for length in LENGTHS:
         for values in chain.tensors.values():
-            if values.dtype != torch.int32:
+            if values.dtype != torch.int32 and values.dim() > 1:
                 values[(length if values.shape[0] == chain.plan.chunk else 0) :] = torch.nan
         for what, width in (("normed", config.hidden_size), ("rows", config.hidden_size), ("units", config.intermediate_size)):
             chain.tensors[what][:, width:] = 0  # padding is zero from the beginning and never written
-        chain.parts.zero_()
         residual = torch.randn(length, config.hidden_size, generator=generator)
         begin(chain, residual, "router", 1)
         following = chain.plan.tape.norm_offset("final")
@@ -65,12 +77,11 @@ def test_a_layer_is_the_model_s(name: str) -> None:
     assert elsewhere <= 0.05 * sum(LENGTHS), "rounding sends few tokens to other experts, or in another order"
 
 
-@pytest.mark.parametrize("biased", [False, True])
-def test_queries_and_keys_normed_together_are_the_model_s(biased: bool) -> None:
+@pytest.mark.parametrize(("biased", "body"), [(False, "plain"), (True, "plain"), (False, "fp8")])
+def test_queries_and_keys_normed_together_are_the_model_s(biased: bool, body: str) -> None:
     """OLMoE's: rotated queries, and keys and values in the cache, from a position that is not the first."""
-    config = replace(small_config("olmoe"), qkv_bias=biased)
-    tensors = {key: found.bfloat16().float() for key, found in random_tensors(config, seed=4).items()}
-    chain, reference, start, length = chain_of(config, tensors), Reference(config, tensors), 20, 40
+    config, start, length = replace(small_config("olmoe"), qkv_bias=biased), 20, 40
+    chain, reference = both(config, 4, Formats(body))
     residual = torch.randn(start + length, config.hidden_size, generator=torch.Generator().manual_seed(2))
     reference._attention(1, residual, reference._angles(start + length))
     begin(chain, residual[start:], "qkv", 1, start)
@@ -98,7 +109,7 @@ def test_queries_and_keys_normed_together_are_the_model_s(biased: bool) -> None:
 def test_every_expert_of_every_layer_is_where_its_box_begins() -> None:
     """Rows of gates, ups and downs as the boxes have them, one after another."""
     config = small_config("mixtral")
-    chain = chain_of(config, random_tensors(config, seed=5))
+    chain = chain_of(packed(config, random_tensors(config, seed=5)))
     tape, mixture = chain.plan.tape, chain.mixture
     assert mixture is not None
     for layer in range(config.num_layers):
@@ -116,7 +127,7 @@ def test_a_chunk_s_launches(name: str) -> None:
     """Of each layer but the last all kernels in their order, of that its keys and values; tensors are what kernels are compiled
     for, and every kernel but the first may begin early."""
     config = small_config(name)
-    chain = chain_of(config, random_tensors(config, seed=6))
+    chain = chain_of(packed(config, random_tensors(config, seed=6)))
     launches = list(chain.launches(64))
     heads = ["read_single", "read_heads"] if name == "olmoe" else ["read_product"]
     routing = ["read_single", "read_choice", "read_places", "read_rows", "read_experts", "read_experts", "read_sum"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from megakernel.prefill.plan import BUFFERS, CHUNK, CLASSES, KINDS, Plan
+from megakernel.prefill.plan import BUFFERS, CHUNK, CLASSES, EXPERT_KINDS, KINDS, Plan
 from megakernel.prefill.tiling import CONSUMER_TOKENS, RING_BYTES, ROUTED, SHAPES, STEP, Cut, choose_cut
 from models.config import ModelConfig
 from models.families import PRESETS
@@ -102,10 +102,14 @@ def test_quantised_weights_have_two_buffers_a_kind(name: str, body: str) -> None
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_quantised_experts_are_left_to_decode(name: str) -> None:
-    """A quantised head changes nothing."""
-    assert not Plan(PRESETS[name], 132, 4096, Formats("fp8", "fp8")).possible
-    assert Plan(PRESETS[name], 132, 4096, Formats("plain", "fp8")).possible
+def test_quantised_experts_share_a_buffer(name: str) -> None:
+    """As large as the larger kind of matrices of all of a layer's experts; the router is never widened."""
+    plan, plain = (Plan(PRESETS[name], 132, 4096, formats) for formats in (Formats("fp8", "fp8"), Formats("plain", "fp8")))
+    assert plan.possible and plain.possible and tuple(plan.buffers) == ("qkv", "o")
+    sizes = [plan.tape.matrix(kind).rows * plan.tape.matrix(kind).columns for kind in EXPERT_KINDS]
+    experts, [held] = PRESETS[name].num_experts, plan.tensors["widened"][1]
+    assert max(sizes) * experts <= held < 1.1 * max(sizes) * experts
+    assert plan.bytes == plain.bytes + 2 * held + 2 * BUFFERS * sum(plan.buffers.values())
 
 
 @pytest.mark.parametrize("name", MIXTURES)
