@@ -24,6 +24,8 @@ from tests.support import ROOT
 class Values(np.ndarray):
     """A tensor of the kernel."""
 
+    type = SimpleNamespace(layout=None)
+
     def to(self, dtype: Any, bitcast: bool = False) -> Values:
         """As `gl.tensor.to`; bf16 are fp32 that bf16 holds."""
         if dtype == "bfloat16":
@@ -107,9 +109,26 @@ def language(program: int, programs: int) -> SimpleNamespace:
         rsqrt=lambda found: values(np.float32(1) / np.sqrt(found)),
         max=lambda found, axis: values(found.max(axis)),
         sum=lambda found, axis: values(found.sum(axis, dtype=found.dtype)),
+        reshape=lambda found, shape: found.reshape(shape),
+        permute=lambda found, order: found.transpose(order),
+        split=lambda found: (found[..., 0], found[..., 1]),
         convert_layout=lambda found, layout: found,
         associative_scan=scan,
     )
+
+
+class Room:
+    """Shared memory through which a piece goes from one layout to another."""
+
+    def slice(self, start: int, length: int, dim: int = 0) -> Room:
+        """Of a piece with so many tokens."""
+        return self
+
+    def store(self, held: Values) -> None:
+        self.held = held
+
+    def load(self, layout: Any) -> Values:
+        return self.held
 
 
 @cache

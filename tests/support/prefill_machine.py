@@ -1,7 +1,7 @@
 """The launches of a layer's mixture of experts on a CPU, in their order, by the arguments that the GPU would be given.
 
-Kernels of vectors run by their own source (`gluon_numpy`).  Products take their operands box by box, at the coordinates that
-the loaders' source asks for, and their tiles from the walk's mirror.
+Kernels of vectors run by their own source (`gluon_numpy`), and so does what stores a tile of experts' products.  Products take
+their operands box by box, at the coordinates that the loaders' source asks for, and their tiles from the walk's mirror.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn.functional import silu
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from megakernel.geometry import make_geometry
-from megakernel.grouped.tiling import TILE_ROWS, tiles
+from megakernel.grouped.tiling import CONSUMER_ROWS, CONSUMERS, TILE_ROWS, tiles, width
 from megakernel.options import Sizes
 from megakernel.prefill.chain import Chain
 from megakernel.prefill.launch import Launch
@@ -29,7 +29,7 @@ from models.tape import BLOCK_ROWS, PAGE_BYTES
 from models.weights import Weights
 from scheduler.build import build_program, make_shape
 from tests.support import ROOT
-from tests.support.gluon_numpy import define, functions, kernel_of
+from tests.support.gluon_numpy import Pointer, Room, define, functions, kernel_of, language, values
 
 CAPACITY = 128  # of the cache
 ORDERED = ("choose", "ordered")
@@ -120,6 +120,24 @@ def load_weights() -> tuple[Any, list[list[int]]]:
     return names["load_weights"], asked
 
 
+@cache
+def keep() -> Any:
+    """What stores a tile of the experts' product, by its source."""
+    sizes = {"ROWS": CONSUMER_ROWS, "PIECE": 64, "TILE_ROWS": TILE_ROWS, "STORED": None}
+    sizes |= {"HALF": BLOCK_ROWS // 2, "UNITS": CONSUMER_ROWS // 2, "TILE_UNITS": TILE_ROWS // 2}
+    names: dict[str, Any] = {**sizes, "gl": language(0, 1), "nothing": lambda: values(np.int32(0))}
+    device = ROOT / "megakernel" / "device"
+    found = (
+        ("gate_up", "swiglu"),
+        ("grouped/units", "row_pairs"),
+        ("grouped/units", "keep_units"),
+        ("grouped/product", "keep"),
+    )
+    for module, name in found:
+        define(functions(device / f"{module}.py")[name], names)
+    return names["keep"]
+
+
 def weight_coordinates(n: int, group: int, column: int, step: int) -> list[int]:
     """Where the loader of the experts' product asks for a step's weights."""
     load, asked = load_weights()
@@ -135,20 +153,26 @@ def run_experts(
     """`megakernel.device.prefill.experts.read_experts`: tile by tile, step by step."""
     assert (n % 16, k % 16, stride % 16) == (0, 0, 0) and few.base is x.base and x.shape[0] == rows == len(y)
     assert len(offsets) == groups and y.stride(0) == stride
-    units = plain(T).units
+    stored = y.float().numpy()
+    work = SimpleNamespace(n=n)
+    out = SimpleNamespace(y=Pointer(stored), stride=stride, x_scale=Pointer(shares.numpy()), w_scale=None)
     for tile in tiles(offsets.tolist(), rows, n, 7, band):
+        first, second = width(tile.count)
         product = torch.zeros(TILE_ROWS, tile.count)
         for step in range(-(-k // STEP)):
             weights = box(w, weight_coordinates(n, tile.group, tile.column, step)).view(TILE_ROWS, STEP)
             tokens = torch.cat([box(x, [tile.first + start, step * STEP]) for start in range(0, tile.count, 64)])
             product += weights @ tokens[: tile.count].T
-        first, kept = tile.column * TILE_ROWS, product
-        if units:
-            gate, up = product.view(-1, 2, 8, tile.count).unbind(1)
-            kept = (silu(gate) * up).flatten(0, 1) * shares[tile.first : tile.first + tile.count]
-            first //= 2
-        last = min(first + len(kept), n // 2 if units else n)
-        y[tile.first : tile.first + tile.count, first:last] = kept[: last - first].T.bfloat16()
+        beyond = torch.full((TILE_ROWS, first + second - tile.count), torch.nan)  # of the next group, or none
+        acc = values(torch.cat((product, beyond), dim=1).numpy())
+        numbers = {"group": tile.group, "start": tile.first, "count": tile.count, "column": tile.column}
+        item = SimpleNamespace(**{name: values(np.int32(number)) for name, number in numbers.items()})
+        for who in range(CONSUMERS):
+            mine = acc[who * CONSUMER_ROWS : (who + 1) * CONSUMER_ROWS]
+            for part, start in ((mine[:, :first], 0), (mine[:, first:], first)):
+                if part.shape[1]:
+                    keep()(plain(T), out, work, Room(), item, part, start, who)
+    y.copy_(torch.from_numpy(stored))
 
 
 def run_widening(
