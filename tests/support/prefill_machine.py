@@ -156,7 +156,7 @@ def run_experts(
     stored = y.float().numpy()
     work = SimpleNamespace(n=n)
     out = SimpleNamespace(y=Pointer(stored), stride=stride, x_scale=Pointer(shares.numpy()), w_scale=None)
-    for tile in tiles(offsets.tolist(), rows, n, 7, band):
+    for tile in reversed(list(tiles(offsets.tolist(), rows, n, 7, band))):  # what one writes beyond its rows stays there
         first, second = width(tile.count)
         product = torch.zeros(TILE_ROWS, tile.count)
         for step in range(-(-k // STEP)):

@@ -60,6 +60,11 @@ def test_a_layer_is_the_model_s(name: str, formats: Formats) -> None:
         following = chain.plan.tape.norm_offset("final")
         for launch in chain.mlp(64, 1, following):
             run(launch)
+        for what, kind, part in (("units", "expert_gate_up", 2), ("outputs", "expert_down", 1)):
+            slots, columns = length * config.experts_per_token, chain.plan.tape.matrix(kind).rows // part
+            written = torch.isfinite(chain.tensors[what])
+            assert written[:slots, :columns].all() and not written[slots:, : config.intermediate_size].any()
+            assert not chain.tensors[what][:slots, columns:].nan_to_num().any(), "padding stays"
         scores = chain.tensors["scores"][:length, : config.num_experts]
         experts, shares = route(scores, config.experts_per_token, config.renormalised)
         places, ends = permute(experts, config.num_experts)
