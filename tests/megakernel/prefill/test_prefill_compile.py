@@ -12,6 +12,7 @@ from megakernel.prefill.launch import LAUNCH_OPTIONS, WIDENERS
 from models.config import ModelConfig
 from models.formats import Formats
 from tests.support.compile_cases import MODELS, NEWEST, OLDEST, compiled_prefill
+from tests.support.configs import small_config
 
 Site = Callable[[str], Path]
 SHARED = 227 * 1024  # bytes of shared memory that a block may have on Hopper
@@ -47,9 +48,8 @@ def test_every_kernel(name: str, version: str, triton_site: Site) -> None:
 
 @pytest.mark.parametrize("version", [OLDEST, pytest.param(NEWEST, marks=pytest.mark.full)])
 def test_what_routes_tokens(version: str, triton_site: Site) -> None:
-    """The smallest class alone; the experts' products are compiled with the grouped product."""
-    config = replace(MODELS["olmoe-1b-7b"], max_position=64)
-    found = compiled_prefill(triton_site(version), config, only=ROUTING)
+    """Of a small model; the experts' products are compiled with the grouped product."""
+    found = compiled_prefill(triton_site(version), small_config("olmoe", 64), only=ROUTING)
     assert {each["kernel"] for each in found} == ROUTING
     for each in found:
         assert (each["stack"], each["local"]) == (0, 0) and each["shared"] <= SHARED, each
@@ -82,8 +82,7 @@ def test_quantised_weights_are_widened_without_spills(body: str, version: str, t
 
 @pytest.mark.parametrize(("body", "version"), [("fp8", OLDEST), pytest.param("int4", NEWEST, marks=pytest.mark.full)])
 def test_experts_are_widened_without_spills(body: str, version: str, triton_site: Site) -> None:
-    config = replace(MODELS["qwen3-30b-a3b"], max_position=64)
-    found = compiled_prefill(triton_site(version), config, Formats(body), only={"widen_experts"})
+    found = compiled_prefill(triton_site(version), small_config("mixtral", 64), Formats(body), only={"widen_experts"})
     assert len(found) == 2, "gates and ups, and downs"
     for each in found:
         assert (each["stack"], each["shared"], each["tiling"]["format"]["name"]) == (0, 0, body), each

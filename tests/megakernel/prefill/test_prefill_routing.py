@@ -54,7 +54,7 @@ def check(scores: torch.Tensor, chosen: int, renormalised: bool, programs: int) 
     assert sorted(places.flatten().tolist()) == list(range(places.numel())), "every row is one slot's"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_the_kernels_are_the_reference(data: st.DataObject) -> None:
     """Scores of few values, so that many are equal, and of many; experts that nobody takes."""
