@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from megakernel.prefill.chain import Chain
 from megakernel.prefill.compile import POINTERS
+from megakernel.prefill.launch import Launch
+from megakernel.prefill.plan import EXPERT_KINDS
 from megakernel.prefill.reference import permute, route
 from models.config import ModelConfig
 from models.formats import PLAIN, Formats
 from models.packed import numbers
 from models.reference import Reference, _rotate
+from models.tape import BLOCK_ROWS
 from tests.support.configs import MIXTURES, random_tensors, small_config
 from tests.support.prefill_machine import chain_of, packed, run
 
@@ -147,3 +151,35 @@ def test_a_chunk_s_launches(name: str) -> None:
         for what, value in zip(launch.kernel.arg_names, launch.arguments, strict=True):
             if isinstance(value, torch.Tensor):
                 assert known[what] == types[value.dtype] and value.data_ptr() % 16 == 0 and value.is_contiguous(), what
+
+
+@pytest.mark.parametrize("name", ["mixtral", "olmoe"])
+def test_quantised_matrices_are_widened_before_they_are_read(name: str) -> None:
+    """Of experts right before their product, to the one buffer; QKV whose heads are normed later right before its own, to either
+    of two buffers in turn, and not before all that came earlier has ended."""
+    config = replace(small_config(name), num_layers=4)
+    chain = chain_of(packed(config, random_tensors(config, seed=7), Formats("fp8")))
+    launches = list(chain.launches(64))
+    names = [launch.kernel.fn.__name__ for launch in launches]
+    experts = [at for at, kernel in enumerate(names) if kernel == "read_experts"]
+    assert len(experts) == 2 * (config.num_layers - 1) and [names[at - 1] for at in experts] == ["widen_experts"] * len(experts)
+    for number, at in enumerate(experts):
+        layer, kind = divmod(number, 2)
+        matrix, widening, product = chain.plan.tape.matrix(EXPERT_KINDS[kind], layer), *map(given, launches[at - 1 : at + 1])
+        assert (widening["first_page"], widening["scales"]) == (matrix.first_page, matrix.scale_offset)
+        assert (widening["pages"], widening["groups"]) == (matrix.pages, config.num_experts)
+        assert widening["widened"] is chain.tensors["widened"] is product["w"].base
+        assert product["w"].shape[1:3] == [config.num_experts * matrix.blocks, -(-matrix.columns // 64) * BLOCK_ROWS]
+    products = [at for at, kernel in enumerate(names) if kernel == "read_single" and given(launches[at])["out"].shape[1] > 32]
+    assert len(products) == (config.num_layers if name == "olmoe" else 0)
+    for layer, at in enumerate(products):
+        before = at - 1 if layer else names.index("widen_matrix")
+        widening, matrix = given(launches[before]), chain.plan.tape.matrix("qkv", layer)
+        assert (widening["first_page"], widening["pages"]) == (matrix.first_page, matrix.pages)
+        assert launches[before].early == (layer == 0) and given(launches[at])["layer"] == layer % 2
+        assert widening["widened"].data_ptr() == chain.widened["qkv"][layer % 2].data_ptr()
+
+
+def given(launch: Launch) -> dict[str, Any]:
+    """A launch's arguments by their names."""
+    return dict(zip(launch.kernel.arg_names, launch.arguments, strict=True))
