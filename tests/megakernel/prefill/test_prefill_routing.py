@@ -69,6 +69,22 @@ def test_the_kernels_are_the_reference(data: st.DataObject) -> None:
     check(scores, chosen, data.draw(st.booleans(), "renormalised"), data.draw(st.sampled_from([1, 3, 50]), "programs"))
 
 
+@pytest.mark.parametrize("renormalised", [False, True])
+def test_scores_that_are_no_numbers_lead_nowhere_else(renormalised: bool) -> None:
+    """Every token still has different experts, every slot a row of its own, and the other tokens' are as they were."""
+    scores = torch.randn(70, 17, generator=torch.Generator().manual_seed(3))
+    scores[5], scores[6, 3:9], scores[33, ::2] = torch.nan, torch.nan, torch.inf
+    scores[64], scores[69, 1:] = -torch.inf, -torch.nan
+    experts, shares, places, ends = routed(scores, 4, renormalised, 3)
+    assert all(len(set(chosen)) == 4 for chosen in experts.tolist())
+    assert sorted(places.flatten().tolist()) == list(range(280)) and int(ends[-1]) == 280
+    assert torch.equal(ends, torch.bincount(experts.flatten(), minlength=17).cumsum(0).int())
+    usual = scores.isfinite().all(1)
+    wanted, wanted_shares = route(scores[usual], 4, renormalised)
+    assert torch.equal(experts[usual], wanted)
+    torch.testing.assert_close(shares[usual], wanted_shares)
+
+
 def test_many_tiles_of_tokens() -> None:
     check(torch.randn(ROUTED * (ROUTED + 2) + 1, 40, generator=torch.Generator().manual_seed(0)), 8, True, 7)
 
