@@ -155,8 +155,8 @@ def test_a_chunk_s_launches(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mixtral", "olmoe"])
 def test_quantised_matrices_are_widened_before_they_are_read(name: str) -> None:
-    """Of experts right before their product, to the one buffer; QKV whose heads are normed later right before its own, to one of
-    two buffers in turn, and not before all that came earlier has ended."""
+    """Of experts right before their product, to the one buffer; QKV whose heads are normed later right before its own, to one
+    of two buffers in turn, and not before all that came earlier has ended."""
     config = replace(small_config(name), num_layers=4)
     chain = chain_of(packed(config, random_tensors(config, seed=7), Formats("fp8")))
     launches = list(chain.launches(64))
