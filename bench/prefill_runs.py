@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -14,8 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench.record import Spread
 from bench.rig import Rig
 from megakernel.engine import Engine
-from megakernel.prefill.chain import Launch
-from megakernel.prefill.plan import KINDS, Plan
+from megakernel.prefill.chain import Chain
+from megakernel.prefill.launch import Launch
+from megakernel.prefill.plan import EXPERT_KINDS, Plan
 
 REPEATS = 7  # of a graph of kernels
 HEAD_START = 300_000  # clock cycles: the GPU is kept busy until the graph is enqueued
@@ -26,11 +27,11 @@ WARM = 3  # first tokens before those that count
 @dataclass(frozen=True)
 class Kernels:
     """A chunk of `tokens` tokens from position `start` on: microseconds a layer and TFLOP/s, by kernel; "widening" of all of a
-    layer's matrices, where weights are quantised, is in no rate.
+    layer's matrices, where weights are quantised, is in no rate, and neither is "routing" to experts and back.
 
     `projections` and `attention` are the rates of ours, `cublas` and `sdpa` those of the same multiplications by PyTorch's
-    libraries in the same run.  A multiplication and an addition are two operations; attention counts the pairs of tokens that
-    causality leaves.
+    libraries in the same run; of experts those of one matrix for all rows.  A multiplication and an addition are two
+    operations; attention counts the pairs of tokens that causality leaves.
     """
 
     start: int
@@ -73,22 +74,24 @@ def measure_kernels(rig: Rig, start: int, tokens: int) -> Kernels:
     rig.state.tokens.random_(0, plan.config.vocab_size)
     prefill.launch(start, start + tokens)  # so that the buffers hold what they would
     chain.words.copy_(torch.tensor([start, tokens], dtype=torch.int32))
-    norm = plan.tape.norm_offset(plan.tape.norm_before("gate_up"))
-    ways: dict[str, Iterable[Launch]] = {kind: [chain.product(size, kind, layer, norm) for layer in layers] for kind in KINDS}
-    ways["attention"] = [chain.attention(layer) for layer in layers]
-    ours = {name: per_layer([launch.enqueue for launch in launches]) for name, launches in ways.items()}
+    pieces = [pieces_of(chain, size, layer) for layer in layers]
+    ours = {name: per_layer([together(piece[name]) for piece in pieces]) for name in pieces[0]}
     if plan.widened:
-        widening = [[chain.widening(kind, layer).enqueue for layer in layers] for kind in KINDS]
+        widening = [[chain.widening(kind, layer).enqueue for layer in layers] for kind in plan.buffers]
+        if chain.mixture is not None:
+            widening += [[chain.mixture.widening(kind, layer).enqueue for layer in layers] for kind in EXPERT_KINDS]
         ours["widening"] = sum(map(per_layer, widening))
-    theirs = {kind: library_product(plan, kind, tokens) for kind in KINDS}
+    rows = rows_of(plan, tokens)
+    theirs = {kind: library_product(plan, kind, count) for kind, count in rows.items()}
     theirs["attention"] = library_attention(plan, start, tokens)
-    work = {kind: 2.0 * tokens * plan.tape.matrix(kind).rows * plan.tape.matrix(kind).columns for kind in KINDS}
+    matrices = {kind: plan.tape.matrix(kind) for kind in rows}
+    work = {kind: 2.0 * rows[kind] * matrix.rows * matrix.columns for kind, matrix in matrices.items()}
     config = plan.config
     pairs = tokens * start + tokens * (tokens + 1) / 2
     attention = 4.0 * pairs * config.num_heads * config.head_dim
 
     def rate(times: dict[str, float]) -> float:
-        return sum(work.values()) / sum(times[kind] for kind in KINDS) / 1e6
+        return sum(work.values()) / sum(times[kind] for kind in work) / 1e6
 
     return Kernels(
         start,
@@ -100,6 +103,36 @@ def measure_kernels(rig: Rig, start: int, tokens: int) -> Kernels:
         attention=attention / ours["attention"] / 1e6,
         sdpa=attention / theirs["attention"] / 1e6,
     )
+
+
+def pieces_of(chain: Chain, size: int, layer: int) -> dict[str, list[Launch]]:
+    """A layer's launches, by what they do: products by kind, attention, and a mixture's "routing": all but its products."""
+    tape, mixture = chain.plan.tape, chain.mixture
+    norm = tape.norm_offset(tape.norm_before(chain.plan.after_attention))
+    pieces = {"qkv": list(chain.heads(size, layer)), "o": [chain.product(size, "o", layer, norm)]}
+    if mixture is None:
+        pieces |= {kind: [chain.product(size, kind, layer, norm)] for kind in ("gate_up", "down")}
+    else:
+        pieces["router"] = [chain.single(size, "router", layer, chain.tensors["scores"])]
+        pieces |= {kind: [mixture.product(kind, layer)] for kind in EXPERT_KINDS}
+        pieces["routing"] = [mixture.choice(size), mixture.places(size), mixture.rows(size, layer), mixture.sum(size, norm)]
+    return pieces | {"attention": [chain.attention(layer)]}
+
+
+def rows_of(plan: Plan, tokens: int) -> dict[str, int]:
+    """How many rows the matrices of each kind are multiplied with: of experts one for each of a token's slots."""
+    slots = tokens * plan.config.experts_per_token
+    return dict.fromkeys(plan.kinds, tokens) | (dict.fromkeys(EXPERT_KINDS, slots) if slots else {})
+
+
+def together(launches: Sequence[Launch]) -> Callable[[], None]:
+    """Several launches as one piece of work."""
+
+    def enqueue() -> None:
+        for launch in launches:
+            launch.enqueue()
+
+    return enqueue
 
 
 def per_layer(ways: Sequence[Callable[[], object]]) -> float:
@@ -125,7 +158,7 @@ def per_layer(ways: Sequence[Callable[[], object]]) -> float:
 
 
 def library_product(plan: Plan, kind: str, tokens: int) -> float:
-    """Microseconds of cuBLAS for one matrix of a kind."""
+    """Microseconds of cuBLAS for one matrix of a kind, of experts too: one for all rows."""
     matrix = plan.tape.matrix(kind)
     half: dict[str, Any] = {"dtype": torch.bfloat16, "device": "cuda"}
     x = torch.randn(tokens, matrix.columns, **half)

@@ -14,7 +14,8 @@ WARPS = 4  # of the consumer
 OPTIONS = {"enable_fp_fusion": True}
 TMA_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)  # of a page, as the descriptors say it
 BYTES_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)  # the same, of elements of a byte
-
+# The same of boxes of row blocks, or of pages of the cache, by one tile.
+BOX_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 BESIDE_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)  # and of what lies beside it
 
 

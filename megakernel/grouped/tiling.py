@@ -29,12 +29,18 @@ CUTS = ((MAIN, TAIL), (128, 64), (64, 0))
 @dataclass(frozen=True)
 class Tiling:
     """What the kernel is compiled for: places for the offsets of so many groups; `step` columns of K at a time, 64 of bf16 or
-    128 of e4m3, and `slots` steps ahead; whether rows have scales."""
+    128 of e4m3, and `slots` steps ahead; whether rows have scales.
+
+    `paged`: W lies on the weight tape, bf16, as blocks of 16 rows.  `units`: 8 rows of W are gates and the next 8 their ups,
+    and what is kept are units, SwiGLU of both, times a number for each row of x.
+    """
 
     groups: int
     slots: int
     step: int
     scaled: bool
+    paged: bool = False
+    units: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,61 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import torch
-from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from instructions.dimensions import ceil_div
 from megakernel.device.prefill.along import read_widened
 from megakernel.device.prefill.attention import read_attention
 from megakernel.device.prefill.embedding import read_embedding
+from megakernel.device.prefill.heads import read_heads
 from megakernel.device.prefill.projections import read_product
+from megakernel.device.prefill.single import read_single
 from megakernel.device.prefill.widening import UNITS, widen_matrix
 from megakernel.gpu.machine import GpuState
-from megakernel.options import OPTIONS, TMA_LAYOUT, Sizes
-from megakernel.prefill.plan import BUFFERS, KINDS, Plan, padded
+from megakernel.options import BOX_LAYOUT, TMA_LAYOUT, Sizes
+from megakernel.prefill.launch import ROW_BLOCKS, WIDENERS, Launch
+from megakernel.prefill.mixture import Mixture
+from megakernel.prefill.plan import BUFFERS, Plan
 from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILES_PER_PAGE, TapeLayout
 
 LINES = TILES_PER_PAGE * BLOCK_ROWS  # 128-byte lines of a page
 PAGE_ELEMENTS = PAGE_BYTES // 2
-BOX_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)  # of weights, keys and values
-WIDENERS = 4  # blocks of the widening kernel that fit an SM
-LAUNCH_OPTIONS: dict[str, Any] = {"num_warps": 4, **OPTIONS}
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A kernel, its grid and its arguments; `early` where it may begin while the kernel before it ends."""
-
-    kernel: Any
-    grid: int
-    arguments: tuple[Any, ...]
-    early: bool = True
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Triton's."""
-        return {**LAUNCH_OPTIONS, "launch_pdl": self.early}
-
-    def enqueue(self) -> None:
-        """On the current stream."""
-        self.kernel[(self.grid,)](*self.arguments, **self.options)
-
-    def compile(self) -> None:
-        """Compile, or find what was compiled in Triton's cache."""
-        self.kernel.warmup(*self.arguments, grid=(self.grid,), **self.options)
-
-    @property
-    def compiled(self) -> tuple[Any, ...]:
-        """What tells its compiled kernel from others."""
-        sizes = [argument for argument in self.arguments if isinstance(argument, Sizes)]
-        boxes = [tuple(argument.block_shape) for argument in self.arguments if isinstance(argument, TensorDescriptor)]
-        return (self.kernel, *sizes, *boxes)
 
 
 class Chain:
@@ -69,25 +38,18 @@ class Chain:
 
     def __init__(self, state: GpuState, sizes: Sizes, plan: Plan) -> None:
         self.state, self.sizes, self.plan = state, sizes, plan
-        config, rows, device = state.config, plan.chunk, state.device
-
-        def half(width: int) -> torch.Tensor:
-            return torch.zeros(rows, width, dtype=torch.bfloat16, device=device)
-
-        self.residual = torch.zeros(rows, config.hidden_size, device=device)
-        self.squares = torch.zeros(rows, plan.squares, device=device)
-        self.normed = half(padded(config.hidden_size))
-        self.queries = half(config.num_heads * plan.head_width)
-        self.mixed = half(config.num_heads * config.padded_head_dim)
-        self.units = half(padded(config.intermediate_size))
-        self.inputs = {"qkv": self.normed, "o": self.mixed, "gate_up": self.normed, "down": self.units}
-        self.parts = torch.zeros(plan.parts, device=device)
-        self.arrivals = torch.zeros(plan.arrivals, dtype=torch.int32, device=device)
+        device = state.device
+        self.tensors = {name: torch.zeros(shape, dtype=dtype, device=device) for name, (dtype, shape) in plan.tensors.items()}
+        self.residual, self.squares, self.normed, self.queries, self.mixed, self.units, self.parts, self.arrivals = (
+            self.tensors[name] for name in ("residual", "squares", "normed", "queries", "mixed", "units", "parts", "arrivals")
+        )
+        self.inputs = {"qkv": self.normed, "o": self.mixed, "gate_up": self.normed, "down": self.units, "router": self.normed}
         self.widened = {
             kind: torch.zeros(BUFFERS, elements, dtype=torch.bfloat16, device=device) for kind, elements in plan.buffers.items()
         }
         self.words = torch.zeros(2, dtype=torch.int32, device=device)
         self.table, self.box = cache(self._table), cache(self._box)
+        self.mixture = Mixture(state, sizes, plan, self.tensors, self.words) if plan.config.num_experts else None
 
     def on(self, state: GpuState) -> Chain:
         """The same chain for another state of the model, with the same buffers."""
@@ -103,12 +65,44 @@ class Chain:
         yield Launch(read_embedding, min(size, 4 * plan.sms), arguments, early=False)
         yield from (self.widening(kind, 0) for kind in plan.buffers if self.wanted(kind, 0))
         for layer in range(last):
-            yield self.product(size, "qkv", layer)
+            yield from self.heads(size, layer)
             yield self.attention(layer)
-            yield self.product(size, "o", layer, plan.tape.norm_offset(plan.tape.norm_before("gate_up"), layer))
+            yield self.product(size, "o", layer, plan.tape.norm_offset(plan.tape.norm_before(plan.after_attention), layer))
+            yield from self.mlp(size, layer, plan.tape.norm_offset(plan.tape.norm_before("qkv"), layer + 1))
+        yield from self.heads(size, last, keys_alone=True)
+
+    def heads(self, size: int, layer: int, keys_alone: bool = False) -> Iterator[Launch]:
+        """A layer's queries, keys and values."""
+        state, plan = self.state, self.plan
+        if not plan.dimensions.norms_together:
+            yield self.product(size, "qkv", layer, keys_alone=keys_alone)
+            return
+        products = self.tensors["products"]
+        if plan.widened and layer > 0:
+            yield replace(self.widening("qkv", layer), early=False)  # where the layer before the last had its own
+        yield self.single(size, "qkv", layer, products, keys_alone)
+        memory = (self.words, products, self.queries, state.constants, state.rope, state.cache)
+        arguments = (*memory, layer, self.head_pages, self.sizes, Sizes(plan.embedding))
+        yield Launch(read_heads, min(size, ROW_BLOCKS * plan.sms), arguments)
+
+    def mlp(self, size: int, layer: int, norm: int) -> Iterator[Launch]:
+        """What follows a layer's attention; the weights of the next layer's norm begin at `norm`."""
+        if self.mixture is None:
             yield self.product(size, "gate_up", layer)
-            yield self.product(size, "down", layer, plan.tape.norm_offset(plan.tape.norm_before("qkv"), layer + 1))
-        yield self.product(size, "qkv", last, keys_alone=True)
+            yield self.product(size, "down", layer, norm)
+        else:
+            yield self.single(size, "router", layer, self.tensors["scores"])
+            yield from self.mixture.launches(size, layer, norm)
+
+    def single(self, size: int, kind: str, layer: int, out: torch.Tensor, keys_alone: bool = False) -> Launch:
+        """One matrix of a layer whose product is left in `out`, fp32 [chunk, packed rows]."""
+        plan, cut, matrix = self.plan, self.plan.cut(size, kind), self.plan.tape.matrix(kind, layer)
+        tiles = self.table(kind, cut.tile, keys_alone)
+        operands = (self.box(kind, cut.tokens), self.weight_box(kind, cut.tile), self.words, tiles)
+        place = layer % BUFFERS if kind in self.widened else layer
+        numbers = (place, len(tiles), ceil_div(matrix.columns, STEP), cut.split)
+        memory = (*operands, self.parts, self.arrivals, self.squares, out)
+        return Launch(read_single, plan.sms, (*memory, *numbers, self.sizes, Sizes(plan.tiling(kind, cut))))
 
     def widening(self, kind: str, layer: int) -> Launch:
         """One matrix of a layer as bf16, in the buffer from which its product reads it."""
@@ -180,7 +174,7 @@ class Chain:
         matrices of a kind, [layer, block, line, column], by boxes of `height` of one layer's rows, on the tape, or
         of one buffer."""
         kind = what.removesuffix(" weights")
-        if what in KINDS:
+        if what in self.inputs:
             return TensorDescriptor.from_tensor(self.inputs[kind], [height, STEP], TMA_LAYOUT)
         if what == "queries":
             return TensorDescriptor.from_tensor(self.queries, [height, self.plan.head_width], TMA_LAYOUT)
@@ -188,14 +182,14 @@ class Chain:
             return self.cache_box()
         box = [1, height // BLOCK_ROWS, BLOCK_ROWS, STEP]
         matrix, tape = self.plan.tape.matrix(kind), self.plan.tape
-        if self.plan.widened:
+        if kind in self.widened:
             lines = ceil_div(matrix.columns, STEP) * BLOCK_ROWS
             shape = [BUFFERS, matrix.blocks, lines, STEP]
             strides = [matrix.blocks * lines * STEP, lines * STEP, STEP, 1]
             return TensorDescriptor(self.widened[kind].view(-1), shape, strides, box, BOX_LAYOUT)
         lines = matrix.pages_per_block * LINES
         shape = [tape.config.num_layers, matrix.blocks, lines, STEP]
-        strides = [layer_pages(tape, kind) * PAGE_ELEMENTS, lines * STEP, STEP, 1]
+        strides = [layer_pages(tape) * PAGE_ELEMENTS, lines * STEP, STEP, 1]
         first = self.state.weights[matrix.first_page :].view(-1)
         return TensorDescriptor(first, shape, strides, box, BOX_LAYOUT)
 
@@ -207,8 +201,6 @@ class Chain:
         return TensorDescriptor(cache_pages.view(-1), shape, strides, [a.tiles, a.pages, a.page_positions, STEP], BOX_LAYOUT)
 
 
-def layer_pages(tape: TapeLayout, kind: str) -> int:
-    """Pages from a matrix to the same one of the next layer; of a whole layer where there is but one."""
-    if tape.config.num_layers > 1:
-        return tape.matrix(kind, 1).first_page - tape.matrix(kind, 0).first_page
-    return sum(tape.matrix(kind).pages for kind in KINDS)
+def layer_pages(tape: TapeLayout) -> int:
+    """Pages of a layer."""
+    return tape.matrix("head").first_page // tape.config.num_layers

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from instructions.dimensions import Dimensions, ceil_div, next_power_of_two
-from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling, Cut, Tiling, Widening, choose_cut, slots
+from megakernel.grouped.tiling import Plan as GroupedPlan
+from megakernel.grouped.tiling import Tiling as GroupedTiling
+from megakernel.prefill.tiling import CONSUMER_TOKENS, ROUTED, STEP, AttentionTiling, Cut, Tiling, Widening, choose_cut, slots
 from models.config import ModelConfig
 from models.formats import PLAIN, Formats
 from models.tape import BLOCK_ROWS, TapeLayout
 
 CHUNK = 4096  # most tokens of a chunk
 CLASSES = (64, 128, 256, 512, 1024, 2048, CHUNK)  # most tokens of a chunk of each class
-KINDS = ("qkv", "o", "gate_up", "down")
+KINDS = ("qkv", "o", "gate_up", "down")  # of matrices that all tokens are multiplied with,
+MIXTURE_KINDS = ("qkv", "o", "router")  # and where layers hold experts
+EXPERT_KINDS = ("expert_gate_up", "expert_down")
+SINGLE, HALF, WHOLE = torch.float32, torch.bfloat16, torch.int32
+Tensors = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # by name: type and shape
 BUFFERS = 2  # to which the quantised matrices of a kind are widened, layer by layer in turn
 PIECE = 64  # columns of the residual stream whose squares are summed together
 NORMED_TILE = 128  # least rows of a tile of the QKV matrix where heads are normed: it holds whole heads
@@ -41,13 +49,26 @@ class Plan:
     def possible(self) -> bool:
         """Whether prefill's kernels take the model; else a prompt is decoded token by token.
 
-        No layer has experts, heads are not too wide and, where they are normed, whole tiles of the QKV matrix hold whole heads.
+        Heads are not too wide and, where each is normed by itself, whole tiles of the QKV matrix hold whole heads.
         """
-        if self.config.num_experts:
-            return False
         rows = self.dimensions.head_rows
         whole = rows <= NORMED_TILE and NORMED_TILE % rows == 0
-        return self.head_width <= WIDEST_HEAD and (whole or not self.dimensions.head_norms)
+        return self.head_width <= WIDEST_HEAD and (whole or not self.own_norms)
+
+    @property
+    def own_norms(self) -> bool:
+        """Whether each head of queries and keys is normed by itself: as its tile of the product is finished."""
+        return self.dimensions.head_norms and not self.dimensions.norms_together
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The matrices of a layer that all tokens of a chunk are multiplied with, in the order in which they meet them."""
+        return MIXTURE_KINDS if self.config.num_experts else KINDS
+
+    @property
+    def after_attention(self) -> str:
+        """The first matrix after attention's."""
+        return self.kinds[2]
 
     @cached_property
     def tape(self) -> TapeLayout:
@@ -82,24 +103,35 @@ class Plan:
     def cut(self, size: int, kind: str) -> Cut:
         """How a product of a class is cut."""
         matrix = self.tape.matrix(kind)
-        least = NORMED_TILE if kind == "qkv" and self.dimensions.head_norms else 0
+        least = NORMED_TILE if kind == "qkv" and self.own_norms else 0
         return choose_cut(kind, size, matrix.rows, matrix.columns, self.sms, least)
 
     def tiling(self, kind: str, cut: Cut) -> Tiling:
         """What a product's kernel is told."""
+        single = kind == "router" or (kind == "qkv" and self.dimensions.norms_together)
         return Tiling(
-            kind="residual" if kind in ("o", "down") else kind,
+            kind="residual" if kind in ("o", "down") else "single" if single else kind,
             tokens=cut.tokens,
             tile=cut.tile,
             slots=slots(cut.tokens, cut.tile),
             consumers=cut.tokens // CONSUMER_TOKENS,
-            blocks=self.tape.matrix(kind).blocks if kind in ("qkv", "gate_up") else 0,
+            blocks=0 if kind in ("o", "down") else self.tape.matrix(kind).blocks,
             squares=self.squares,
             heads=self.config.num_heads,
             head=self.head_width,
             normed=padded(self.config.hidden_size),
             units=padded(self.config.intermediate_size),
         )
+
+    @property
+    def grouped(self) -> GroupedPlan:
+        """How the experts' products are launched."""
+        return GroupedPlan(self.sms)
+
+    def grouped_tiling(self, kind: str) -> GroupedTiling:
+        """What the kernel of the experts' products is told."""
+        tiling = self.grouped.tiling(self.config.num_experts)
+        return replace(tiling, paged=True, units=kind == "expert_gate_up")
 
     @property
     def widened(self) -> bool:
@@ -114,9 +146,15 @@ class Plan:
     @cached_property
     def buffers(self) -> dict[str, int]:
         """Elements of the buffers, `BUFFERS` for each kind of matrix, to which weights are widened: one is written while
-        another is read."""
-        matrices = map(self.tape.matrix, KINDS if self.widened else ())
-        return {matrix.kind: matrix.rows * padded(matrix.columns) for matrix in matrices}
+        another is read.  A router is never quantised, and experts have a buffer of their own."""
+        matrices = map(self.tape.matrix, self.kinds if self.widened else ())
+        return {matrix.kind: matrix.rows * padded(matrix.columns) for matrix in matrices if matrix.kind != "router"}
+
+    @property
+    def experts_buffer(self) -> int:
+        """Elements of the buffer to which the matrices of one kind of all of a layer's experts are widened."""
+        matrices = map(self.tape.matrix, EXPERT_KINDS)
+        return max(self.config.num_experts * matrix.rows * padded(matrix.columns) for matrix in matrices)
 
     @property
     def embedding(self) -> Tiling:
@@ -152,7 +190,7 @@ class Plan:
     @cached_property
     def split(self) -> list[tuple[int, str]]:
         """The products that are split along K."""
-        return [(size, kind) for size in self.classes for kind in KINDS if self.cut(size, kind).split > 1]
+        return [(size, kind) for size in self.classes for kind in self.kinds if self.cut(size, kind).split > 1]
 
     @cached_property
     def parts(self) -> int:
@@ -173,10 +211,43 @@ class Plan:
         return np.unique(blocks[slot >= self.config.group] // (tile // BLOCK_ROWS)).tolist()
 
     @property
+    def tensors(self) -> Tensors:
+        """What a chunk leaves between the kernels; row i of most belongs to the chunk's token i."""
+        config, rows = self.config, self.chunk
+        found: Tensors = {
+            "residual": (SINGLE, (rows, config.hidden_size)),
+            "squares": (SINGLE, (rows, self.squares)),
+            "normed": (HALF, (rows, padded(config.hidden_size))),
+            "queries": (HALF, (rows, config.num_heads * self.head_width)),
+            "mixed": (HALF, (rows, config.num_heads * config.padded_head_dim)),
+            "parts": (SINGLE, (self.parts,)),
+            "arrivals": (WHOLE, (self.arrivals,)),
+        }
+        if self.dimensions.norms_together:
+            found["products"] = (SINGLE, (rows, self.tape.matrix("qkv").rows))
+        return found | (self.routed if config.num_experts else {"units": (HALF, (rows, padded(config.intermediate_size)))})
+
+    @property
+    def routed(self) -> Tensors:
+        """The same of a mixture of experts: what `megakernel.device.prefill.routing` finds, and the rows of all slots."""
+        config, rows = self.config, self.chunk
+        experts, slots = config.num_experts, rows * config.experts_per_token
+        found: Tensors = {"widened": (HALF, (self.experts_buffer,))} if self.widened else {}
+        return found | {
+            "scores": (SINGLE, (rows, self.tape.matrix("router").rows)),
+            "slots": (WHOLE, (rows, experts)),
+            "shares": (SINGLE, (rows, config.experts_per_token)),
+            "counts": (WHOLE, (ceil_div(rows, ROUTED), experts)),
+            "places": (WHOLE, (rows, config.experts_per_token)),
+            "ends": (WHOLE, (experts,)),
+            "rows": (HALF, (slots, padded(config.hidden_size))),
+            "row_shares": (SINGLE, (slots,)),
+            "units": (HALF, (slots, padded(config.intermediate_size))),
+            "outputs": (HALF, (slots, padded(config.hidden_size))),
+        }
+
+    @property
     def bytes(self) -> int:
         """GPU memory of all that a chunk leaves between the kernels."""
-        config = self.config
-        half = padded(config.hidden_size) + padded(config.intermediate_size)
-        half += config.num_heads * (self.head_width + config.padded_head_dim)
-        activations = self.chunk * (4 * (config.hidden_size + self.squares) + 2 * half)
-        return activations + 4 * (self.parts + self.arrivals) + 2 * BUFFERS * sum(self.buffers.values())
+        activations = sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.tensors.values())
+        return activations + 2 * BUFFERS * sum(self.buffers.values())

@@ -9,6 +9,7 @@ from models.formats import WeightFormat
 
 STEP = 64  # columns of one step along K
 CONSUMER_TOKENS = 64
+ROUTED = 32  # tokens that are routed to experts together
 RING_BYTES = 200 * 1024  # of shared memory, for the operands
 
 
@@ -16,7 +17,7 @@ RING_BYTES = 200 * 1024  # of shared memory, for the operands
 class Tiling:
     """One kernel's tiles: `tokens` tokens by `tile` rows of a matrix, `slots` steps along K ahead.
 
-    `kind` is what becomes of the product: "qkv", "gate_up", or "residual" where it is added to that.
+    `kind` is what becomes of the product: "qkv", "gate_up", "residual" where it is added to that, or "single" where it is left.
 
     The rest are a model's sizes: row blocks of the matrix, places of a token's sums of squares, query heads and elements
     of one as the queries are stored, elements from one token to the next in `normed` and `units`.
@@ -79,7 +80,8 @@ BURST_BYTES, L2_BYTES = 64, 40  # bytes a cycle that an SM reads from L2, for on
 HBM_BYTES = 1800  # bytes a cycle that all read from memory
 PART_BYTES = 20  # of parts that an SM writes and reads
 KERNEL_CYCLES = 7000  # of beginning and ending a kernel
-FINISH = {"qkv": 0.5, "o": 0.65, "gate_up": 0.12, "down": 0.65}  # cycles an element of finishing a tile
+# Cycles an element of finishing a tile; the router's are taken for those of QKV.
+FINISH = {"qkv": 0.5, "o": 0.65, "gate_up": 0.12, "down": 0.65, "router": 0.5}
 PART_CYCLES = 6000  # of agreeing on who adds the parts
 
 

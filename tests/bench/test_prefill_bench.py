@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from bench.prefill import LENGTHS, first_line, fitting_lengths, kernel_line
 from bench.prefill_chart import draw, main
-from bench.prefill_runs import Kernels, as_json
+from bench.prefill_runs import Kernels, as_json, pieces_of, rows_of
 from bench.record import Spread
 from bench.record_file import record_name
 from models.errors import UserError
 from tests.support import ROOT
+from tests.support.configs import MIXTURES, random_tensors, small_config
+from tests.support.prefill_machine import chain_of, packed
 
 KERNELS = Kernels(0, 512, {"qkv": 20.123}, {"qkv": 12.0}, projections=483.4, cublas=593.1, attention=118.0, sdpa=103.5)
 RECORDS = sorted((ROOT / "bench" / "results").glob("prefill_*.json"))
@@ -36,6 +39,20 @@ def test_lines_say_what_was_measured() -> None:
     assert "projections 483 TFLOP/s (cuBLAS 593), attention 118 (SDPA 104)" in kernel_line(KERNELS)
     (told,) = as_json([KERNELS])
     assert told["microseconds"] == {"qkv": 20.12}
+
+
+@pytest.mark.parametrize("name", [*MIXTURES, "qwen3"])
+def test_a_layer_s_pieces_are_all_its_launches(name: str) -> None:
+    """Each once, so that what is timed apart is what a chunk takes; products are counted with the rows that they have."""
+    config = small_config(name)
+    chain = chain_of(packed(config, random_tensors(config, seed=1)))
+    pieces = [launch for piece in pieces_of(chain, 64, 0).values() for launch in piece]
+    found, wanted = (Counter(launch.kernel.fn.__name__ for launch in each) for each in (pieces, chain.launches(64)))
+    last = Counter(launch.kernel.fn.__name__ for launch in chain.heads(64, 1, keys_alone=True))
+    assert found == wanted - last - Counter(["read_embedding"])
+    rows = rows_of(chain.plan, 10)
+    assert set(rows) <= set(pieces_of(chain, 64, 0)) and set(rows) == set(chain.plan.tape.kinds)
+    assert all(count == 10 * (config.experts_per_token if "expert" in kind else 1) for kind, count in rows.items())
 
 
 def test_without_a_gpu_it_is_refused_in_one_line() -> None:

@@ -102,9 +102,9 @@ def model_of(name: str, formats: Formats) -> PackedModel:
     return pack(weights_of(name), config_of(name), torch.bfloat16, max(LENGTHS) + 1, formats)
 
 
-def rounded(model: PackedModel, kind: str, layer: int) -> torch.Tensor:
+def rounded(model: PackedModel, kind: str, layer: int, expert: int = 0) -> torch.Tensor:
     """What a matrix stands for, in bf16, as the buffers have it."""
-    matrix = model.tape.matrix(kind, layer)
+    matrix = model.tape.matrix(kind, layer, expert)
     assert isinstance(matrix.format, Packed)
     pages = model.weights[matrix.first_page :][: matrix.pages].view(matrix.blocks, matrix.pages_per_block, -1)
     words = model.constants[matrix.scale_offset :][: matrix.pages * matrix.format.scale_words]

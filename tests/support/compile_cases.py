@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,13 @@ def compiled(site: Path, geometry: Geometry, **options: Any) -> dict[str, Any]:
     return found
 
 
-def compiled_prefill(site: Path, config: ModelConfig, formats: Formats = PLAIN) -> list[dict[str, Any]]:
-    """What `megakernel.prefill.compile.describe` says of a model's kernels under the Triton in the folder `site`."""
+def compiled_prefill(
+    site: Path, config: ModelConfig, formats: Formats = PLAIN, only: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """What `megakernel.prefill.compile.describe` says of a model's kernels, or of some, under the Triton in a folder."""
     plan = Plan(config, SMS, min(CAPACITY, config.max_position), formats)
-    found: list[dict[str, Any]] = asked(site, PREFILL_CHILD, pickle.dumps((geometry_of(config, formats=formats), plan)).hex())
+    request = pickle.dumps((geometry_of(config, formats=formats), plan, only)).hex()
+    found: list[dict[str, Any]] = asked(site, PREFILL_CHILD, request)
     return found
 
 

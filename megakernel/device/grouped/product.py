@@ -8,22 +8,29 @@ Operands are bf16, or e4m3 with a scale a row of each: a row of shared memory is
 multiply what is summed, before it is rounded to bf16.
 
 A box of tokens may reach into the next group, or beyond x, where it reads zeros: such columns of the product are not stored.
+
+Where W lies on the weight tape, a box is eight blocks of 16 rows by one tile, which lands as the same 128 rows.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from megakernel.device.compat import aggregate, copy_page
+from megakernel.device.compat import aggregate, copy_page, reinterpret
+from megakernel.device.grouped.units import keep_units, staged_units
 from megakernel.device.grouped.walk import TILE_ROWS, first_place, item_at, plan_work, seek
 from megakernel.device.prefill.ring import Ring, make_ring, release, wait_free, wait_landed
 from megakernel.grouped import tiling
+from megakernel.options import BOX_LAYOUT
+from models.tape import BLOCK_ROWS
 
 LINE = gl.constexpr(tiling.LINE)
 ROWS = gl.constexpr(tiling.CONSUMER_ROWS)
 CONSUMERS = gl.constexpr(tiling.CONSUMERS)
 MAIN, TAIL = gl.constexpr(tiling.MAIN), gl.constexpr(tiling.TAIL)
 WIDTHS = gl.constexpr(tiling.WIDTHS)
+BLOCK = gl.constexpr(BLOCK_ROWS)  # of the tape
+BLOCKS = gl.constexpr(BOX_LAYOUT)  # of a box of them
 BOX, SMALL_BOX = gl.constexpr(64), gl.constexpr(16)  # tokens that are loaded at once
 PIECE = gl.constexpr(64)  # tokens that are stored together
 # [64, tokens]: to each thread 8 rows of a token, 16 bytes, and to 8 threads all 64, a line of memory
@@ -35,9 +42,13 @@ CONSUMER_REGISTERS = gl.constexpr(232)
 
 @aggregate
 class Output:
-    """Where a product goes, bf16 [rows, n], and what multiplies it first if T.scaled: fp32 [rows] and [groups, n]."""
+    """Where a product goes, bf16 [rows, n], and what multiplies it first if T.scaled: fp32 [rows] and [groups, n].
+
+    If T.units, y is bf16 [rows, stride], and x_scale multiplies the units.
+    """
 
     y: gl.tensor
+    stride: gl.tensor
     x_scale: gl.tensor
     w_scale: gl.tensor
 
@@ -45,7 +56,7 @@ class Output:
 @aggregate
 class Operands:
     """Slots of shared memory for tokens, [256, step] and what is beyond, [32, step], and for weights, [128, step], and
-    their ring; for each consumer room for what it stores, [64, 64]."""
+    their ring; for each consumer room for what it stores, [64, 64], or of units half."""
 
     main: gl.shared_memory_descriptor
     tail: gl.shared_memory_descriptor
@@ -79,14 +90,23 @@ def accumulators(T, tokens):
 
 
 @gluon.jit
+def make_room(T: gl.constexpr):
+    """Shared memory for what is stored."""
+    if T.units:
+        return gl.allocate_shared_memory(gl.bfloat16, [CONSUMERS, ROWS // 2, PIECE], staged_units())
+    else:
+        return gl.allocate_shared_memory(gl.bfloat16, [CONSUMERS, ROWS, PIECE], STAGED)
+
+
+@gluon.jit
 def make_operands(T: gl.constexpr, x, w):
     """Shared memory for the slots."""
     return Operands(
         gl.allocate_shared_memory(x.dtype, [T.slots, MAIN, T.step], x.layout),
         gl.allocate_shared_memory(x.dtype, [T.slots, TAIL, T.step], x.layout),
-        gl.allocate_shared_memory(w.dtype, [T.slots, TILE_ROWS, T.step], w.layout),
+        gl.allocate_shared_memory(w.dtype, [T.slots, TILE_ROWS, T.step], x.layout),
         make_ring(T.slots, CONSUMERS),
-        gl.allocate_shared_memory(gl.bfloat16, [CONSUMERS, ROWS, PIECE], STAGED),
+        make_room(T),
     )
 
 
@@ -111,13 +131,23 @@ def load_tokens(x, few, row, column, barrier, memory, COUNT: gl.constexpr):
 
 
 @gluon.jit
+def load_weights(T: gl.constexpr, w, work, item, column, barrier, memory):
+    """A tile's rows of the matrix, from a column of K on, into a slot's memory."""
+    if T.paged:
+        at = [0, (item.group * work.n + item.column * TILE_ROWS) // BLOCK, column // T.step * BLOCK, 0]
+        copy_page(w, at, barrier, reinterpret(memory, w.dtype, [1, TILE_ROWS // BLOCK, BLOCK, T.step], BLOCKS))
+    else:
+        copy_page(w, [item.group * work.n + item.column * TILE_ROWS, column], barrier, memory)
+
+
+@gluon.jit
 def load_tile(T: gl.constexpr, x, few, w, work, operands, item, use, FIRST: gl.constexpr, SECOND: gl.constexpr):
     """The operands of one tile, step by step."""
     ring = operands.ring
     for step in range(work.steps):
         slot = wait_free(T.slots, ring, use + step, (FIRST + SECOND + TILE_ROWS) * LINE)
         full, column = ring.full.index(slot), step * T.step
-        copy_page(w, [item.group * work.n + item.column * TILE_ROWS, column], full, operands.w.index(slot))
+        load_weights(T, w, work, item, column, full, operands.w.index(slot))
         load_tokens(x, few, item.start, column, full, operands.main.index(slot), FIRST)
         if SECOND > 0:
             load_tokens(x, few, item.start + FIRST, column, full, second_operand(operands, slot, FIRST, SECOND), SECOND)
@@ -195,6 +225,8 @@ def keep(T: gl.constexpr, out, work, staged, item, acc, FIRST: gl.constexpr, WHO
         left, right = gl.split(gl.permute(gl.reshape(acc, [ROWS, 2, TOKENS // 2]), [0, 2, 1]))
         keep(T, out, work, staged, item, left, FIRST, WHO)
         keep(T, out, work, staged, item, right, FIRST + TOKENS // 2, WHO)
+    elif T.units:
+        keep_units(out, work, staged, item, acc, FIRST, WHO)
     else:
         LAYOUT: gl.constexpr = STORED
         if T.scaled:
@@ -204,7 +236,7 @@ def keep(T: gl.constexpr, out, work, staged, item, acc, FIRST: gl.constexpr, WHO
         values = room.load(LAYOUT)
         rows = item.column * TILE_ROWS + WHO * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))[:, None]
         tokens = FIRST + gl.arange(0, TOKENS, gl.SliceLayout(0, LAYOUT))[None, :]
-        place = out.y + item.start.to(gl.int64) * work.n + (tokens * work.n + rows)
+        place = out.y + item.start.to(gl.int64) * out.stride + (tokens * out.stride + rows)
         gl.store(place, values, mask=(tokens < item.count) & (rows < work.n))
 
 
@@ -242,7 +274,7 @@ def grouped_kernel(x, few, w, x_scale, w_scale, offsets, y, groups, rows, n, k, 
     """
     work = plan_work(T, offsets, groups, rows, n, k, band)
     operands = make_operands(T, x, w)
-    out = Output(y, x_scale, w_scale)
+    out = Output(y, n, x_scale, w_scale)
     gl.warp_specialize(
         [
             (consume, (T, out, work, operands, 0)),

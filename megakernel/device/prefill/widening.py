@@ -2,7 +2,8 @@
 blocks of the tape do, tile after tile of 64 columns.
 
 The first layer's matrices are widened by a kernel of their own, every other layer's along with the product of the layer before
-it, by warps that have nothing else to do: each kind of matrix has two buffers, of which layers take turns.
+it, by warps that have nothing else to do: each kind of matrix has two buffers, of which layers take turns.  Experts share one
+buffer, to which those of a layer that have rows are widened before each of their products.
 """
 
 from triton.experimental import gluon
@@ -115,3 +116,21 @@ def widen_matrix(tape, constants, widened, first_page, scales, pages, W: gl.cons
     let_next_start()
     widen(W, make_source(tape, constants, widened, first_page, scales), pages, WARPS)
     wait_for_previous()
+
+
+@gluon.jit(do_not_specialize=[*ARGUMENTS, "groups"])
+def widen_experts(tape, constants, widened, ends, first_page, scales, pages, groups, W: gl.constexpr):
+    """As `widen_matrix` does it, the matrices of `groups` experts, one behind another and of `pages` pages each: those of
+    experts that have rows, of which ends[expert] is the end.  The others' places in the buffer stay as they are."""
+    MATRIX: gl.constexpr = W.blocks * W.tiles * TILE_ELEMENTS
+    let_next_start()
+    wait_for_previous()
+    begin = 0
+    for expert in range(groups):
+        end = gl.load(ends + expert)
+        if end > begin:
+            out = widened + gl.to_tensor(expert).to(gl.int64) * MATRIX
+            place = expert * pages
+            source = make_source(tape, constants, out, first_page + place, scales + place * (W.format.BESIDE // 4))
+            widen(W, source, pages, WARPS)
+        begin = end

@@ -6,24 +6,25 @@ from dataclasses import replace
 
 import pytest
 
-from megakernel.prefill.plan import BUFFERS, CHUNK, CLASSES, KINDS, Plan
-from megakernel.prefill.tiling import CONSUMER_TOKENS, RING_BYTES, SHAPES, STEP, Cut, choose_cut
+from megakernel.prefill.plan import BUFFERS, CHUNK, CLASSES, EXPERT_KINDS, KINDS, Plan
+from megakernel.prefill.tiling import CONSUMER_TOKENS, RING_BYTES, ROUTED, SHAPES, STEP, Cut, choose_cut
 from models.config import ModelConfig
 from models.families import PRESETS
 from models.formats import Formats
 from models.tape import BLOCK_ROWS
 
 BASE = PRESETS["llama-3.2-1b"]
-READ = [name for name, config in PRESETS.items() if not config.num_experts]  # whose prompts prefill reads
+DENSE = [name for name, config in PRESETS.items() if not config.num_experts]
+MIXTURES = [name for name in PRESETS if name not in DENSE]
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_class_of_every_preset(name: str) -> None:
     plan = Plan(PRESETS[name], 132, 4096)
     assert plan.possible
     assert plan.classes == CLASSES
     for size in plan.classes:
-        for kind in KINDS:
+        for kind in plan.kinds:
             cut, matrix = plan.cut(size, kind), plan.tape.matrix(kind)
             tiling = plan.tiling(kind, cut)
             assert (cut.tokens, cut.tile) in SHAPES
@@ -86,7 +87,7 @@ def test_memory_counts_every_buffer() -> None:
 
 
 @pytest.mark.parametrize("body", ["fp8", "int4"])
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", DENSE)
 def test_quantised_weights_have_two_buffers_a_kind(name: str, body: str) -> None:
     plan, plain = (Plan(PRESETS[name], 132, 4096, formats) for formats in (Formats(body, body), Formats("plain", body)))
     assert plan.possible and plan.widened and not plain.widened
@@ -98,6 +99,38 @@ def test_quantised_weights_have_two_buffers_a_kind(name: str, body: str) -> None
         assert 0 <= widening.pages * widening.format.columns - matrix.columns < widening.format.columns
         assert matrix.rows * widening.tiles * STEP == plan.buffers[kind]
     assert plan.bytes == plain.bytes + 2 * BUFFERS * sum(plan.buffers.values())
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_quantised_experts_share_a_buffer(name: str) -> None:
+    """As large as the larger kind of matrices of all of a layer's experts; the router is never widened."""
+    plan, plain = (Plan(PRESETS[name], 132, 4096, formats) for formats in (Formats("fp8", "fp8"), Formats("plain", "fp8")))
+    assert plan.possible and plain.possible and tuple(plan.buffers) == ("qkv", "o")
+    sizes = [plan.tape.matrix(kind).rows * plan.tape.matrix(kind).columns for kind in EXPERT_KINDS]
+    experts, [held] = PRESETS[name].num_experts, plan.tensors["widened"][1]
+    assert max(sizes) * experts <= held < 1.1 * max(sizes) * experts
+    assert plan.bytes == plain.bytes + 2 * held + 2 * BUFFERS * sum(plan.buffers.values())
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_has_room_for_every_slot_s_row(name: str) -> None:
+    plan, config = Plan(PRESETS[name], 132, 4096), PRESETS[name]
+    shapes = {what: shape for what, (_, shape) in plan.tensors.items()}
+    slots = CHUNK * config.experts_per_token
+    for what, columns in (("rows", config.hidden_size), ("units", config.intermediate_size), ("outputs", config.hidden_size)):
+        assert shapes[what][0] == slots and shapes[what][1] % STEP == 0 and 0 <= shapes[what][1] - columns < STEP
+    assert shapes["counts"][0] * ROUTED >= CHUNK
+    rows = plan.tape.matrix("expert_down").rows
+    assert rows <= shapes["outputs"][1] and plan.tape.matrix("expert_gate_up").rows // 2 <= shapes["units"][1]
+    halves = sum(shapes[what][0] * shapes[what][1] for what in ("normed", "queries", "mixed", "rows", "units", "outputs"))
+    assert 2 * halves < plan.bytes < 2 * halves + 300e6
+
+
+def test_heads_that_are_normed_together_need_no_whole_tiles() -> None:
+    plan = Plan(replace(PRESETS["olmoe-1b-7b"], head_dim=80), 132, 4096)
+    assert plan.possible and plan.tensors["products"][1] == (CHUNK, plan.tape.matrix("qkv").rows)
+    assert plan.tiling("qkv", plan.cut(64, "qkv")).kind == "single"
+    assert "products" not in Plan(PRESETS["qwen3-30b-a3b"], 132, 4096).tensors
 
 
 def test_more_tokens_take_larger_tiles_and_few_are_split() -> None:

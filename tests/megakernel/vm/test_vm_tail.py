@@ -22,7 +22,16 @@ from tests.support.configs import random_tensors, small_config
 
 CAPACITY = 384  # two buckets, and with pages of 16 KiB at least three pages a head
 SMS = 5
-MODELS = ["mha", "gqa8", "mqa_linear", "all_biases_linear_head24", "ragged_sizes", "wide_mlp_long_k", "head128_bias_tied"]
+MODELS = [
+    "mha",
+    "gqa8",
+    "mqa_linear",
+    "all_biases_linear_head24",
+    "ragged_sizes",
+    "wide_mlp_long_k",
+    "head128_bias_tied",
+    "olmoe",
+]
 DRAWN = SamplingState(2.0, 20, 0.9, 7)
 
 
