@@ -1,25 +1,34 @@
-"""The megakernel in the GPU's place: launched as the kernel is, on tensors of the CPU."""
+"""The megakernel and prefill's kernels in the GPU's place: launched as they are, on tensors of the CPU."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 
+from megakernel.prefill.prefill import Prefill
+from tests.support import ROOT
 from tests.support.gluon.grid import Grid
-from tests.support.gluon.language import CURRENT, Place, emulated
-from tests.support.gluon.memory import Block, Descriptor, Swizzled
+from tests.support.gluon.language import CURRENT, DEVICE, Place, emulated, nvmma_layout
+from tests.support.gluon.memory import Block, Descriptor
 from tests.support.gluon.tensor import Pointer, Tensor
+
+FOLDER = ROOT / "megakernel" / "device" / "prefill"
 
 
 @cache
-def device() -> tuple[Any, Any]:
-    """The kernel, and what makes its sizes of a geometry, both of the device's own source."""
+def package() -> dict[str, ModuleType]:
+    """Device modules that hold kernels, and `megakernel.options`, made of the device's own source."""
+    names = [f"{DEVICE}.prefill.{path.stem}" for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__"]
     with emulated() as module:
-        kernel, options = module("megakernel.device.kernel"), module("megakernel.options")
+        found = {name: module(name) for name in (f"{DEVICE}.kernel", *names, "megakernel.options")}
         module("megakernel.device.formats").Twin.value = property(lambda twin: twin)
-    return kernel.megakernel, options.Sizes
+    found["megakernel.options"].Sizes.value = property(lambda sizes: sizes)
+    return found
 
 
 def argument(value: Any) -> Any:
@@ -27,11 +36,51 @@ def argument(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return Pointer(value.view(-1))
     if hasattr(value, "block_shape"):
-        swizzled = value.layout.swizzle_byte_width == 128
-        return Descriptor(value.base, list(value.block_shape), Swizzled(8, 1, 8 if swizzled else 1))
+        elements = torch.as_strided(value.base, value.shape, value.strides, value.base.storage_offset())
+        layout = nvmma_layout(value.layout.swizzle_byte_width, value.layout.element_bitwidth, value.layout.rank)
+        return Descriptor(elements, list(value.block_shape), layout)
     if isinstance(value, int):
         return Tensor(torch.tensor(value, dtype=torch.int64 if abs(value) >= 2**31 else torch.int32))
+    if hasattr(value, "geometry"):
+        return package()["megakernel.options"].Sizes(value.geometry)
     return value
+
+
+def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], seed: int) -> int:
+    """Run a kernel of the device's source to its end; returns how many steps its actors took."""
+    grid, seen = Grid(seed), [argument(value) for value in arguments]
+
+    def block(number: int) -> tuple[Block, Callable[[], None]]:
+        shared = Block()
+
+        def live() -> None:
+            CURRENT.place = Place(grid, number, programs, shared)
+            kernel(*seen)
+
+        return shared, live
+
+    grid.run([block(number) for number in range(programs)])
+    return grid.steps
+
+
+class EmulatedPrefill(Prefill):
+    """Prefill's chain, kernel by kernel."""
+
+    seed = 0
+
+    def compile(self) -> None:
+        """Nothing to compile."""
+
+    def capture(self, size: int) -> Any:
+        """Nothing to capture."""
+
+    def read(self, start: int, count: int) -> None:
+        self.chain.words.copy_(torch.tensor([start, count], dtype=torch.int32))
+        for one in self.chain.launches(self.plan.classes[bisect_left(self.plan.classes, count)]):
+            function = one.kernel.fn
+            kernel = getattr(package()[function.__module__], function.__name__)
+            self.seed += 1
+            launch(kernel, one.grid, one.arguments, self.seed)
 
 
 class EmulatedKernel:
@@ -44,24 +93,9 @@ class EmulatedKernel:
         """Nothing to compile."""
 
     def __getitem__(self, grid: tuple[int]) -> Any:
-        def launch(*arguments: Any, **options: Any) -> None:
-            megakernel, sizes = device()
-            *given, geometry = arguments
-            seen = [argument(value) for value in given]
+        def run(*arguments: Any, **options: Any) -> None:
             self.launches += 1
-            actors = Grid(self.seed + self.launches)
-            S = sizes(geometry.geometry)
+            kernel = package()[f"{DEVICE}.kernel"].megakernel
+            self.steps += launch(kernel, grid[0], arguments, self.seed + self.launches)
 
-            def block(number: int) -> tuple[Block, Any]:
-                shared = Block()
-
-                def live() -> None:
-                    CURRENT.place = Place(actors, number, grid[0], shared)
-                    megakernel(*seen, S)
-
-                return shared, live
-
-            actors.run([block(number) for number in range(grid[0])])
-            self.steps += actors.steps
-
-        return launch
+        return run

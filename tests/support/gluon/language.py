@@ -65,10 +65,35 @@ def here() -> Place:
 
 def constant(value: Any) -> Any:
     """A compile-time constant: itself, with a `value`."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str | tuple) or hasattr(value, "_fields"):
         return value
     kind = type(value)
     return type(kind.__name__, (kind,), {"value": property(lambda self: kind(self))})(value)
+
+
+class Number(int):
+    """A number of a loop, which is a scalar in the language and a plain number here."""
+
+    def to(self, dtype: Any) -> Tensor:
+        return Tensor(tensor(int(self))).to(dtype)
+
+
+def _number(name: str) -> None:
+    def apply(self: Number, other: Any) -> Any:
+        found = getattr(int, name)(self, other)
+        return found if found is NotImplemented else Number(found)
+
+    setattr(Number, name, apply)
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod", "and", "or", "lshift", "rshift"):
+    _number(f"__{_name}__")
+    _number(f"__r{_name}__")
+
+
+def counted(*bounds: Any) -> Iterator[Number]:
+    """As `range`, of scalars."""
+    return map(Number, range(*map(int, bounds)))
 
 
 def where(condition: Any, yes: Any, no: Any) -> Any:
@@ -76,6 +101,12 @@ def where(condition: Any, yes: Any, no: Any) -> Any:
         raise TypeError("pointers are not chosen")
     first, second = alike(yes, no)
     return Tensor(torch.where(tensor(condition).bool(), first, second))
+
+
+def nvmma_layout(swizzle_byte_width: int, element_bitwidth: int, rank: int, transposed: bool = False) -> Swizzled:
+    """As TMA and wgmma have it; one that is transposed is for stores and loads alone, wherever they lie."""
+    pieces = 128 // element_bitwidth
+    return Swizzled(pieces, 1, 8) if swizzle_byte_width == 128 and not transposed else Swizzled(1, 1, 1)
 
 
 def both(apply: Callable[..., torch.Tensor]) -> Callable[[Any, Any], Tensor]:
@@ -90,8 +121,10 @@ def load(pointer: Pointer, mask: Any = None, other: Any = None, volatile: bool =
     return pointer.load(mask, other)
 
 
-def atomic_add(pointer: Pointer, value: Any, sem: str, scope: str) -> None:
-    pointer.store(pointer.load() + value)
+def atomic_add(pointer: Pointer, value: Any, sem: str, scope: str) -> Tensor:
+    before = pointer.load()
+    pointer.store(before + value)
+    return before
 
 
 def warp_specialize(roles: list[tuple[Any, tuple[Any, ...]]], warps: list[int], registers: list[int]) -> None:
@@ -136,12 +169,12 @@ def wait(memory: Memory, parity: Any) -> None:
 def copy_page(descriptor: Descriptor, place: list[Any], barrier: Memory, memory: Memory) -> None:
     """Lands later, in a moment of its own."""
     found, at = barrier_of(barrier), [int(each) for each in place]
-    memory.store(Tensor(torch.full(memory.shape, float("nan"), dtype=memory.dtype)))
+    memory.store(Tensor(torch.full(memory.places.shape, float("nan"), dtype=memory.dtype)))
 
     def land() -> None:
         box = descriptor.box_at(at)
-        memory.store(box)
-        found.land(box.numel * box.dtype.itemsize)
+        memory.store(Tensor(box))
+        found.land(box.numel() * box.dtype.itemsize)
 
     here().grid.copies.append(land)
 
@@ -149,6 +182,24 @@ def copy_page(descriptor: Descriptor, place: list[Any], barrier: Memory, memory:
 def mma(a: Tensor, b: Tensor, acc: Tensor) -> Tensor:
     """Products of bf16, summed in more than fp32."""
     return Tensor((acc.data.double() + a.data.double() @ b.data.double()).float())
+
+
+def warpgroup_mma(a: Any, b: Memory, acc: Tensor, use_acc: Any = True, is_async: bool = False) -> Tensor:
+    """At once, though the instruction may be under way until it is waited for."""
+    left = a.load() if isinstance(a, Memory) else a
+    return mma(left, b.load(), acc if use_acc else Tensor(torch.zeros_like(acc.data)))
+
+
+def warpgroup_mma_wait(number: int, deps: list[Tensor]) -> Any:
+    return deps[0] if len(deps) == 1 else tuple(deps)
+
+
+def associative_scan(x: Tensor, axis: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Running results along an axis."""
+    rows = list(x.data.unbind(axis))
+    for place in range(1, len(rows)):
+        rows[place] = combine(Tensor(rows[place - 1]), Tensor(rows[place])).data
+    return Tensor(torch.stack(rows, axis))
 
 
 def elementwise(asm: str, constraints: str, args: list[Any], dtype: Any, is_pure: bool, pack: int) -> Any:
@@ -220,22 +271,26 @@ def language() -> SimpleNamespace:
         int16=torch.int16,
         SwizzledSharedLayout=lambda vec, per_phase, max_phase, order: Swizzled(vec, per_phase, max_phase),
         SharedLinearLayout=lambda offset_bases, block_bases, alignment: Linear(tuple(map(tuple, offset_bases))),
-        NVMMASharedLayout=lambda swizzle_byte_width, element_bitwidth, rank: Swizzled(8, 1, 8 if swizzle_byte_width else 1),
+        NVMMASharedLayout=nvmma_layout,
         static_range=lambda *bounds: range(*map(int, bounds)),
         program_id=lambda axis: Tensor(torch.tensor(here().program, dtype=torch.int32)),
-        num_programs=lambda axis: here().programs,
+        num_programs=lambda axis: Number(here().programs),
         num_warps=lambda: constant(here().warps),
         to_tensor=lambda value: Tensor(tensor(value)),
         arange=lambda start, stop, layout=None: Tensor(torch.arange(int(start), int(stop), dtype=torch.int32)),
         full=lambda shape, value, dtype, layout=None: full(shape, value, dtype),
         zeros=lambda shape, dtype, layout=None: Tensor(torch.zeros(shaped(shape), dtype=dtype)),
         load=load,
-        store=lambda pointer, value, mask=None: pointer.store(value, mask),
+        store=lambda pointer, value, mask=None, cache_modifier="": pointer.store(value, mask),
         atomic_add=atomic_add,
         where=where,
+        cdiv=lambda one, other: (one + other - 1) // other,
+        zeros_like=lambda x: Tensor(torch.zeros_like(x.data)),
+        associative_scan=associative_scan,
         minimum=both(torch.fmin),
         maximum=both(torch.fmax),
         exp=lambda x: Tensor(x.data.exp()),
+        exp2=lambda x: Tensor(x.data.exp2()),
         log=lambda x: Tensor(x.data.log()),
         abs=lambda x: Tensor(x.data.abs()),
         rsqrt=lambda x: Tensor(x.data.rsqrt()),
@@ -283,7 +338,11 @@ def emulated() -> Iterator[Callable[[str], ModuleType]]:
         "triton.experimental.gluon": gluon,
         "triton.experimental.gluon.language": gl,
         "triton.experimental.gluon.language.nvidia.hopper": SimpleNamespace(
-            mma_v2=mma, mbarrier=barriers, fence_async_shared=lambda: None
+            mma_v2=mma,
+            mbarrier=barriers,
+            fence_async_shared=lambda: None,
+            warpgroup_mma=warpgroup_mma,
+            warpgroup_mma_wait=warpgroup_mma_wait,
         ),
         f"{DEVICE}.compat": SimpleNamespace(
             aggregate=aggregate,
@@ -298,8 +357,17 @@ def emulated() -> Iterator[Callable[[str], ModuleType]]:
         for name in list(sys.modules):
             if (name == DEVICE or name.startswith(f"{DEVICE}.") or name == "megakernel.options") and name not in fakes:
                 del sys.modules[name]
+
+        def made(name: str) -> ModuleType:
+            """A module, whose loops count scalars."""
+            found = importlib.import_module(name)
+            for each in [module for path, module in sys.modules.items() if path.startswith(f"{DEVICE}.")]:
+                if isinstance(each, ModuleType):
+                    vars(each)["range"] = counted
+            return found
+
         try:
-            yield importlib.import_module
+            yield made
         finally:
             for name, module in known.items():
                 setattr(parent, name, module)

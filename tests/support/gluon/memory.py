@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -62,6 +62,7 @@ class Memory:
     dtype: torch.dtype
     shape: list[int]
     layout: Any = FLAT
+    cuts: tuple[tuple[int, int, int], ...] = ()  # of the elements: a dimension, where it begins, how many
     order: list[int] | None = None
 
     def reinterpret(self, dtype: torch.dtype, shape: Sequence[Any], layout: Any) -> Memory:
@@ -74,8 +75,11 @@ class Memory:
         assert 0 <= place < self.shape[0], f"{place} of {self.shape[0]}"
         return Memory(self.bytes[place * size : (place + 1) * size], self.dtype, self.shape[1:], self.layout)
 
+    def slice(self, start: Any, length: Any, dim: int = 0) -> Memory:
+        return replace(self, cuts=(*self.cuts, (dim, int(start), int(length))))
+
     def permute(self, order: list[int]) -> Memory:
-        return Memory(self.bytes, self.dtype, self.shape, self.layout, order)
+        return replace(self, order=order)
 
     def reshape(self, shape: Sequence[Any]) -> Memory:
         assert isinstance(self.layout, Swizzled) and self.layout.max_phase == 1
@@ -84,6 +88,9 @@ class Memory:
     @property
     def places(self) -> torch.Tensor:
         found = places(self.layout, tuple(self.shape))
+        for dim, start, length in self.cuts:
+            assert start + length <= found.shape[dim]
+            found = found.narrow(dim, start, length)
         return found if self.order is None else found.permute(self.order)
 
     def load(self, layout: Any = None) -> Tensor:
@@ -130,16 +137,25 @@ class Barrier:
 
 @dataclass
 class Descriptor:
-    """What TMA is told of a matrix in global memory: boxes of its rows."""
+    """What TMA is told of a tensor in global memory, and the box that it copies at a time."""
 
-    rows: torch.Tensor
+    elements: torch.Tensor
     box: list[int]
     layout: Swizzled
 
-    def box_at(self, place: list[Any]) -> Tensor:
-        first, column = (int(each) for each in place)
-        assert column == 0 and first >= 0 and first + self.box[0] <= len(self.rows), f"row {first} of {len(self.rows)}"
-        return Tensor(self.rows[first : first + self.box[0]].clone())
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.elements.dtype
+
+    def box_at(self, place: list[int]) -> torch.Tensor:
+        """Elements beyond the tensor are zeros."""
+        found = torch.zeros(self.box, dtype=self.dtype)
+        sizes = [min(size, max(0, whole - at)) for at, size, whole in zip(place, self.box, self.elements.shape, strict=True)]
+        assert min(place) >= 0
+        if min(sizes) > 0:
+            inside = self.elements[tuple(slice(at, at + size) for at, size in zip(place, sizes, strict=True))]
+            found[tuple(slice(0, size) for size in sizes)] = inside
+        return found
 
 
 @dataclass
