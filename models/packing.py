@@ -58,7 +58,10 @@ def _codes(matrix: Matrix, format: Packed, source: str, tensor: torch.Tensor | Q
     if isinstance(tensor, Quantised) and tensor.format is format:
         if matrix.column_map is not None:
             raise UserError(f"tensor {source}: quantised columns of heads that are padded cannot be taken, say --weights bf16")
-        return pages_of(format, tensor.part(rows))
+        codes = tensor.part(rows)
+        if not codes.finite:
+            check_finite(source, tensor, tensor[rows], rows.start)  # which says where
+        return pages_of(format, codes)
     numbers = tensor[rows].float()
     check_finite(source, tensor, numbers, rows.start)
     return format.quantise(_pad_columns(matrix, numbers))

@@ -45,7 +45,8 @@ def staging_bytes(shape: Shape) -> int:
     hidden = max(next_power_of_two(matrix.pages_per_block) * matrix.format.columns for matrix in normed)
     queries = ceil_div(shape.staged_queries, shape.page_columns) * shape.page_columns
     staged = max(widest, hidden) if shape.columns == 1 else MMA_COLUMNS * hidden
-    return rounded_up(rounded_up(max(staged, queries) * shape.itemsize, sums_bytes(shape)) + sums_bytes(shape), beside_bytes(shape))
+    sums = sums_bytes(shape)
+    return rounded_up(rounded_up(max(staged, queries) * shape.itemsize, sums) + sums, beside_bytes(shape))
 
 
 def rounded_up(count: int, unit: int) -> int:

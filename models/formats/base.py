@@ -34,13 +34,19 @@ class Codes:
 
     def part(self, rows: slice) -> Codes:
         """Those of some rows."""
-        values, *others = self.tensors()
-        return Codes(values[rows], *(None if tensor is None else tensor[rows] for tensor in others))
+        zeros, offsets = (None if tensor is None else tensor[rows] for tensor in (self.zeros, self.offsets))
+        return Codes(self.values[rows], self.scales[rows], zeros, offsets)
 
     def padded(self, columns: int, groups: int) -> Codes:
         """With so many columns and groups of zeros behind."""
-        values, *others = self.tensors()
-        return Codes(pad(values, (0, columns)), *(None if tensor is None else pad(tensor, (0, groups)) for tensor in others))
+        behind = (0, groups)
+        zeros, offsets = (None if tensor is None else pad(tensor, behind) for tensor in (self.zeros, self.offsets))
+        return Codes(pad(self.values, (0, columns)), pad(self.scales, behind), zeros, offsets)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all scales and offsets are."""
+        return all(bool(tensor.isfinite().all()) for tensor in (self.scales, self.offsets) if tensor is not None)
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """All of them, in their order."""

@@ -1,7 +1,7 @@
 """What the formats share that have groups of 32 columns of a row and numbers in fp16 for each, as GGUF's blocks have
 (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h: block_q8_0, block_q4_0, block_q4_1).
 
-A group is too short to have accumulators of its own: of the 8 columns that the matrix instruction sums, each sums another group.
+A group is too short to have accumulators of its own: of the 8 columns of the matrix instruction each sums another group.
 Tiles have 128 columns, so four groups; the groups of a tile and of the fourth one after it share a tile of accumulators.  The
 words beside a page lie in the order in which the lanes of a warp hold those accumulators: 2 rows of 2 groups each.
 """

@@ -1,4 +1,4 @@
-"""Device side of `models.formats.blocks`: groups of 32 columns, eight of which share a tile of accumulators, one in each column.
+"""Device side of `models.formats.blocks`: groups of 32 columns, eight of which share a tile of accumulators, one a column.
 
 The activation is the B operand with zeros in all columns but that of the group: so a tile of 128 columns sums its four groups
 apart, in columns 0 to 3, and the fourth tile after it in columns 4 to 7.  The two are added, and every accumulator is then
@@ -45,8 +45,8 @@ def log2(count):
 
 @gluon.constexpr_function
 def operand_shape(tiles, lane):
-    """The B operand of a page: fourth tiles, two of these, warps, chunks of a tile, columns of a chunk; and as the columns of the
-    operand the halves, the chunks and the groups of a chunk."""
+    """The B operand of a page, cut along K into eights of tiles, halves of these, warps, chunks of a tile and columns of a
+    chunk; and its 8 columns into halves, chunks and groups of a chunk."""
     chunk = WARPS.value * lane
     return [tiles // 8, 2, WARPS.value, TILE.value // chunk, chunk, 2, TILE.value // chunk, chunk // GROUP.value]
 
@@ -170,9 +170,7 @@ def pairs_layout(accumulators):
 @gluon.jit
 def halves_of(words):
     """The fp16 numbers in the low and the high half of words, in fp32."""
-    return gl.inline_asm_elementwise(
-        HALVES, "=f,=f,r", [words], dtype=(gl.float32, gl.float32), is_pure=True, pack=1
-    )
+    return gl.inline_asm_elementwise(HALVES, "=f,=f,r", [words], dtype=(gl.float32, gl.float32), is_pure=True, pack=1)
 
 
 @gluon.jit

@@ -22,7 +22,7 @@ from megakernel.device.formats.blocks import (
     scales_at,
     total_of_groups,
 )
-from megakernel.device.formats.layouts import ROWS, block_layout
+from megakernel.device.formats.layouts import ROWS
 from megakernel.device.formats.nibbles import CODES, LANE, OFFSET, operand_of, values_of
 from megakernel.device.formats.packed import copy_words, page_words, stage_sums_of
 from models.formats.q4_0 import Q4_0
