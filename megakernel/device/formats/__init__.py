@@ -25,10 +25,10 @@ class Twin:
 
     TILES: of a page; COLUMNS: of a page; LANE: columns that a lane holds side by side; STAGED: those that lie together where
     the vector is staged (`megakernel.device.formats.layouts.staged`); TOGETHER: most pages whose loads are unrolled together;
-    BESIDE: bytes copied with each page; and the functions: `stage_sums` keeps the sums of the staged vector that a product needs,
-    `activation` loads page `page` of the vector as the B operand, `take` what a slot of the ring holds, `product` adds the
-    product of the two to accumulators, which begin as `nothing`, `total` makes of them the sums of some tiles, fp32 [tiles, 16
-    rows, 8 columns]; `copy_beside` asks for what lies beside a page.
+    BESIDE: bytes copied with each page; and the functions: `stage_sums` keeps the sums of the staged vector that a product
+    needs, `activation` loads page `page` of the vector as the B operand, `take` what a slot of the ring holds, `product` adds
+    the product of the two to accumulators, which begin as `nothing`, `total` makes of them the sums of some tiles, fp32 [tiles,
+    16 rows, 8 columns]; `copy_beside` asks for what lies beside a page.
     """
 
     def __init__(self, format: WeightFormat) -> None:
