@@ -43,7 +43,16 @@ def test_every_kernel(name: str, version: str, triton_site: Site) -> None:
         assert each["shared"] <= SHARED, each
 
 
-@pytest.mark.parametrize(("body", "version"), [("fp8", NEWEST), ("int4", OLDEST)])
+@pytest.mark.parametrize(
+    ("body", "version"),
+    [
+        ("fp8", NEWEST),
+        ("int4", OLDEST),
+        ("q4_1", NEWEST),
+        pytest.param("q8_0", OLDEST, marks=pytest.mark.full),
+        pytest.param("q4_0", NEWEST, marks=pytest.mark.full),
+    ],
+)
 def test_quantised_weights_are_widened_without_spills(body: str, version: str, triton_site: Site) -> None:
     """The smallest model: one class and few tilings."""
     found = compiled_prefill(triton_site(version), replace(WIDE, max_position=64), Formats(body))
