@@ -158,6 +158,12 @@ def mma(a: Tensor, b: Tensor, acc: Tensor) -> Tensor:
     return Tensor((acc.data.double() + a.data.double() @ b.data.double()).float())
 
 
+def broadcast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the shape of either."""
+    shape = torch.broadcast_shapes(tuple(x.shape), tuple(y.shape))
+    return Tensor(x.data.expand(shape)), Tensor(y.data.expand(shape))
+
+
 def language() -> SimpleNamespace:
     """What formats use of Gluon's language."""
     names = {name: lambda *args, **named: None for name in LAYOUTS}
@@ -175,10 +181,10 @@ def language() -> SimpleNamespace:
         reshape=lambda x, shape: Tensor(x.data.reshape(list(shape))),
         permute=lambda x, order: Tensor(x.data.permute(order)),
         expand_dims=lambda x, axis: Tensor(x.data.unsqueeze(axis)),
-        broadcast=lambda x, y: tuple(Tensor(data) for data in torch.broadcast_tensors(x.data, y.data)),
+        broadcast=broadcast,
         join=lambda x, y: Tensor(torch.stack([x.data, y.data], -1)),
         sum=lambda x, axis: Tensor(x.data.sum(axis)),
-        where=lambda condition, x, y: Tensor(torch.where(condition.data, *(getattr(v, "data", v) for v in (x, y)))),
+        where=lambda condition, x, y: Tensor(torch.where(condition.data, getattr(x, "data", x), getattr(y, "data", y))),
         load=lambda pointer: Tensor(pointer.numbers[pointer.index.data.long()]),
         convert_layout=lambda x, layout, assert_trivial: x,
         inline_asm_elementwise=inline_asm_elementwise,

@@ -48,9 +48,7 @@ def test_every_kernel(name: str, version: str, triton_site: Site) -> None:
     [
         ("fp8", NEWEST),
         ("int4", OLDEST),
-        ("q4_1", NEWEST),
-        pytest.param("q8_0", OLDEST, marks=pytest.mark.full),
-        pytest.param("q4_0", NEWEST, marks=pytest.mark.full),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in (("q8_0", OLDEST), ("q4_0", NEWEST), ("q4_1", NEWEST))),
     ],
 )
 def test_quantised_weights_are_widened_without_spills(body: str, version: str, triton_site: Site) -> None:

@@ -216,7 +216,7 @@ def test_other_formats_are_made_of_it_and_fp32_is_refused(tmp_path: Path) -> Non
     config = small(tie_word_embeddings=True)
     path = mixed(config, "Q8_0", {}).write(tmp_path / "model.gguf")
     with load_engine(path, backend="vm", capacity=16, weights="fp8") as engine:
-        assert engine._backend.model.tape.formats == Formats("fp8", "fp8")  # type: ignore[attr-defined, union-attr]
+        assert engine._backend.model.tape.formats == Formats("fp8", "fp8")  # type: ignore[union-attr]
     with pytest.raises(UserError, match="q8_0 weights are widened to bf16: .* or say --weights bf16"):
         load_engine(path, backend="vm", capacity=16, dtype="float32")
     with load_engine(path, backend="vm", capacity=16, dtype="float32", weights="bf16") as engine:
