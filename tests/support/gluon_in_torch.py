@@ -158,6 +158,11 @@ def mma(a: Tensor, b: Tensor, acc: Tensor) -> Tensor:
     return Tensor((acc.data.double() + a.data.double() @ b.data.double()).float())
 
 
+def plain(x: Any) -> Any:
+    """A tensor's elements, or a number."""
+    return x.data if isinstance(x, Tensor) else x
+
+
 def broadcast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both in the shape of either."""
     shape = torch.broadcast_shapes(tuple(x.shape), tuple(y.shape))
@@ -184,7 +189,7 @@ def language() -> SimpleNamespace:
         broadcast=broadcast,
         join=lambda x, y: Tensor(torch.stack([x.data, y.data], -1)),
         sum=lambda x, axis: Tensor(x.data.sum(axis)),
-        where=lambda condition, x, y: Tensor(torch.where(condition.data, getattr(x, "data", x), getattr(y, "data", y))),
+        where=lambda condition, x, y: Tensor(torch.where(condition.data, plain(x), plain(y))),
         load=lambda pointer: Tensor(pointer.numbers[pointer.index.data.long()]),
         convert_layout=lambda x, layout, assert_trivial: x,
         inline_asm_elementwise=inline_asm_elementwise,
@@ -194,11 +199,11 @@ def language() -> SimpleNamespace:
 @contextmanager
 def in_torch() -> Iterator[ModuleType]:
     """The package of twins, made anew with torch in Gluon's place."""
-    plain = SimpleNamespace(jit=lambda function: function, constexpr_function=lambda function: function, language=language())
+    gluon = SimpleNamespace(jit=lambda function: function, constexpr_function=lambda function: function, language=language())
     fakes: dict[str, Any] = {
-        "triton.experimental": SimpleNamespace(gluon=plain),
-        "triton.experimental.gluon": plain,
-        "triton.experimental.gluon.language": plain.language,
+        "triton.experimental": SimpleNamespace(gluon=gluon),
+        "triton.experimental.gluon": gluon,
+        "triton.experimental.gluon.language": gluon.language,
         "triton.experimental.gluon.language.nvidia.hopper": SimpleNamespace(mma_v2=mma),
         "megakernel.device.compat": SimpleNamespace(
             reinterpret=lambda memory, *seen: memory.reinterpret(*seen), copy_page=copy_page
