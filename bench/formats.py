@@ -34,7 +34,10 @@ OPENINGS = (
     "The garbage collector", "Once upon a time there was", "def fibonacci(n):", "The capital of France is",
     "In physics, the energy of", "To bake bread, first", "The function returns", "Dear Sir or Madam,",
 )  # fmt: skip
-CHOICES = (("bf16", "bf16"), ("fp8", "bf16"), ("fp8", "fp8"), ("int4", "bf16"), ("int4", "fp8"), ("int4", "int4"))
+CHOICES = (
+    ("bf16", "bf16"), ("fp8", "bf16"), ("fp8", "fp8"), ("int4", "bf16"), ("int4", "fp8"), ("int4", "int4"),
+    ("q8_0", "q8_0"), ("q4_1", "q8_0"), ("q4_0", "q8_0"),
+)  # fmt: skip
 MOST = 4096
 
 

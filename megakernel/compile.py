@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from megakernel.device.kernel import RUNTIME_ARGUMENTS, megakernel
-from megakernel.geometry import Geometry, make_geometry
+from megakernel.geometry import Geometry, beside_box, make_geometry
 from megakernel.options import BESIDE_LAYOUT, OPTIONS, TMA_LAYOUT, WARPS, Sizes
 from models.command import Parser, add_formats, add_model, columns, command, start
 from models.errors import UserError
@@ -62,7 +62,7 @@ BESIDE = ("beside", "head_beside")
 def beside_types(geometry: Geometry) -> dict[str, str]:
     """The types of the descriptors of what lies beside pages; None for one that there is no need of."""
     words = (geometry.qkv.format.scale_words, geometry.head.format.scale_words if geometry.head_apart else 0)
-    types = [f"tensordesc<fp32[1, {count}],{BESIDE_LAYOUT!r}>" if count else "constexpr" for count in words]
+    types = [f"tensordesc<fp32{beside_box(count)},{BESIDE_LAYOUT!r}>" if count else "constexpr" for count in words]
     return dict(zip(BESIDE, types, strict=True))
 
 

@@ -23,6 +23,7 @@ from scheduler.pages import beside_bytes, staging_bytes, sums_bytes
 from scheduler.program import Program
 
 ITEM_BYTES = 2  # of what the matrices multiply, of the KV cache and of plain weights: the kernel runs bf16
+BOX_WORDS = 256  # the most elements of a TMA box in one dimension
 STAGING_BYTES = 1024  # unit of the memory for staged activations
 TOKEN_SLACK = 64  # numbers behind the tokens of a sequence: the next token, and drafts
 COPIES = (4, 2)  # TMA copies in flight per SM: for the record that runs, for those ahead of it (docs/performance.md)
@@ -270,6 +271,12 @@ def make_bucket(program: Program) -> Bucket:
 def token_stride(shape: Dimensions) -> int:
     """From the tokens of one sequence to those of the next, in numbers."""
     return shape.head_pages * shape.page_positions + TOKEN_SLACK
+
+
+def beside_box(words: int) -> list[int]:
+    """How TMA copies so many words beside a page: lines, and words of a line, of which it takes no more at once."""
+    line = min(words, BOX_WORDS)
+    return [words // line, line]
 
 
 def pages_bytes(geometry: Geometry) -> int:

@@ -141,7 +141,7 @@ def _open_gguf(path: Path) -> Checkpoint:
 
     model = open_gguf(path)
     sampling = of_gguf(path, model.file.values)
-    return Checkpoint(model.config, model.source, None, model.stored_dtype, model.file, sampling)
+    return Checkpoint(model.config, model.source, None, model.stored_dtype, model.file, sampling, model.formats)
 
 
 def _read_config(directory: Path) -> ModelConfig:

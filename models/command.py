@@ -25,7 +25,7 @@ from models.process import INTERRUPTED, begin, open_streams, silence, working
 
 USER_ERROR, BROKEN_PIPE = 2, 141  # the latter as a shell reports SIGPIPE
 LONGEST_COMPLAINT = 500  # characters about arguments, which may be of any length
-WEIGHTS = ("bf16", "fp8", "int4")  # formats that weights may be kept in (`models.formats`)
+WEIGHTS = ("bf16", "fp8", "int4", "q8_0", "q4_0", "q4_1")  # formats that weights may be kept in (`models.formats`)
 COLUMNS = (1, 2, 4, 8)  # of a step: of one sequence, or so many sequences
 CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)))
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)

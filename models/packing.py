@@ -58,7 +58,10 @@ def _codes(matrix: Matrix, format: Packed, source: str, tensor: torch.Tensor | Q
     if isinstance(tensor, Quantised) and tensor.format is format:
         if matrix.column_map is not None:
             raise UserError(f"tensor {source}: quantised columns of heads that are padded cannot be taken, say --weights bf16")
-        return pages_of(format, tensor.part(rows))
+        codes = tensor.part(rows)
+        if not codes.finite:
+            check_finite(source, tensor, tensor[rows], rows.start)  # which says where
+        return pages_of(format, codes)
     numbers = tensor[rows].float()
     check_finite(source, tensor, numbers, rows.start)
     return format.quantise(_pad_columns(matrix, numbers))
@@ -72,7 +75,8 @@ def place_codes(matrix: Matrix, packed_rows: np.ndarray, codes: Codes, weights: 
     words = matrix.format.encode(codes.values).view(torch.int64).view(len(rows), count * CHUNKS, -1)
     page_pieces(_pages(matrix, weights))[block, half, row] = words
     beside = matrix.format.encode_scales(codes)  # [rows, pages, words of a row]
-    _beside(matrix, constants).view(torch.int32)[block, :, :, rows % BLOCK_ROWS] = beside
+    places = matrix.format.scale_places[rows % BLOCK_ROWS]
+    _beside(matrix, constants).view(torch.int32)[block[:, None, None], torch.arange(count)[:, None], places[:, None]] = beside
 
 
 def check_finite(name: str, tensor: torch.Tensor | Quantised, stored: torch.Tensor, first_row: int = 0) -> None:
@@ -149,7 +153,7 @@ def unpack(layout: TapeLayout, weights: torch.Tensor, constants: torch.Tensor) -
 def quantised_rows(matrix: Matrix, weights: torch.Tensor, constants: torch.Tensor) -> torch.Tensor:
     """All packed rows of a quantised matrix as numbers, fp32 [rows, packed columns]."""
     assert isinstance(matrix.format, Packed)
-    return matrix.format.rows(_pages(matrix, weights), _beside(matrix, constants).flatten(2)).flatten(0, 1)
+    return matrix.format.rows(_pages(matrix, weights), _beside(matrix, constants)).flatten(0, 1)
 
 
 def _pages(matrix: Matrix, weights: torch.Tensor) -> torch.Tensor:
@@ -159,10 +163,10 @@ def _pages(matrix: Matrix, weights: torch.Tensor) -> torch.Tensor:
 
 
 def _beside(matrix: Matrix, constants: torch.Tensor) -> torch.Tensor:
-    """What lies beside the pages of a quantised matrix as a view [blocks, pages, words of a row, 16 rows]."""
+    """What lies beside the pages of a quantised matrix as a view [blocks, pages, words]."""
     count = matrix.pages * matrix.format.scale_words
     words = constants[matrix.scale_offset : matrix.scale_offset + count]
-    return words.view(matrix.blocks, matrix.pages_per_block, -1, BLOCK_ROWS)
+    return words.view(matrix.blocks, matrix.pages_per_block, -1)
 
 
 def _region(layout: TapeLayout, matrix: Matrix, weights: torch.Tensor) -> torch.Tensor:

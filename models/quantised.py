@@ -45,7 +45,7 @@ class Quantised:
     @property
     def nbytes(self) -> int:
         """Of the codes, as they are in memory."""
-        return self.codes.values.nbytes + self.codes.scales.nbytes
+        return sum(tensor.nbytes for tensor in self.codes.tensors() if tensor is not None)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -59,8 +59,7 @@ class Quantised:
 
     def part(self, rows: slice) -> Codes:
         """The codes of some rows."""
-        zeros = None if self.codes.zeros is None else self.codes.zeros[rows]
-        return Codes(self.codes.values[rows], self.codes.scales[rows], zeros)
+        return self.codes.part(rows)
 
     def to(self, dtype: torch.dtype | None = None, copy: bool = False) -> torch.Tensor:
         """All numbers, in fp32 unless it is told otherwise."""
@@ -76,8 +75,7 @@ def pages_of(format: Packed, codes: Codes) -> Codes:
     """Codes of whole groups as codes of whole pages; the groups that are added are zeros."""
     columns = -codes.values.shape[1] % format.columns
     groups = (codes.values.shape[1] + columns) // format.group - codes.scales.shape[1]
-    zeros = None if codes.zeros is None else pad(codes.zeros, (0, groups))
-    return Codes(pad(codes.values, (0, columns)), pad(codes.scales, (0, groups)), zeros)
+    return codes.padded(columns, groups)
 
 
 def plain_matrices(config: ModelConfig) -> set[str]:

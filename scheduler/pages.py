@@ -36,7 +36,8 @@ def staging_bytes(shape: Shape) -> int:
     """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest input of a
     projection in whole parts, the normalised hidden state at a power of two of pages, or the queries of an attention group.
 
-    With several columns the hidden state is staged for all columns of the matrix instruction, and other inputs are not.
+    With several columns the hidden state is staged for all columns of the matrix instruction, and other inputs are not.  The
+    sums that formats need follow at a multiple of their own size, and what lies beside pages at a multiple of its size.
     """
     kinds = [kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks) and kind.MATRIX in (*shape.tape.kinds, "head")]
     widest = max(kind.staged_columns(shape) for kind in kinds)
@@ -44,11 +45,17 @@ def staging_bytes(shape: Shape) -> int:
     hidden = max(next_power_of_two(matrix.pages_per_block) * matrix.format.columns for matrix in normed)
     queries = ceil_div(shape.staged_queries, shape.page_columns) * shape.page_columns
     staged = max(widest, hidden) if shape.columns == 1 else MMA_COLUMNS * hidden
-    return max(staged, queries) * shape.itemsize + sums_bytes(shape)
+    sums = sums_bytes(shape)
+    return rounded_up(rounded_up(max(staged, queries) * shape.itemsize, sums) + sums, beside_bytes(shape))
+
+
+def rounded_up(count: int, unit: int) -> int:
+    """To a multiple of a unit, where there is one."""
+    return ceil_div(count, unit) * unit if unit else count
 
 
 def sums_bytes(shape: Shape) -> int:
-    """Shared memory for the sums of a staged activation that formats need, whole KiB."""
+    """Shared memory for the sums of a staged activation that formats need, a power of two of KiB."""
     most = 0
     for matrix in shape.tape.matrices:
         if matrix.format.summed:

@@ -8,7 +8,7 @@ from triton.experimental.gluon import language as gl
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.context import LOADERS, lanes
-from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout, staged
+from megakernel.device.formats.layouts import staged
 from megakernel.device.matvec import largest_divisor, multiply_pages, power_of_two, vector_layout
 from megakernel.device.sync import LONG_WAIT, agree_in_warp, given_up, report_value
 from megakernel.device.trace import COMPUTED, STAGED, stamp
@@ -65,7 +65,7 @@ def multiply_slot(S: gl.constexpr, ring, step, use, slot):
 def multiply_slots(S: gl.constexpr, ring, step, use):
     """Multiply the next row block of the down projections by the staged activations; returns what `row_block` does."""
     F: gl.constexpr = S.expert_down.format
-    sums = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    sums = F.total(F.nothing())
     for slot in range(S.experts.chosen):
         sums += multiply_slot(S, ring, step, use + slot * S.experts.down_pages, slot)
     stamp(S, step.trace, COMPUTED)
@@ -86,8 +86,8 @@ def stage_slots_and_multiply(S: gl.constexpr, memory, ring, step, source):
     COUNT: gl.constexpr = S.expert_down.columns
     SIZE: gl.constexpr = power_of_two(GROUP) * F.COLUMNS
     column = gl.arange(0, SIZE, vector_layout())
-    staging = reinterpret(ring.staging, gl.bfloat16, [S.experts.chosen * PARTS, SIZE], staged(F.LANE, [SIZE]))
-    sums = gl.zeros([F.TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout())
+    staging = reinterpret(ring.staging, gl.bfloat16, [S.experts.chosen * PARTS, SIZE], staged(F.STAGED, [SIZE]))
+    sums = F.total(F.nothing())
     values = look(source + column, column < COUNT)
     begin = cycles()
     for part in range(S.experts.chosen * PARTS):

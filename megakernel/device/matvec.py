@@ -77,7 +77,7 @@ def stage_one(
     """`stage_norm` for a single column."""
     COUNT: gl.constexpr = matrix.columns
     index = gl.arange(0, SIZE, vector_layout())
-    staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], staged(matrix.format.LANE, [SIZE])).index(0)
+    staging = reinterpret(ring.staging, gl.bfloat16, [1, SIZE], staged(matrix.format.STAGED, [SIZE])).index(0)
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
     wait_all(S, memory, step, SIGNALS)
     x = look(source + index, index < COUNT)
@@ -164,7 +164,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
     COUNT: gl.constexpr = matrix.columns
     SIZE: gl.constexpr = STAGED_PAGES * F.COLUMNS
     column = gl.arange(0, SIZE, vector_layout())
-    staging = reinterpret(ring.staging, gl.bfloat16, [PARTS, SIZE], staged(F.LANE, [SIZE]))
+    staging = reinterpret(ring.staging, gl.bfloat16, [PARTS, SIZE], staged(F.STAGED, [SIZE]))
     acc = F.nothing()
     values = look(source + column, column < COUNT)
     begin = cycles()

@@ -20,7 +20,7 @@ from instructions.dimensions import Dimensions
 from instructions.shape import VACANT
 from megakernel.control_block import CONTROL_WORDS
 from megakernel.device.kernel import megakernel
-from megakernel.geometry import COUNTER_STRIDE, ITEM_BYTES, make_bucket, make_geometry, token_stride
+from megakernel.geometry import COUNTER_STRIDE, ITEM_BYTES, beside_box, make_bucket, make_geometry, token_stride
 from megakernel.gpu.control import Outcome, control_words
 from megakernel.options import BESIDE_LAYOUT, OPTIONS, TMA_LAYOUT, WARPS, Sizes
 from megakernel.stamps import Clock, Point, nanoseconds
@@ -38,8 +38,8 @@ def beside_descriptor(constants: torch.Tensor, first: Matrix) -> TensorDescripto
     count = first.format.scale_words
     if not count:
         return None
-    words = constants[first.scale_offset :]
-    return TensorDescriptor.from_tensor(words[: len(words) // count * count].view(-1, count), [1, count], BESIDE_LAYOUT)
+    words, box = constants[first.scale_offset :], beside_box(count)
+    return TensorDescriptor.from_tensor(words[: len(words) // count * count].view(-1, box[1]), box, BESIDE_LAYOUT)
 
 
 def page_descriptor(pages: torch.Tensor) -> TensorDescriptor:

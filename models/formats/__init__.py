@@ -9,10 +9,13 @@ from models.formats.base import Packed, WeightFormat
 from models.formats.fp8 import FP8
 from models.formats.int4 import INT4
 from models.formats.plain import BF16, FP32
+from models.formats.q4_0 import Q4_0
+from models.formats.q4_1 import Q4_1
+from models.formats.q8_0 import Q8_0
 
 __all__ = ["FORMATS", "PLAIN", "Formats", "Packed", "WeightFormat", "NAMES", "check_formats", "chosen_formats", "format_of"]
 
-FORMATS: dict[str, WeightFormat] = {format.name: format for format in (BF16, FP32, FP8, INT4)}
+FORMATS: dict[str, WeightFormat] = {format.name: format for format in (BF16, FP32, FP8, INT4, Q8_0, Q4_0, Q4_1)}
 PLAIN_NAME = "plain"
 _PLAIN = {2: BF16, 4: FP32}
 
@@ -55,4 +58,4 @@ def check_formats(formats: Formats, itemsize: int) -> None:
         if name != PLAIN_NAME and name not in packed:
             raise UserError(f"weights cannot be kept as {name!r}: choose one of {', '.join(packed)}, or bf16")
         if name in packed and itemsize != 2:
-            raise UserError(f"{name} weights are widened to bf16: choose bfloat16 activations")
+            raise UserError(f"{name} weights are widened to bf16: choose bfloat16 activations, or say --weights bf16")

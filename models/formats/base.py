@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 PAGE_ROWS = 16
 PAGE_WORDS = 4096  # 32-bit words of a page
@@ -23,12 +24,33 @@ class Codes:
     """Rows of a matrix as a format keeps them, before they are packed.
 
     values: uint8 [rows, K], one code a weight; scales: fp32 [rows, K / group]; zeros: uint8 of the same shape, the code that
-    stands for 0 in its group, in formats that have one.
+    stands for 0 in its group, in formats that have one; offsets: fp32 of the same shape, what code 0 stands for, likewise.
     """
 
     values: torch.Tensor
     scales: torch.Tensor
     zeros: torch.Tensor | None = None
+    offsets: torch.Tensor | None = None
+
+    def part(self, rows: slice) -> Codes:
+        """Those of some rows."""
+        zeros, offsets = (None if tensor is None else tensor[rows] for tensor in (self.zeros, self.offsets))
+        return Codes(self.values[rows], self.scales[rows], zeros, offsets)
+
+    def padded(self, columns: int, groups: int) -> Codes:
+        """With so many columns and groups of zeros behind."""
+        behind = (0, groups)
+        zeros, offsets = (None if tensor is None else pad(tensor, behind) for tensor in (self.zeros, self.offsets))
+        return Codes(pad(self.values, (0, columns)), pad(self.scales, behind), zeros, offsets)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all scales and offsets are."""
+        return all(bool(tensor.isfinite().all()) for tensor in (self.scales, self.offsets) if tensor is not None)
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """All of them, in their order."""
+        return self.values, self.scales, self.zeros, self.offsets
 
 
 @dataclass(frozen=True)
@@ -51,6 +73,11 @@ class Packed(WeightFormat):
     """A format whose codes are widened in registers; `group` columns of a row share a scale."""
 
     group: int = 0
+
+    @property
+    def scale_places(self) -> torch.Tensor:
+        """Where the words of a row lie among those beside a page: int64 [16 rows, words of a row]."""
+        return torch.arange(self.scale_words).view(-1, PAGE_ROWS).T
 
     def quantise(self, rows: torch.Tensor) -> Codes:
         """The codes nearest to fp32 rows [n, K], K whole pages, their scales chosen for the least squared error."""
@@ -81,9 +108,9 @@ class Packed(WeightFormat):
         fp32 [blocks, pages, scale_words]."""
         blocks, count = pages.shape[:2]
         words = page_rows(pages).reshape(blocks * PAGE_ROWS, count * ROW_WORDS)
-        beside = scales.contiguous().view(torch.int32).view(blocks, count, -1, PAGE_ROWS)
+        beside = scales.contiguous().view(torch.int32)[:, :, self.scale_places]  # [blocks, pages, 16 rows, words of a row]
         values = self.decode(words)
-        codes = self.decode_scales(values, beside.permute(0, 3, 1, 2).reshape(blocks * PAGE_ROWS, count, -1))
+        codes = self.decode_scales(values, beside.transpose(1, 2).reshape(blocks * PAGE_ROWS, count, -1))
         return self.widen(codes).view(blocks, PAGE_ROWS, -1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,15 @@ import torch
 from models.config import ModelConfig
 from models.errors import UserError
 from models.files import open_regular
+from models.formats import PLAIN_NAME, Formats
+from models.gguf.blocks import format_for
 from models.gguf.config import ROPE_FACTORS, architecture_of, hf_config, hf_name
 from models.gguf.file import GgufFile, read_gguf
 from models.gguf.header import Tensor
 from models.gguf.weights import GgufSource, Place, read_tensor, stored_dtype
 from models.hf_config import parse_config
 from models.rope import inverse_frequencies
-from models.weights import EMBEDDING, expected_tensors
+from models.weights import EMBEDDING, HEAD, expected_tensors
 
 _MOST_FACTORS = 2**12  # of a head's dimensions, by pairs
 
@@ -31,6 +33,7 @@ class GgufModel:
     config: ModelConfig
     source: GgufSource
     stored_dtype: torch.dtype
+    formats: Formats
 
 
 def open_gguf(path: Path) -> GgufModel:
@@ -49,7 +52,29 @@ def open_gguf(path: Path) -> GgufModel:
         raise UserError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     places = _places(file, config, halves)
     [embedding] = (place for place in places if place.name == EMBEDDING)
-    return GgufModel(file, config, GgufSource(places), stored_dtype(embedding.tensor))
+    formats, places = _kept(places, config)
+    return GgufModel(file, config, GgufSource(places), stored_dtype(embedding.tensor), formats)
+
+
+def _kept(places: tuple[Place, ...], config: ModelConfig) -> tuple[Formats, tuple[Place, ...]]:
+    """What matrices are kept as, and the places with that: those of the layers as a format that holds the blocks of all of
+    them, the head as one that holds its own.
+
+    Where heads are padded, the columns of those who read them are in no blocks: then the layers' matrices are widened.
+    """
+    head = EMBEDDING if config.tied_embeddings else HEAD
+    body = {place.tensor.kind.name for place in places if _of_layers(place)}
+    padded = config.padded_head_dim != config.head_dim
+    of_body = None if padded else format_for(body)
+    of_head = format_for({place.tensor.kind.name for place in places if place.name == head})
+    formats = Formats(*(PLAIN_NAME if format is None else format.name for format in (of_body, of_head)))
+    found = (replace(p, format=of_head if p.name == head else of_body if _of_layers(p) else None) for p in places)
+    return formats, tuple(found)
+
+
+def _of_layers(place: Place) -> bool:
+    """Whether it is a matrix of a layer."""
+    return len(place.tensor.shape) == 2 and place.name not in (EMBEDDING, HEAD)
 
 
 def _places(file: GgufFile, config: ModelConfig, halves: bool) -> tuple[Place, ...]:

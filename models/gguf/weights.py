@@ -1,5 +1,5 @@
-"""The tensors of a GGUF file under Hugging Face's names, one at a time and a piece at a time: what is kept in blocks is widened
-to bf16 by the `gguf` library, which has its formulas.
+"""The tensors of a GGUF file under Hugging Face's names, one at a time and a piece at a time: what is kept in blocks is handed
+over in codes where a format holds it, else it is widened to bf16 by the `gguf` library, which has its formulas.
 
 Only the tensor that is handed over is in memory, and some pieces on their way into it. Knows nothing of configurations.
 """
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,7 +21,10 @@ from gguf.quants import dequantize
 
 from models.errors import UserError
 from models.files import open_regular
+from models.formats import Packed
+from models.gguf.blocks import codes_of, empty
 from models.gguf.header import Tensor
+from models.quantised import Quantised
 
 PLAIN = {
     GGMLQuantizationType.F32: torch.float32,
@@ -37,21 +40,23 @@ MOST_THREADS = 8
 @dataclass(frozen=True)
 class Place:
     """Where a tensor of the network comes from. `heads`: of how many heads its rows are those of, where they stand pair by pair
-    and are wanted in halves; else 0."""
+    and are wanted in halves; else 0. `format`: in whose codes it is handed over, None for numbers."""
 
     name: str
     tensor: Tensor
     heads: int = 0
+    format: Packed | None = None
 
 
 @dataclass(frozen=True)
 class GgufSource:
-    """A `WeightSource` over checked files: bf16, but fp16 and fp32 where they are kept so."""
+    """A `WeightSource` over checked files: codes or bf16, but fp16 and fp32 where they are kept so."""
 
     places: tuple[Place, ...]  # in the order of their bytes
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `WeightSource`. Raises `UserError` where a file changed since it was checked."""
+    def tensors(self) -> Iterator[tuple[str, Any]]:
+        """See `WeightSource`. Raises `UserError` where a file changed since it was checked, and for scales that are too
+        large for their format."""
         with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
             path: Path | None = None
             file: BinaryIO | None = None
@@ -61,7 +66,8 @@ class GgufSource:
                         if file is not None:
                             file.close()
                         path, file = place.tensor.path, open_regular(place.tensor.path)
-                    yield place.name, read_tensor(file.fileno(), place, threads)
+                    read = read_tensor if place.format is None else read_codes
+                    yield place.name, read(file.fileno(), place, threads)
             finally:
                 if file is not None:
                     file.close()
@@ -91,15 +97,43 @@ def read_tensor(file: int, place: Place, threads: ThreadPoolExecutor | None = No
         values[0, order] = _piece(file, tensor, 1, columns, 0)[0]
         return values[0]
 
-    def fill(start: int) -> None:
-        stop = min(rows, start + step)
+    def fill(start: int, stop: int) -> None:
         values[order[start:stop] if place.heads else slice(start, stop)] = _piece(file, tensor, stop - start, columns, start)
 
+    _each_piece(fill, rows, columns, threads)
+    return values.view(tensor.shape)
+
+
+def read_codes(file: int, place: Place, threads: ThreadPoolExecutor | None = None) -> Quantised:
+    """A matrix of an open file in the codes of its format, its rows in Hugging Face's order."""
+    tensor, format = place.tensor, place.format
+    assert format is not None
+    rows, columns = tensor.shape
+    order = torch.from_numpy(halves_first(rows, place.heads))
+    room = empty(rows, columns, format)
+
+    def fill(start: int, stop: int) -> None:
+        block, size = GGML_QUANT_SIZES[tensor.kind]
+        raw = np.frombuffer(_bytes_of(file, tensor, stop - start, columns, start), np.uint8)
+        try:
+            found = codes_of(raw.reshape(stop - start, columns // block, size), tensor.kind.name, format)
+        except UserError as error:
+            raise UserError(f"{tensor.path}: tensor {tensor.name} {error}") from None
+        for into, part in zip(room.tensors(), found.tensors(), strict=True):
+            if into is not None and part is not None:
+                into[order[start:stop]] = part
+
+    _each_piece(fill, rows, columns, threads)
+    return Quantised(format, room, columns)
+
+
+def _each_piece(fill: Callable[[int, int], None], rows: int, columns: int, threads: ThreadPoolExecutor | None) -> None:
+    """Call `fill` with the rows of every piece, first and last."""
     step = max(1, PIECE_ELEMENTS // columns)
     each: Callable[..., Iterator[None]] = map if threads is None else partial(threads.map)
-    for _ in each(fill, range(0, rows, step)):
+    starts = range(0, rows, step)
+    for _ in each(fill, starts, [min(rows, start + step) for start in starts]):
         pass
-    return values.view(tensor.shape)
 
 
 def halves_first(rows: int, heads: int) -> np.ndarray:
@@ -116,14 +150,19 @@ def halves_first(rows: int, heads: int) -> np.ndarray:
 
 def _piece(file: int, tensor: Tensor, rows: int, columns: int, start: int) -> torch.Tensor:
     """Rows of a tensor from `start` on, as they stand in the file: [rows, columns]."""
-    block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
-    row_bytes = columns // block * block_bytes
-    raw = _read(file, tensor, rows * row_bytes, tensor.start + start * row_bytes)
+    raw = _bytes_of(file, tensor, rows, columns, start)
     if tensor.kind in PLAIN:
         return torch.frombuffer(raw, dtype=PLAIN[tensor.kind]).view(rows, columns)
     with np.errstate(all="ignore"):  # what is not finite is found, and named, where it is packed
         wide = dequantize(np.frombuffer(raw, np.uint8).reshape(1, -1), tensor.kind)  # in one go: of rows it makes small groups
     return torch.from_numpy(wide).to(torch.bfloat16).view(rows, columns)
+
+
+def _bytes_of(file: int, tensor: Tensor, rows: int, columns: int, start: int) -> bytearray:
+    """The bytes of rows from `start` on."""
+    block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
+    row_bytes = columns // block * block_bytes
+    return _read(file, tensor, rows * row_bytes, tensor.start + start * row_bytes)
 
 
 def _read(file: int, tensor: Tensor, count: int, start: int) -> bytearray:

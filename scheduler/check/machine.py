@@ -38,25 +38,27 @@ def shared_bytes(shape: Shape, ring: int) -> int:
 
     Staged are, one at a time, the input of a projection, padded to whole parts, that of the experts' down projections once for
     each that is chosen; the hidden state, padded to a power of two of pages; the queries of an attention group.  Of several
-    columns none but the hidden state, eight times, and the queries.
+    columns none but the hidden state, eight times, and the queries.  Behind it lie the sums that formats need of its groups, a
+    power of two of KiB, and what lies beside the pages of the ring, either at a multiple of its size.
     """
-    staged, beside = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0
+    staged, beside, sums = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0, 0
     for matrix in shape.tape.matrices:
-        columns = matrix.format.columns
-        pages = -(-matrix.columns // columns)
-        normed = matrix.columns == shape.config.hidden_size
-        if matrix.kind == "expert_down":
-            pages *= shape.config.experts_per_token
-        elif normed:
+        columns, mixed = matrix.format.columns, matrix.kind == "expert_down"
+        pages = -(-matrix.columns // columns) * (shape.config.experts_per_token if mixed else 1)
+        if matrix.format.summed:
+            sums = max(sums, 1024, 4 * (columns << (pages - 1).bit_length()) // matrix.format.summed)
+        if matrix.columns == shape.config.hidden_size and not mixed:
             pages = (1 if shape.columns == 1 else 8) << (pages - 1).bit_length()
-        elif shape.columns == 1:
+        elif shape.columns == 1 and not mixed:
             part = staged_pages(pages, matrix.format)
             pages = -(-pages // part) * part
-        else:
+        elif not mixed:
             pages = 0
         staged = max(staged, pages * columns)
         beside = max(beside, -(-4 * matrix.format.scale_words // TILE_BYTES) * TILE_BYTES)
-    return ring * (PAGE_BYTES + beside) + staged * shape.itemsize + RESERVED
+    bytes = staged * shape.itemsize
+    bytes += -bytes % max(1, sums) + sums
+    return ring * (PAGE_BYTES + beside) + bytes + -bytes % max(1, beside) + RESERVED
 
 
 def shape_findings(shape: Shape) -> Iterator[Finding]:

@@ -76,9 +76,10 @@ def test_logits_are_those_of_the_cpu_machine(name: str, preparation: Preparation
     assert chosen == own.argmax(1).tolist(), "the tokens chosen are the best of the kernel's own logits"
 
 
-def test_quantised_experts(preparation: Preparation) -> None:
-    expected = preparation.expected["quantised experts"].result()
-    check_logits(rig_of(QUANTISED_EXPERTS), QUANTISED_EXPERTS, expected)
+@pytest.mark.parametrize("name", QUANTISED_EXPERTS)
+def test_quantised_experts(name: str, preparation: Preparation) -> None:
+    case, expected = QUANTISED_EXPERTS[name], preparation.expected[name].result()
+    check_logits(rig_of(case), case, expected)
 
 
 def outcome(rig: Rig, longest: int) -> tuple[list[int], str, str]:

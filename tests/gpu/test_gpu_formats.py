@@ -22,24 +22,28 @@ from tests.support.preparation import Case, decode_on_the_cpu, programs_of
 
 pytestmark = pytest.mark.gpu
 FP8, INT4 = Formats("fp8", "fp8"), Formats("int4", "int4")
+Q8, Q4, Q4_OFFSETS = Formats("q8_0", "q8_0"), Formats("q4_0", "q8_0"), Formats("q4_1", "q4_0")
+QUANTISED = (FP8, INT4, Q8, Q4, Q4_OFFSETS)
+BODIES = tuple(formats.body for formats in QUANTISED)
+APART = (("int4", "fp8"), ("plain", "int4"), ("fp8", "plain"), ("plain", "q8_0"), ("q4_1", "plain"))
 BUCKETS = ((1, 1), (2, 2))
 # Tied and untied heads, biases, heads that are padded, several pages of K, a head of another format or of none.
 CASES = [
-    Case("gqa4_llama3_tied", 227, 140, 40, BUCKETS, formats)
-    for formats in (FP8, INT4, Formats("int4", "fp8"), Formats("plain", "int4"), Formats("fp8", "plain"))
+    Case("gqa4_llama3_tied", 227, 140, 40, BUCKETS, formats) for formats in (*QUANTISED, *(Formats(*names) for names in APART))
 ] + [
     Case(name, 227, 60, 40, BUCKETS, formats)
     for name in ("all_biases_linear_head24", "wide_mlp_long_k", "ragged_sizes", "qwen3_head24_bias")
-    for formats in (FP8, INT4)
+    for formats in QUANTISED
 ]
-PRESETS = [(name, formats) for name in ("llama-3.2-1b", "llama-3.2-3b", "llama-3-8b") for formats in (FP8, INT4)]
+PRESETS = [("llama-3.2-1b", formats) for formats in QUANTISED]
+PRESETS += [(name, formats) for name in ("llama-3.2-3b", "llama-3-8b") for formats in (FP8, INT4, Q4_OFFSETS)]
 
 # Of prompts: padded pages along K, heads that are padded or normed, biases, one layer, true shapes.  The head is not prefill's.
 READ = [
     (name, Formats(body))
     for name in ("gqa4_llama3_tied", "head64_llama3", "wide_mlp_long_k", "ragged_sizes", "qwen3_head24_bias", "granite_biases")
-    for body in ("fp8", "int4")
-] + [(name, Formats(body)) for name in ("llama-3.2-1b", "llama-3.2-3b") for body in ("fp8", "int4")]
+    for body in BODIES
+] + [(name, Formats(body)) for name in ("llama-3.2-1b", "llama-3.2-3b") for body in BODIES]
 LENGTHS = (1, 2, 17, 64, 65, 129, 257, 500)  # of prompts
 DECODES_ERRORS = 2.0  # the rms error that prefill may have, in decode's own: it rounds the weights too
 
@@ -64,7 +68,7 @@ def test_the_cpu_machine_s_numbers(case: Case) -> None:
     assert (logits.argmax(1) == expected.logits.argmax(1))[clear].all()
 
 
-@pytest.mark.parametrize("formats", [FP8, INT4], ids=lambda formats: formats.body)
+@pytest.mark.parametrize("formats", QUANTISED, ids=lambda formats: formats.body)
 def test_the_same_bits_in_every_cut(formats: Formats) -> None:
     case = Case("gqa4_llama3_tied", 227, 140, 8, BUCKETS, formats)
     model = pack(weights_of(case.name), config_of(case.name), torch.bfloat16, case.capacity, formats)

@@ -103,12 +103,21 @@ def test_chosen_experts(triton_site: Site) -> None:
     assert found["shared"] >= pages_bytes(geometry)
 
 
-def test_quantised_weights(triton_site: Site) -> None:
-    """Both formats that are widened in registers, in one kernel: the layers in one and the head in the other."""
-    geometry = geometry_of(MODELS["llama-3.2-1b"], formats=Formats("int4", "fp8"))
+@pytest.mark.parametrize(
+    ("body", "head", "version"),
+    [
+        ("int4", "fp8", OLDEST),
+        ("q4_1", "q8_0", NEWEST),
+        pytest.param("q8_0", "q4_0", OLDEST, marks=pytest.mark.full),
+        pytest.param("q4_0", "q8_0", NEWEST, marks=pytest.mark.full),
+    ],
+)
+def test_quantised_weights(body: str, head: str, version: str, triton_site: Site) -> None:
+    """Formats that are widened in registers, two in one kernel: the layers in one and the head in the other."""
+    geometry = geometry_of(MODELS["llama-3.2-1b"], formats=Formats(body, head))
     assert geometry.head_apart
-    found = compiled(triton_site(OLDEST), geometry)
-    check(found, OLDEST)
+    found = compiled(triton_site(version), geometry)
+    check(found, version)
     assert found["shared"] >= pages_bytes(geometry)
 
 

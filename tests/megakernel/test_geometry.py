@@ -15,8 +15,19 @@ from instructions.lm_head import BEST_FIELDS
 from instructions.sample import Sample
 from instructions.shape import ANNOUNCED
 from megakernel.device.kernel import megakernel
-from megakernel.geometry import Experts, Geometry, Matrix, Places, Rows, make_bucket, make_geometry, pages_bytes
+from megakernel.geometry import (
+    STAGING_BYTES,
+    Experts,
+    Geometry,
+    Matrix,
+    Places,
+    Rows,
+    make_bucket,
+    make_geometry,
+    pages_bytes,
+)
 from models.config import ModelConfig
+from models.formats import Formats
 from scheduler.build import build_program, make_shape
 from scheduler.check.machine import shared_bytes
 from scheduler.limits import RESERVED
@@ -94,6 +105,17 @@ def test_one_kernel_serves_every_bucket_its_tail_and_every_length_of_cache(name:
     assert len({make_geometry(program) for program in programs}) == 1
     assert {make_bucket(program).slices for program in programs} == set(slices)
     assert len({make_bucket(program).head_pages for program in programs}) == 3
+
+
+@pytest.mark.parametrize("body", ["int4", "q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("name", ["biased", "experts", "llama-3.2-1b"])
+def test_the_memory_of_quantised_weights_is_that_which_is_proven(name: str, body: str) -> None:
+    """And sums and words beside pages lie at multiples of their sizes, as the kernel counts them."""
+    program = make(CONFIGS[name], formats=Formats(body, "q8_0"))
+    geometry = make_geometry(program)
+    assert pages_bytes(geometry) + RESERVED == shared_bytes(program.shape, program.ring)
+    assert geometry.staging_pages * STAGING_BYTES % geometry.beside_bytes == 0
+    assert (geometry.staging_pages - geometry.sums_pages) % max(1, geometry.sums_pages) == 0
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -109,9 +109,12 @@ EXPERT_CASES = {
         Case("granitemoe", 227, 140, 120),
     )
 }
-QUANTISED_EXPERTS = Case("mixtral", 128, 72, 60, ((1, 1), (2, 1)), Formats("fp8", "fp8"))
+QUANTISED_EXPERTS = {
+    f"experts in {body}": Case("mixtral", 128, 72, 60, ((1, 1), (2, 1)), Formats(body, head))
+    for body, head in (("fp8", "fp8"), ("q4_1", "q8_0"))
+}
 EXPERT_PRESETS = {name: Case(name, 192, 150, 150, ((1, 1), (3, 3))) for name in ("qwen3-30b-a3b", "olmoe-1b-7b")}
-ALL_CASES = {**CASES, **EXPERT_CASES, "quantised experts": QUANTISED_EXPERTS}
+ALL_CASES = {**CASES, **EXPERT_CASES, **QUANTISED_EXPERTS}
 
 
 def engine_programs(sms: int) -> BucketPrograms:

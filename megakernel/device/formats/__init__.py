@@ -11,29 +11,30 @@ from typing import Any
 
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.formats import fp8, int4, plain
+from megakernel.device.formats import fp8, int4, plain, q4_0, q4_1, q8_0
 from models.formats import WeightFormat
 
 FUNCTIONS = ("stage_sums", "activation", "nothing", "take", "product", "total", "copy_beside")
 PACKED_FUNCTIONS = ("numbers",)  # of formats that are not plain
 TOGETHER = 2048  # columns whose pages are unrolled together
-MODULES: dict[str, ModuleType] = {"bf16": plain, "fp8": fp8, "int4": int4}
+MODULES: dict[str, ModuleType] = {"bf16": plain, "fp8": fp8, "int4": int4, "q8_0": q8_0, "q4_0": q4_0, "q4_1": q4_1}
 
 
 class Twin:
     """What device functions are told of a format.
 
-    TILES: of a page, each with its own accumulators; COLUMNS: of a page; LANE: columns that a lane holds side by side;
-    TOGETHER: most pages whose loads are unrolled together; BESIDE: bytes copied with each page; and the functions:
-    `stage_sums` keeps the sums of the staged vector that a product needs, `activation` loads page `page` of the vector as the
-    B operand, `take` what a slot of the ring holds, `product` adds the product of the two to accumulators, which begin as
-    `nothing`, `total` makes of them the sums of the tiles, fp32 [tiles, 16 rows, 8 columns]; `copy_beside` asks for what lies
-    beside a page.
+    TILES: of a page; COLUMNS: of a page; LANE: columns that a lane holds side by side; STAGED: those that lie together where
+    the vector is staged (`megakernel.device.formats.layouts.staged`); TOGETHER: most pages whose loads are unrolled together;
+    BESIDE: bytes copied with each page; and the functions: `stage_sums` keeps the sums of the staged vector that a product
+    needs, `activation` loads page `page` of the vector as the B operand, `take` what a slot of the ring holds, `product` adds
+    the product of the two to accumulators, which begin as `nothing`, `total` makes of them the sums of some tiles, fp32 [tiles,
+    16 rows, 8 columns]; `copy_beside` asks for what lies beside a page.
     """
 
     def __init__(self, format: WeightFormat) -> None:
         module = MODULES[format.name]
-        self.TILES, self.COLUMNS, self.LANE = module.TILES, gl.constexpr(format.columns), module.LANE
+        self.TILES, self.COLUMNS = module.TILES, gl.constexpr(format.columns)
+        self.LANE, self.STAGED = module.LANE, module.STAGED
         self.TOGETHER = gl.constexpr(max(1, TOGETHER // format.columns))
         self.BESIDE = gl.constexpr(4 * format.scale_words)
         names = FUNCTIONS if format.plain else (*FUNCTIONS, *PACKED_FUNCTIONS)

@@ -16,6 +16,7 @@ CODES = gl.constexpr(4)  # of a word
 TILE_WORDS = gl.constexpr(FP8.columns // 8 // 4)
 TILE = gl.constexpr(FP8.columns // 8)  # columns of a tile
 LANE = gl.constexpr(2 * CODES.value)
+STAGED = LANE
 SCALES = gl.constexpr(FP8.scale_words)
 FACTOR = gl.constexpr(2.0**120)  # e4m3's bits in bf16's places are so much too small
 
@@ -79,7 +80,7 @@ def take(S: gl.constexpr, ring, slot):
     """The words, and the rows' scales, fp32 [1, 16, 1]."""
     LAYOUT: gl.constexpr = gl.SliceLayout(2, block_layout())
     words = page_words(ring, slot, TILES, TILE_WORDS)
-    scales = beside_of(S, ring, slot, gl.float32, SCALES, FLAT_TILES).load(LAYOUT)
+    scales = beside_of(S, ring, slot, gl.float32, [1, SCALES], FLAT_TILES).load(LAYOUT)
     return words, gl.expand_dims(scales, 2)
 
 

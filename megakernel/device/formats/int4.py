@@ -1,4 +1,4 @@
-"""Device side of `models.formats.int4`: a word becomes eight bf16, 16 + code each, with seven operations.
+"""Device side of `models.formats.int4`: words become bf16, 16 + code each (`megakernel.device.formats.nibbles`).
 
 A group's sum of those times the activation is 16 + zero times the activation's own sum too large; that sum is staged with the
 activation.
@@ -10,62 +10,19 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
-from megakernel.device.compat import reinterpret
 from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout
-from megakernel.device.formats.packed import UNIT, beside_of, copy_words, page_activation, page_words
+from megakernel.device.formats.nibbles import CODES, LANE, operand_of, values_of
+from megakernel.device.formats.packed import beside_of, copy_words, page_activation, page_words, stage_sums_of, sums_of
 from models.formats.int4 import INT4
 
 TILES = gl.constexpr(INT4.columns // INT4.group)
-CODES = gl.constexpr(8)  # of a word
 TILE = gl.constexpr(INT4.group)  # columns of a tile
-TILE_WORDS = gl.constexpr(INT4.group // 8)
-LANE = gl.constexpr(2 * CODES.value)
+TILE_WORDS = gl.constexpr(INT4.group // CODES.value)
+STAGED = LANE
 SCALES = gl.constexpr(INT4.scale_words)
 ZERO = gl.constexpr(0xF)  # the zero point's bits of a word beside the page
 ZERO_SHIFT = gl.constexpr(19)  # from there to the upper bits of fp32's mantissa
 SIXTEEN = gl.constexpr(0x41800000)  # of fp32
-
-WIDEN = gl.constexpr("""{
-    .reg .b32 turned;
-    lop3.b32 $0, $8, 0x00780078, 0x41804180, 0xea;
-    shr.u32 turned, $8, 4;
-    lop3.b32 $1, turned, 0x00780078, 0x41804180, 0xea;
-    shr.u32 turned, $8, 8;
-    lop3.b32 $2, turned, 0x00780078, 0x41804180, 0xea;
-    shf.r.wrap.b32 turned, $8, $8, 12;
-    lop3.b32 $3, turned, 0x00780078, 0x41804180, 0xea;
-    lop3.b32 $4, $9, 0x00780078, 0x41804180, 0xea;
-    shr.u32 turned, $9, 4;
-    lop3.b32 $5, turned, 0x00780078, 0x41804180, 0xea;
-    shr.u32 turned, $9, 8;
-    lop3.b32 $6, turned, 0x00780078, 0x41804180, 0xea;
-    shf.r.wrap.b32 turned, $9, $9, 12;
-    lop3.b32 $7, turned, 0x00780078, 0x41804180, 0xea;
-}""")
-
-
-@gluon.jit
-def values_of(words):
-    """Words as bf16, their columns in order, 16 + code; two words at a time, into registers of two columns."""
-    r0, r1, r2, r3, r4, r5, r6, r7 = gl.inline_asm_elementwise(
-        WIDEN,
-        "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r",
-        [words],
-        dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
-        is_pure=True,
-        pack=2,
-    )
-    even = gl.join(gl.join(r0, r4), gl.join(r2, r6))
-    odd = gl.join(gl.join(r1, r5), gl.join(r3, r7))
-    registers = gl.reshape(gl.join(even, odd), [words.numel // 2, 2, 2, 2, 2])
-    return gl.permute(registers, [0, 2, 3, 4, 1])
-
-
-@gluon.jit
-def widen(words):
-    """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], 16 + code."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
-    return gl.convert_layout(gl.reshape(values_of(words), [TILES, ROWS, TILE]), A, assert_trivial=True)
 
 
 @gluon.jit
@@ -76,22 +33,9 @@ def scale_and_zero(beside):
 
 
 @gluon.jit
-def sums_of(S: gl.constexpr, ring, COUNT: gl.constexpr):
-    """Where the sums of the groups lie, behind the staged vector: fp32 [1024 / COUNT / 4, COUNT]."""
-    EACH: gl.constexpr = UNIT // 4 // COUNT
-    LAYOUT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    return reinterpret(ring.staging, gl.float32, [S.staging_pages * EACH, COUNT], LAYOUT), (
-        S.staging_pages - S.sums_pages
-    ) * EACH
-
-
-@gluon.jit
 def stage_sums(S: gl.constexpr, ring, part, values):
     """The sums of the groups of part `part` of the vector, bf16 [columns]."""
-    COUNT: gl.constexpr = values.shape[0] // TILE
-    sums, first = sums_of(S, ring, COUNT)
-    groups = gl.reshape(values.to(gl.float32), [COUNT, TILE])
-    sums.index(first + part).store(gl.sum(groups, axis=1))
+    stage_sums_of(S, ring, part, values, TILE)
 
 
 @gluon.jit
@@ -114,7 +58,7 @@ def take(S: gl.constexpr, ring, slot):
     """The words, and those with the scales and zero points of the groups, int32 [tiles, 16, 1]."""
     LAYOUT: gl.constexpr = gl.SliceLayout(2, block_layout())
     words = page_words(ring, slot, TILES, TILE_WORDS)
-    beside = beside_of(S, ring, slot, gl.int32, SCALES, FLAT_TILES)
+    beside = beside_of(S, ring, slot, gl.int32, [1, SCALES], FLAT_TILES)
     return words, gl.expand_dims(beside.reshape([TILES, ROWS]).load(LAYOUT), 2)
 
 
@@ -123,7 +67,7 @@ def product(taken, x, acc):
     """`acc` and the page's product: of each group (16 + codes) x - (16 + zero) sum x, times its scale."""
     words, beside = taken
     values, sums = x
-    part = mma_v2(widen(words), values, gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout()))
+    part = mma_v2(operand_of(words, TILES, TILE), values, gl.zeros([TILES, ROWS, MMA_COLUMNS], gl.float32, block_layout()))
     scale, zero = scale_and_zero(beside)
     return acc + (part - zero * sums) * scale
 

@@ -7,10 +7,11 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.compat import copy_page, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, WORDS, block_layout, fragments, staged
-from megakernel.geometry import ITEM_BYTES, STAGING_BYTES
+from megakernel.geometry import BOX_WORDS, ITEM_BYTES, STAGING_BYTES
 
 UNIT = gl.constexpr(STAGING_BYTES)
 ITEM = gl.constexpr(ITEM_BYTES)
+BOX = gl.constexpr(BOX_WORDS)
 FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
@@ -33,17 +34,59 @@ def page_words(ring, slot, TILES: gl.constexpr, COUNT: gl.constexpr):
     return reinterpret(ring.pages.index(slot), gl.int32, [TILES, ROWS, COUNT], fragments(TILES, COUNT)).load(A)
 
 
+@gluon.constexpr_function
+def words_of(shape):
+    """How many words have a shape."""
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+@gluon.constexpr_function
+def many(count, shape):
+    """The shape of so many of a shape."""
+    return [count] + list(shape)
+
+
+@gluon.constexpr_function
+def box_of(words):
+    """As `megakernel.geometry.beside_box`."""
+    line = min(words, BOX.value)
+    return [words // line, line]
+
+
 @gluon.jit
-def beside_of(S: gl.constexpr, ring, slot, TYPE: gl.constexpr, COUNT: gl.constexpr, LAYOUT: gl.constexpr):
-    """Shared memory for COUNT words beside the page in a slot, behind the staged vector: [1, COUNT]."""
-    EACH: gl.constexpr = S.beside_bytes // (COUNT * 4)
-    FIRST: gl.constexpr = S.staging_pages * UNIT // (COUNT * 4)
-    TOTAL: gl.constexpr = (S.staging_pages + S.beside_pages) * UNIT // (COUNT * 4)
-    return reinterpret(ring.staging, TYPE, [TOTAL, 1, COUNT], LAYOUT).index(FIRST + slot * EACH)
+def beside_of(S: gl.constexpr, ring, slot, TYPE: gl.constexpr, SHAPE: gl.constexpr, LAYOUT: gl.constexpr):
+    """Shared memory for the words beside the page in a slot, behind the staged vector, as SHAPE."""
+    BYTES: gl.constexpr = 4 * words_of(SHAPE)
+    EACH: gl.constexpr = S.beside_bytes // BYTES
+    FIRST: gl.constexpr = S.staging_pages * UNIT // BYTES
+    TOTAL: gl.constexpr = (S.staging_pages + S.beside_pages) * UNIT // BYTES
+    return reinterpret(ring.staging, TYPE, many(TOTAL, SHAPE), LAYOUT).index(FIRST + slot * EACH)
 
 
 @gluon.jit
 def copy_words(S: gl.constexpr, beside, ring, number, slot, COUNT: gl.constexpr):
     """Ask for the COUNT words beside page `number` of a descriptor's pages, to land with the page in a slot."""
     LAYOUT: gl.constexpr = beside.layout
-    copy_page(beside, [number, 0], ring.full.index(slot), beside_of(S, ring, slot, gl.float32, COUNT, LAYOUT))
+    LINES: gl.constexpr = box_of(COUNT)
+    copy_page(beside, [number * LINES[0], 0], ring.full.index(slot), beside_of(S, ring, slot, gl.float32, LINES, LAYOUT))
+
+
+@gluon.jit
+def sums_of(S: gl.constexpr, ring, COUNT: gl.constexpr):
+    """Where the sums of groups of the staged vector lie, behind it: fp32 [rows, COUNT], and which row is the first."""
+    LAYOUT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    ROWS_: gl.constexpr = S.staging_pages * (UNIT // 4) // COUNT
+    FIRST: gl.constexpr = (S.staging_pages - S.sums_pages) * (UNIT // 4) // COUNT
+    return reinterpret(ring.staging, gl.float32, [ROWS_, COUNT], LAYOUT), FIRST
+
+
+@gluon.jit
+def stage_sums_of(S: gl.constexpr, ring, part, values, GROUP: gl.constexpr):
+    """The sums of the groups of so many columns of part `part` of the vector, bf16 [columns]."""
+    COUNT: gl.constexpr = values.shape[0] // GROUP
+    sums, first = sums_of(S, ring, COUNT)
+    groups = gl.reshape(values.to(gl.float32), [COUNT, GROUP])
+    sums.index(first + part).store(gl.sum(groups, axis=1))

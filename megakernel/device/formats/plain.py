@@ -14,6 +14,7 @@ from models.tape import TILE_BYTES, TILES_PER_PAGE
 TILES = gl.constexpr(TILES_PER_PAGE)
 TILE = gl.constexpr(TILE_BYTES // ITEM_BYTES)  # columns of a tile
 LANE = gl.constexpr(2)
+STAGED = LANE
 PAGE_LAYOUT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0]))  # as TMA writes it with 128-byte swizzle
 
 

@@ -7,11 +7,12 @@ import importlib
 import pytest
 from triton.experimental.gluon.language import constexpr
 
-from megakernel.device.formats import FUNCTIONS, MODULES, fp8, int4, twin_of
+from megakernel.device.formats import FUNCTIONS, MODULES, fp8, int4, q4_0, q4_1, q8_0, twin_of
 from megakernel.device.formats.layouts import WORDS, fragments
 from megakernel.options import Sizes
 from models.formats import FORMATS, Packed
 from models.formats.base import ROW_WORDS
+from models.formats.blocks import TILE_GROUPS, Blocks
 from models.formats.fp8 import Fp8
 from models.tape import BLOCK_ROWS, PAGE_BYTES
 from tests.support.compile_cases import MODELS, geometry_of
@@ -38,10 +39,13 @@ def test_a_twin_s_numbers(name: str) -> None:
         assert module.TILES.value * module.TILE.value == format.columns
         assert module.TILE_WORDS.value * module.CODES.value == module.TILE.value
         assert module.TILES.value * module.TILE_WORDS.value == ROW_WORDS
-        assert isinstance(format, Fp8) or module.TILE.value == format.group
+        if isinstance(format, Blocks):
+            assert module.TILE.value == format.group * TILE_GROUPS
+        else:
+            assert isinstance(format, Fp8) or module.TILE.value == format.group
 
 
-@pytest.mark.parametrize("module", [fp8, int4], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("module", [fp8, int4, q8_0, q4_0, q4_1], ids=lambda module: module.__name__.rpartition(".")[2])
 def test_the_layout_of_a_page_is_the_packing_s(module: object) -> None:
     """By the layout's own bases: which word lies where, once the swizzle of TMA is undone."""
     tiles, count = module.TILES.value, module.TILE_WORDS.value  # type: ignore[attr-defined]

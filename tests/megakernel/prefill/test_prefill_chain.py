@@ -41,7 +41,7 @@ def argument(launch: Launch, name: str) -> Any:
     return launch.arguments[launch.kernel.arg_names.index(name)]
 
 
-@pytest.mark.parametrize("body", ["fp8", "int4"])
+@pytest.mark.parametrize("body", ["fp8", "int4", "q4_1"])
 def test_every_product_reads_what_was_widened_and_nothing_else_is_overwritten(body: str) -> None:
     """Layer by layer: what each product reads, and what is widened along with it, to where."""
     chain = chain_of(Formats(body))

@@ -68,7 +68,14 @@ def test_every_kernel_of_a_mixture(name: str, version: str, triton_site: Site) -
         assert each["stack"] <= allowed and each["local"] == 0 and each["shared"] <= SHARED, each
 
 
-@pytest.mark.parametrize(("body", "version"), [("fp8", NEWEST), ("int4", OLDEST)])
+@pytest.mark.parametrize(
+    ("body", "version"),
+    [
+        ("fp8", NEWEST),
+        ("int4", OLDEST),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in (("q8_0", OLDEST), ("q4_0", NEWEST), ("q4_1", NEWEST))),
+    ],
+)
 def test_quantised_weights_are_widened_without_spills(body: str, version: str, triton_site: Site) -> None:
     """The smallest model: one class and few tilings."""
     found = compiled_prefill(triton_site(version), replace(WIDE, max_position=64), Formats(body))

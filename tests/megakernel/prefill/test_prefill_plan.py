@@ -86,7 +86,7 @@ def test_memory_counts_every_buffer() -> None:
     assert plan.bytes == 2 * halves + 4 * singles
 
 
-@pytest.mark.parametrize("body", ["fp8", "int4"])
+@pytest.mark.parametrize("body", ["fp8", "int4", "q8_0", "q4_1"])
 @pytest.mark.parametrize("name", DENSE)
 def test_quantised_weights_have_two_buffers_a_kind(name: str, body: str) -> None:
     plan, plain = (Plan(PRESETS[name], 132, 4096, formats) for formats in (Formats(body, body), Formats("plain", body)))

@@ -99,10 +99,11 @@ def test_pages_of_experts_that_were_not_chosen_are_poison(monkeypatch: pytest.Mo
     assert caught.value.instruction.startswith("expert_gate_up")
 
 
-def test_quantised_experts_are_those_of_the_reference() -> None:
+@pytest.mark.parametrize("body", ["fp8", "q4_1"])
+def test_quantised_experts_are_those_of_the_reference(body: str) -> None:
     """Their scales come with the chosen experts' pages; routers stay plain."""
     config = small_config("qwen3_moe", 512)
-    formats = Formats("fp8", "plain")
+    formats = Formats(body, "plain")
     model = pack(RandomWeights(config), config, torch.bfloat16, CAPACITY, formats)
     shape = make_shape(config, sms=3, capacity=CAPACITY, bucket=CAPACITY, itemsize=2, slices=1, formats=formats)
     vm = Vm(build_program(shape, 3), model)

@@ -22,9 +22,12 @@ from scheduler.program import read_program
 from tests.support.configs import random_tensors, small_config
 
 FP8, INT4, MIXED = Formats("fp8", "fp8"), Formats("int4", "int4"), Formats("int4", "fp8")
+Q8, Q4, Q4_OFFSETS = Formats("q8_0", "q4_0"), Formats("q4_0", "q8_0"), Formats("q4_1", "q8_0")
 CAPACITY = 64
 MODELS = ("gqa4_llama3_tied", "all_biases_linear_head24", "wide_mlp_long_k", "head128_bias_tied")
-formats = pytest.mark.parametrize("formats", [FP8, INT4, MIXED, Formats("plain", "int4"), Formats("fp8", "plain")], ids=str)
+formats = pytest.mark.parametrize(
+    "formats", [FP8, INT4, MIXED, Formats("plain", "int4"), Formats("fp8", "plain"), Q8, Q4, Q4_OFFSETS], ids=str
+)
 
 
 def packed(name: str, formats: Formats) -> tuple[PackedModel, dict[str, torch.Tensor]]:
@@ -53,7 +56,7 @@ def test_each_row_is_quantised_where_it_belongs(name: str, formats: Formats) -> 
         assert (found[f"{HEAD}.weight"] - tensors[EMBEDDING].float()).norm() < 0.11 * tensors[EMBEDDING].float().norm()
 
 
-@pytest.mark.parametrize("formats", [FP8, INT4], ids=str)
+@pytest.mark.parametrize("formats", [FP8, INT4, Q8, Q4, Q4_OFFSETS], ids=str)
 def test_nothing_is_left_unwritten(formats: Formats) -> None:
     model, tensors = packed("all_biases_linear_head24", formats)
     weights = torch.full_like(model.weights.view(torch.uint8), 0xA5).view(torch.bfloat16)
@@ -66,7 +69,9 @@ def test_nothing_is_left_unwritten(formats: Formats) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "formats"), list(zip(MODELS, [FP8, INT4, MIXED, Formats("plain", "int4")], strict=True)), ids=str
+    ("name", "formats"),
+    [*zip(MODELS, [FP8, INT4, MIXED, Formats("plain", "int4")], strict=True), *zip(MODELS, [Q4, Q8, Q4_OFFSETS], strict=False)],
+    ids=str,
 )
 def test_the_cpu_machine_computes_with_those_numbers(name: str, formats: Formats) -> None:
     """As near to fp32 as bf16 activations allow: the same model with the widened weights, and with its plain ones, show it."""
