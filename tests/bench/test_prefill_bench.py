@@ -18,7 +18,7 @@ from bench.record_file import record_name
 from models.errors import UserError
 from tests.support import ROOT
 from tests.support.configs import MIXTURES, random_tensors, small_config
-from tests.support.prefill_machine import chain_of, packed
+from tests.support.prefill_chains import chain_of, packed
 
 KERNELS = Kernels(0, 512, {"qkv": 20.123}, {"qkv": 12.0}, projections=483.4, cublas=593.1, attention=118.0, sdpa=103.5)
 RECORDS = sorted((ROOT / "bench" / "results").glob("prefill_*.json"))

@@ -118,10 +118,17 @@ def test_most_sms_have_nothing_to_do() -> None:
         check(*pair.step())
 
 
-@pytest.mark.parametrize("name", ["fp8", pytest.param("int4", marks=pytest.mark.full)])
-def test_quantised_weights(name: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "head"),
+    [
+        ("fp8", "fp8"),
+        ("q4_1", "q8_0"),
+        *(pytest.param(*both, marks=pytest.mark.full) for both in (("int4", "int4"), ("q4_0", "fp8"))),
+    ],
+)
+def test_quantised_weights(body: str, head: str) -> None:
     with fake_device(EmulatedKernel()):
-        pair = Pair("gqa2", formats=Formats(name, name))
+        pair = Pair("gqa2", formats=Formats(body, head))
         check(*pair.step())
 
 

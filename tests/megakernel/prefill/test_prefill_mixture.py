@@ -19,7 +19,8 @@ from models.packed import numbers
 from models.reference import Reference, _rotate
 from models.tape import BLOCK_ROWS
 from tests.support.configs import MIXTURES, random_tensors, small_config
-from tests.support.prefill_machine import chain_of, packed, run
+from tests.support.gluon.kernel import run
+from tests.support.prefill_chains import chain_of, packed
 
 LENGTHS = (1, 2, 31, 32, 33, 70)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,31 +16,33 @@ from megakernel.prefill.reference import permute, route
 from megakernel.prefill.tiling import ROUTED
 from models.tape import BLOCK_ROWS
 from tests.support.configs import MIXTURES, SMALL_CONFIGS, make_model, small_config
-from tests.support.gluon_numpy import kernel_of
-from tests.support.prefill_machine import KNOWN, ORDERED
+from tests.support.gluon.kernel import launch, package
+from tests.support.gluon.language import constant
 
-CHOICE = kernel_of("prefill/routing", "read_choice", KNOWN, (ORDERED,))
-PLACES = kernel_of("prefill/routing", "read_places", KNOWN)
 NOBODY = -77
 
 
 def routed(scores: torch.Tensor, chosen: int, renormalised: bool, programs: int) -> tuple[torch.Tensor, ...]:
     """The kernels' experts, shares, places and ends; every place was filled with what is nobody's."""
     tokens, count = scores.shape
-    sizes = SimpleNamespace(experts=SimpleNamespace(total=count, chosen=chosen, renormalised=renormalised))
-    words = np.array([5, tokens], np.int32)
-    padded = np.full((tokens + 3, BLOCK_ROWS * ceil_div(count, BLOCK_ROWS)), np.nan, np.float32)
-    padded[:tokens, :count] = scores.numpy()
-    slots, places = np.full((tokens + 3, count), NOBODY, np.int32), np.full((tokens + 3, chosen), NOBODY, np.int32)
-    shares, ends = np.full((tokens + 3, chosen), np.nan, np.float32), np.full(count, NOBODY, np.int32)
-    counts = np.full((ceil_div(tokens, ROUTED) + 1, count), NOBODY, np.int32)
-    CHOICE(programs, words, padded, slots, shares, counts, sizes)
-    PLACES(programs, words, slots, counts, places, ends, sizes)
-    assert (slots[tokens:] == NOBODY).all() and (places[tokens:] == NOBODY).all() and np.isnan(shares[tokens:]).all()
-    found = torch.from_numpy(slots[:tokens])
+    experts_of = SimpleNamespace(total=constant(count), chosen=constant(chosen), renormalised=renormalised)
+    sizes = SimpleNamespace(experts=experts_of)
+    words = torch.tensor([5, tokens], dtype=torch.int32)
+    padded = torch.full((tokens + 3, BLOCK_ROWS * ceil_div(count, BLOCK_ROWS)), torch.nan)
+    padded[:tokens, :count] = scores
+    slots, places, ends, counts = (
+        torch.full(shape, NOBODY, dtype=torch.int32)
+        for shape in ((tokens + 3, count), (tokens + 3, chosen), (count,), (ceil_div(tokens, ROUTED) + 1, count))
+    )
+    shares = torch.full((tokens + 3, chosen), torch.nan)
+    routing = package()["megakernel.device.prefill.routing"]
+    launch(routing.read_choice, programs, (words, padded, slots, shares, counts, sizes))
+    launch(routing.read_places, programs, (words, slots, counts, places, ends, sizes))
+    assert (slots[tokens:] == NOBODY).all() and (places[tokens:] == NOBODY).all() and shares[tokens:].isnan().all()
+    found = slots[:tokens]
     experts = torch.stack([(found == slot).int().argmax(1) for slot in range(chosen)], 1)
     assert (found.sort(1, descending=True).values[:, chosen:] == -1).all(), "others have no slot"
-    return experts, *(torch.from_numpy(each) for each in (shares[:tokens], places[:tokens], ends))
+    return experts, shares[:tokens], places[:tokens], ends
 
 
 def check(scores: torch.Tensor, chosen: int, renormalised: bool, programs: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megakernel.prefill.launch import Launch
 from megakernel.prefill.prefill import Prefill
 from tests.support import ROOT
 from tests.support.gluon.grid import Grid
@@ -25,7 +26,8 @@ def package() -> dict[str, ModuleType]:
     """Device modules that hold kernels, and `megakernel.options`, made of the device's own source."""
     names = [f"{DEVICE}.prefill.{path.stem}" for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__"]
     with emulated() as module:
-        found = {name: module(name) for name in (f"{DEVICE}.kernel", *names, "megakernel.options")}
+        names += [f"{DEVICE}.{name}" for name in ("kernel", "formats", "formats.layouts")] + ["megakernel.options"]
+        found = {name: module(name) for name in names}
         module("megakernel.device.formats").Twin.value = property(lambda twin: twin)
     found["megakernel.options"].Sizes.value = property(lambda sizes: sizes)
     return found
@@ -46,7 +48,7 @@ def argument(value: Any) -> Any:
     return value
 
 
-def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], seed: int) -> int:
+def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], seed: int = 0) -> int:
     """Run a kernel of the device's source to its end; returns how many steps its actors took."""
     grid, seen = Grid(seed), [argument(value) for value in arguments]
 
@@ -63,6 +65,17 @@ def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], seed: int) ->
     return grid.steps
 
 
+def alone(body: Callable[[], None], seed: int = 0) -> None:
+    """Run what calls device functions, as the one role of a block of its own."""
+    launch(body, 1, (), seed)
+
+
+def run(one: Launch, seed: int = 0) -> None:
+    """One of prefill's launches."""
+    function = one.kernel.fn
+    launch(getattr(package()[function.__module__], function.__name__), one.grid, one.arguments, seed)
+
+
 class EmulatedPrefill(Prefill):
     """Prefill's chain, kernel by kernel."""
 
@@ -77,10 +90,8 @@ class EmulatedPrefill(Prefill):
     def read(self, start: int, count: int) -> None:
         self.chain.words.copy_(torch.tensor([start, count], dtype=torch.int32))
         for one in self.chain.launches(self.plan.classes[bisect_left(self.plan.classes, count)]):
-            function = one.kernel.fn
-            kernel = getattr(package()[function.__module__], function.__name__)
             self.seed += 1
-            launch(kernel, one.grid, one.arguments, self.seed)
+            run(one, self.seed)
 
 
 class EmulatedKernel:

@@ -205,12 +205,11 @@ def associative_scan(x: Tensor, axis: int, combine: Callable[[Tensor, Tensor], T
 def elementwise(asm: str, constraints: str, args: list[Any], dtype: Any, is_pure: bool, pack: int) -> Any:
     """Inline PTX: what the kernel's own texts mean; of those that compute, instruction by instruction."""
     text = " ".join(asm.split())
-    grid = here().grid
     if "%clock64" in text or "%globaltimer" in text:
-        grid.pause()
-        return Tensor(torch.tensor(grid.steps * CYCLES, dtype=torch.int64))
+        here().grid.pause()
+        return Tensor(torch.tensor(here().grid.steps * CYCLES, dtype=torch.int64))
     if text.startswith("ld.acquire"):
-        grid.pause()
+        here().grid.pause()
         return args[0].load()
     if "atom.relaxed.gpu.global.cas" in text:
         names = ("place", "record", "counter", "wanted", "seen", "position")
@@ -230,7 +229,7 @@ def elementwise(asm: str, constraints: str, args: list[Any], dtype: Any, is_pure
         return Tensor(tensor(args[0]))
     if "nanosleep" in text:
         block, seen = here().block, here().block.changes()
-        grid.pause(rather=lambda: block.changes() != seen)
+        here().grid.pause(rather=lambda: block.changes() != seen)
     if not args or "prefetch" in text or "fence" in text or "nanosleep" in text:
         return Tensor(torch.tensor(0, dtype=torch.int32))
     return computed(asm, constraints, args, dtype, pack)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from functools import cache
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +18,10 @@ from models.tape import BLOCK_ROWS, PAGE_BYTES, Matrix
 from models.weights import Weights
 from scheduler.build import build_program, make_shape
 from tests.support.configs import random_tensors
-from tests.support.gluon_in_torch import Memory, Pointer, Tensor, in_torch
+from tests.support.gluon.kernel import alone, package
+from tests.support.gluon.language import expect, init, wait
+from tests.support.gluon.memory import FLAT, Descriptor, Memory
+from tests.support.gluon.tensor import Pointer, Tensor
 
 NAMES = [name for name, format in FORMATS.items() if isinstance(format, Packed)]
 # The output projection has rows of two pages of 4 bits and of three of 8, not whole, others have rows of one; the head has
@@ -32,10 +33,9 @@ CONFIG = ModelConfig(
 RING = 3
 
 
-@pytest.fixture(scope="module")
-def twins() -> Iterator[ModuleType]:
-    with in_torch() as package:
-        yield package
+def twin(name: str) -> Any:
+    """A format's functions, of the device's own source."""
+    return package()["megakernel.device.formats"].MODULES[name]
 
 
 @cache
@@ -51,7 +51,8 @@ def ring_of(geometry: Geometry) -> Any:
     staging = (geometry.staging_pages + geometry.beside_pages) * STAGING_BYTES
     memory = Memory(torch.full((staging,), 0xFF, dtype=torch.uint8), torch.bfloat16, [staging // 1024, 512])
     pages = Memory(torch.full((RING * PAGE_BYTES,), 0xFF, dtype=torch.uint8), torch.int32, [RING, PAGE_BYTES // 4])
-    return SimpleNamespace(staging=memory, pages=pages, full=SimpleNamespace(index=lambda slot: None))
+    full = Memory(torch.zeros(8 * RING, dtype=torch.uint8), torch.int64, [RING, 1])
+    return SimpleNamespace(staging=memory, pages=pages, full=full)
 
 
 def land(F: Any, geometry: Geometry, ring: Any, model: PackedModel, matrix: Matrix, page: int, slot: int) -> None:
@@ -61,16 +62,20 @@ def land(F: Any, geometry: Geometry, ring: Any, model: PackedModel, matrix: Matr
     ring.pages.index(slot).bytes.view(torch.int32)[place ^ (place >> 5 & 7) << 2] = words
     line = min(256, matrix.format.scale_words)
     beside = model.constants[matrix.scale_offset :][: matrix.pages * matrix.format.scale_words].view(-1, line)
-    F.copy_beside(geometry, SimpleNamespace(lines=beside, layout=None), ring, page, slot)
+    full, count = ring.full.index(slot), matrix.format.scale_words
+    init(full, 1)
+    expect(full, 4 * count)
+    F.copy_beside(geometry, Descriptor(beside, [count // line, line], FLAT), ring, page, slot)
+    wait(full, 0)
 
 
-def stage(twins: ModuleType, F: Any, geometry: Geometry, ring: Any, x: torch.Tensor, matrix: Matrix, together: int) -> None:
+def stage(F: Any, geometry: Geometry, ring: Any, x: torch.Tensor, matrix: Matrix, together: int) -> None:
     """A vector in parts of so many pages, as the kernel stages it."""
     size = together * matrix.format.columns
     parts = -(-len(x) // size)
     padded = torch.zeros(parts * size, dtype=torch.bfloat16)
     padded[: len(x)] = x
-    layout = sys.modules[f"{twins.__name__}.layouts"].staged(F.STAGED, [size])
+    layout = package()["megakernel.device.formats.layouts"].staged(F.STAGED, [size])
     for part, values in enumerate(padded.view(parts, size)):
         ring.staging.reinterpret(torch.bfloat16, [parts, size], layout).index(part).store(Tensor(values))
         F.stage_sums(geometry, ring, part, Tensor(values))
@@ -78,15 +83,19 @@ def stage(twins: ModuleType, F: Any, geometry: Geometry, ring: Any, x: torch.Ten
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["o", "o, staged whole", "gate_up", "head"])
-def test_products(twins: ModuleType, name: str, kind: str) -> None:
+def test_products(name: str, kind: str) -> None:
+    alone(lambda: check_products(name, kind))
+
+
+def check_products(name: str, kind: str) -> None:
     body, head = (name, "q4_1") if kind != "head" else ("q4_1", name)
     model, geometry = packed(body, head)
     matrix = model.tape.matrix(kind.partition(",")[0])
-    F: Any = twins.MODULES[name]
+    F = twin(name)
     ring = ring_of(geometry)
     x = torch.randn(matrix.columns, generator=torch.Generator().manual_seed(5)).bfloat16()
     whole = 1 << (matrix.pages_per_block - 1).bit_length()
-    stage(twins, F, geometry, ring, x, matrix, 1 if kind == "o" else whole)
+    stage(F, geometry, ring, x, matrix, 1 if kind == "o" else whole)
     rows = quantised_rows(matrix, model.weights, model.constants)[:, : matrix.columns].double()
     for block in (0, matrix.blocks - 1):
         acc = F.nothing()
@@ -102,11 +111,11 @@ def test_products(twins: ModuleType, name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_numbers(twins: ModuleType, name: str) -> None:
+def test_numbers(name: str) -> None:
     """Units of prefill's kernel, each of a quarter of a page."""
     model, _ = packed(name, "q4_1")
     matrix = model.tape.matrix("o")
-    F: Any = twins.MODULES[name]
+    F = twin(name)
     format = matrix.format
     rows = quantised_rows(matrix, model.weights, model.constants).view(matrix.blocks, BLOCK_ROWS, -1)
     columns = format.columns // 4
