@@ -1,10 +1,11 @@
-"""The GPU backend's host side, with a fake device: launches, stops, faults, and an interrupt at every line of its code."""
+"""The GPU backend's host side, with a fake device: launches, stops, faults, and an interrupt at any line of its code."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.support.compile_cases import MODELS
 from tests.support.fake_device import FakePrefill, fake_device, next_token
 from tests.support.interrupting import Interrupting
 
+LINES = int(os.environ.get("MEGAKERNEL_INTERRUPT_LINES", "3"))  # from one line that is interrupted to the next; 1: all
 SMS = 4
 PROMPT = [5, 7, 11]
 LENGTH = 70
@@ -90,14 +92,15 @@ def test_stops(engine: Engine, place: int) -> None:
 
 
 @pytest.mark.parametrize("stopping", [False, True])
-def test_an_interrupt_at_every_line(engine: Engine, stopping: bool) -> None:
-    """Of a request that abandons one under way, decodes and, in half of the runs, stops early; the next one is right."""
+def test_an_interrupt_at_any_line(engine: Engine, stopping: bool) -> None:
+    """Of a request that abandons one under way, decodes and, in half of the runs, stops early; the next one is right.
+    Every third line, or all: see `LINES`."""
     stops = (expected()[40],) if stopping else ()
     other = PROMPT[:2] + expected(8) + expected(LENGTH)  # begins like the prompt, and then like nothing that is cached
     wanted = expected(30)
     number = 0
     while True:
-        number += 1
+        number += LINES
         abandoned = engine.generate(other, LENGTH)
         next(abandoned)
         abandoned.stop()
@@ -108,7 +111,7 @@ def test_an_interrupt_at_every_line(engine: Engine, stopping: bool) -> None:
             assert generate(engine, 30) == wanted, f"after an interrupt at line {number}"
             continue
         break
-    assert number == interrupting.lines + 1 > 200
+    assert number > interrupting.lines > 200
 
 
 def test_a_fault_ends_the_request_and_no_other(engine: Engine) -> None:

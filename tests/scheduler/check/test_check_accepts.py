@@ -105,7 +105,7 @@ def assert_sound(program: Program, seed: int) -> None:
         assert Trial(base, Random(seed)).fault(program, RUNS) is None
 
 
-@settings(SLOW, max_examples=60)
+@settings(SLOW, max_examples=30)
 @given(data=st.data(), sms=st.integers(1, MAX_SMS), policy=st.sampled_from(sorted(POLICIES)), ring=rings)
 def test_programs_of_random_models_are_accepted(data: st.DataObject, sms: int, policy: str, ring: int | None) -> None:
     program = scheduled(data.draw(shapes(sms)), sms, policy, ring)

@@ -20,7 +20,7 @@ from tests.mutations.programs import Base, random_base
 from tests.mutations.trial import Trial
 
 BASES = 12
-MUTANTS = 12  # of each kind
+MUTANTS = 8  # of each kind
 TRIALS = 1  # of these, how many accepted ones go on trial
 RUNS = 8
 
