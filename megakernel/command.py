@@ -54,7 +54,6 @@ class EngineOptions:
     sms: int | None = None
     context: int | None = None
     speculate: int = 0
-    sequences: int | None = None
 
     def __post_init__(self) -> None:
         if self.model == "":
@@ -66,8 +65,6 @@ class EngineOptions:
             raise UserError(f"--context must be 1 or more, got {self.context}")
         if not 0 <= self.speculate <= MOST_DRAFTS:
             raise UserError(f"--speculate must lie in 0..{MOST_DRAFTS}, got {self.speculate}")
-        if self.sequences is not None and not 1 <= self.sequences <= MOST_DRAFTS + 1:
-            raise UserError(f"--sequences must lie in 1..{MOST_DRAFTS + 1}, got {self.sequences}")
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -200,8 +197,15 @@ def check_context(context: int | None, most: int) -> None:
         raise UserError(f"--context {context}: this model has positions for {most} tokens, ask for 1 to {most}")
 
 
-def loaded(options: EngineOptions, model: str, checkpoint: Checkpoint, load: LoadEngine | None = None) -> Engine:
-    """The engine, with what is said on stderr while it loads.  `load` stands in for `megakernel.loading.load_engine`."""
+def loaded(
+    options: EngineOptions,
+    model: str,
+    checkpoint: Checkpoint,
+    load: LoadEngine | None = None,
+    sequences: int | None = None,
+) -> Engine:
+    """The engine, of so many sequences at once, with what is said on stderr while it loads.  `load` stands in for
+    `megakernel.loading.load_engine`."""
     if load is None:
         from megakernel.loading import load_engine
 
@@ -216,7 +220,7 @@ def loaded(options: EngineOptions, model: str, checkpoint: Checkpoint, load: Loa
             sms=options.sms,
             capacity=options.context,
             speculate=options.speculate,
-            sequences=options.sequences,
+            sequences=sequences,
             progress=loading,
             stage=loading.stage,
             checkpoint=checkpoint,

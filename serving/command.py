@@ -51,6 +51,7 @@ class Options(EngineOptions):
     name: str | None = None
     api_key: str | None = None
     log_prompts: bool = False
+    sequences: int | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ def parse(argv: list[str] | None) -> Options:
     add("--api-key", metavar="KEY", help=f"what clients must send (default: {KEY_VARIABLE} of the environment, else none)")
     add_sampling_options(parser)
     add_engine_options(parser)
-    add("--sequences", type=int, metavar="N", help="that decode together, at most 8 (default: 1 on the GPU, else 8)")
+    add("--sequences", type=whole(1, 8), metavar="N", help="that decode together, at most 8 (default: 1 on the GPU, else 8)")
     tokens = {"type": whole(1, 2**24), "metavar": "N"}
     add("--answer-tokens", **tokens, help="of an answer where a request does not say how many (default: what fits)")
     add("--queue", type=whole(1, 10**6), metavar="N", help=f"sequences that may wait (default: {limits.queue})")
@@ -117,7 +118,7 @@ def serve(options: Options, load: LoadEngine | None = None, ready: Callable[[str
         checkpoint, text = open_text(model)
         check_context(options.context, checkpoint.config.max_position)
         sampling = sampling_of(options, checkpoint.sampling)
-        with loaded(options, model, checkpoint, load) as engine:
+        with loaded(options, model, checkpoint, load, options.sequences) as engine:
             identity = identity_of(options, model, engine, sampling)
             note(f"{identity.model} on {engine.backend_name}, {engine.capacity} tokens of context")
             answer(options, engine, text, identity, bound, lambda: ready(f"listening on {address_of(bound)}"))

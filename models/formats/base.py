@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import pad
 
 PAGE_ROWS = 16
 PAGE_WORDS = 4096  # 32-bit words of a page
@@ -40,8 +39,12 @@ class Codes:
     def padded(self, columns: int, groups: int) -> Codes:
         """With so many columns and groups of zeros behind."""
         behind = (0, groups)
-        zeros, offsets = (None if tensor is None else pad(tensor, behind) for tensor in (self.zeros, self.offsets))
-        return Codes(pad(self.values, (0, columns)), pad(self.scales, behind), zeros, offsets)
+        zeros, offsets = (
+            None if tensor is None else torch.nn.functional.pad(tensor, behind) for tensor in (self.zeros, self.offsets)
+        )
+        return Codes(
+            torch.nn.functional.pad(self.values, (0, columns)), torch.nn.functional.pad(self.scales, behind), zeros, offsets
+        )
 
     @property
     def finite(self) -> bool:

@@ -46,7 +46,11 @@ def both(config: ModelConfig, seed: int, formats: Formats = PLAIN) -> tuple[Chai
 
 @pytest.mark.parametrize(
     ("name", "formats"),
-    [*((name, PLAIN) for name in MIXTURES), ("mixtral", Formats("fp8")), ("granitemoe", Formats("int4", "int4"))],
+    [
+        *((name, PLAIN) for name in MIXTURES),
+        pytest.param("mixtral", Formats("fp8"), marks=pytest.mark.full),
+        ("granitemoe", Formats("int4", "int4")),
+    ],
     ids=lambda value: getattr(value, "body", value),
 )
 def test_a_layer_is_the_model_s(name: str, formats: Formats) -> None:
