@@ -19,7 +19,7 @@ from megakernel.gpu.errors import KernelFault
 from models.packed import pack
 from models.reference import Reference
 from tests.gpu.test_gpu_cuts import digest
-from tests.gpu.test_gpu_faults import check_report, fault_of, place_of, running, silenced, told
+from tests.gpu.test_gpu_faults import check_report, fault_of, place_of, running, silenced
 from tests.support.gpu_models import config_of, random_tokens, weights_of
 from tests.support.preparation import (
     EXPERT_CASES,
@@ -146,16 +146,6 @@ def test_a_dropped_signal_is_reported_in_time(expert_engine: Engine, mnemonic: s
     if counted:
         check_report(message, program, set(item.signals))
     assert generate(expert_engine) == expected
-
-
-def test_a_lost_hint_of_the_router_changes_nothing(expert_engine: Engine) -> None:
-    expected = generate(expert_engine)
-    backend: Any = expert_engine._backend
-    program = backend.program(0).result().program
-    place, item = place_of(program, "router", 1)
-    assert item.signals and told(program, item)
-    with running(expert_engine, silenced(program, place)):
-        assert generate(expert_engine) == expected
 
 
 def test_a_choice_that_never_comes_is_reported_in_time(expert_engine: Engine) -> None:
