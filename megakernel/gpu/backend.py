@@ -13,16 +13,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from triton.errors import TritonError
 
 from megakernel.backend import sampling_state, shared_length
-from megakernel.errors import NotNumbers, one_line
-from megakernel.gpu.building import Building
+from megakernel.errors import NotNumbers
+from megakernel.gpu.base import OnGpu
 from megakernel.gpu.columns import ColumnFlight
 from megakernel.gpu.control import Outcome
 from megakernel.gpu.errors import KernelFault
@@ -35,8 +32,6 @@ from scheduler.buckets import BucketPrograms
 
 CHUNK = 16  # tokens a launch: a token reaches the host at most two launches after it was chosen
 FLIGHTS = 2  # launches under way
-LONGEST_LAUNCH = 0.25  # seconds, so that an interrupt is answered soon
-SLOW_BANDWIDTH = 2.0e12  # bytes a second, to bound a launch's time from above
 
 
 class Prefill(Protocol):
@@ -64,7 +59,7 @@ class Reading:
         self.landed.record()
 
 
-class GpuBackend:
+class GpuBackend(OnGpu):
     """See `megakernel.backend.Backend`.  `prefill` makes what reads prompts, of the state, the kernel's sizes and
     the number of SMs.
 
@@ -73,7 +68,6 @@ class GpuBackend:
     before it writes a row anew, and its position is raised after the launch that wrote it.
     """
 
-    name = "gpu"
     columns = 1
 
     def __init__(
@@ -83,15 +77,7 @@ class GpuBackend:
         device: torch.device,
         prefill: Callable[[GpuState, Sizes, int], Prefill] | None = None,
     ) -> None:
-        self.config, self.capacity = model.config, programs.capacity
-        self.programs, self.device = programs, device
-        with torch.cuda.device(device):
-            self.stream = torch.cuda.Stream(device)
-        with self.on_device("moving the model to the GPU"):
-            self.state = GpuState(model, programs.shape(programs.capacity).cache_pages, device)
-        step = model.tape.streamed_bytes / SLOW_BANDWIDTH
-        self.longest = max(1, int(LONGEST_LAUNCH / step))
-        self.building = Building()
+        super().__init__(model, programs, device)
         self.flights: deque[Flight | Reading | ColumnFlight] = deque()
         self.sequence = Sequence([], 0, SamplingParams())  # in the column, or the last one that was: here none
         self.taken = False  # whether it is there still
@@ -106,12 +92,6 @@ class GpuBackend:
             first = self.program(0).result()
             first.compile()
             self.prefill = None if prefill is None else prefill(self.state, first.sizes, programs.sms)
-
-    @contextmanager
-    def on_device(self, doing: str) -> Iterator[None]:
-        """The backend's stream, and with it its device, as the current ones; what fails within is told in one line."""
-        with one_line(doing, TritonError), torch.cuda.stream(self.stream):
-            yield
 
     def join(self, sequence: Sequence) -> bool:
         if self.taken:
@@ -167,15 +147,6 @@ class GpuBackend:
         self.last_program = self.prefill = None
         del self.state
         torch.cuda.empty_cache()
-
-    def program(self, place: int, tail: bool = False) -> Future[GpuProgram]:
-        """The program of one bucket, or its tail, being made since it was first asked for."""
-        return self.building.get((place, tail), lambda: self.build(place, tail))
-
-    def build(self, place: int, tail: bool) -> GpuProgram:
-        """Schedule one bucket's program, or its tail; the kernel is there already."""
-        with self.on_device("making a program"):
-            return GpuProgram(self.programs.program(place, tail), self.state)
 
     def read_prompt(self, prefill: Prefill) -> None:
         """Enqueue the next chunk of the prompt, or after the last one the tail, which draws the first token."""

@@ -104,12 +104,7 @@ class DraftingBackend(GpuBackend):
 
     def column_program(self, place: int) -> Future[ColumnProgram]:
         """The program of several columns of one bucket, as `program`."""
-        return self.building.get(place, lambda: self.build_columns(place))
-
-    def build_columns(self, place: int) -> ColumnProgram:
-        """Schedule one bucket's program of several columns."""
-        with self.on_device("making a program"):
-            return ColumnProgram(self.drafted.program(place), self.state)
+        return self.building.get(place, self.making(lambda: ColumnProgram(self.drafted.program(place), self.state)))
 
     def close(self) -> None:
         super().close()

@@ -21,14 +21,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from triton.errors import TritonError
 
 from instructions.dimensions import ceil_div, next_power_of_two
 from megakernel.backend import sampling_state, shared_length
 from megakernel.control_block import MOST_SEQUENCES, SEQUENCE_WORDS, SEQUENCES, Progress
-from megakernel.errors import NotNumbers, one_line
-from megakernel.gpu.backend import CHUNK, FLIGHTS, LONGEST_LAUNCH, SLOW_BANDWIDTH, Prefill, Reading
-from megakernel.gpu.building import Building
+from megakernel.errors import NotNumbers
+from megakernel.gpu.backend import CHUNK, FLIGHTS, Prefill, Reading
+from megakernel.gpu.base import OnGpu
 from megakernel.gpu.columns import ColumnFlight, ColumnProgram, join_sequence
 from megakernel.gpu.control import Outcome, control_words, progress_words
 from megakernel.gpu.errors import KernelFault
@@ -59,13 +58,11 @@ class Enqueued:
     members: tuple[tuple[Slot, Sequence], ...]
 
 
-class SharingBackend:
+class SharingBackend(OnGpu):
     """See `megakernel.backend.Backend`.
 
     programs: of one column.  shared: of 2, 4, ... columns, as many as are decoded at once.  prefill: as `GpuBackend`'s.
     """
-
-    name = "gpu"
 
     def __init__(
         self,
@@ -75,20 +72,13 @@ class SharingBackend:
         device: torch.device,
         prefill: Callable[[GpuState, Sizes, int], SharedPrefill] | None = None,
     ) -> None:
-        self.config, self.capacity = model.config, programs.capacity
-        self.programs, self.shared, self.device = programs, {each.sequences: each for each in shared}, device
+        self.shared = {each.sequences: each for each in shared}
         self.columns = max(self.shared)
-        with torch.cuda.device(device):
-            self.stream = torch.cuda.Stream(device)
-        shape = self.shared[self.columns].shape(self.capacity)
-        with self.on_device("moving the model to the GPU"):
-            self.state = GpuState(model, shape.cache_pages, device, self.columns)
-            self.slots = [Slot(number, self.state.alone(number)) for number in range(self.columns)]
+        super().__init__(model, programs, device, self.columns)
+        self.slots = [Slot(number, self.state.alone(number)) for number in range(self.columns)]
+        shape = programs.shape(self.capacity)
         self.page_positions, self.head_pages = shape.page_positions, shape.head_pages
         self.slices = [programs.shape(size).slices for size in programs.sizes]
-        bytes_read = model.tape.streamed_bytes
-        self.longest = max(1, int(LONGEST_LAUNCH * SLOW_BANDWIDTH / bytes_read))
-        self.building = Building()
         self.flights: deque[Enqueued] = deque()
         self.moment = 0  # counts those that have joined or left
         self.placed: tuple[object, ...] = ()  # where the GPU knows the sequences to stand and to end, by its own steps
@@ -101,14 +91,8 @@ class SharingBackend:
             if prefill is not None:
                 first = prefill(self.slots[0].state, self.program(0).result().sizes, programs.sms)
                 self.prefills = [first, *(first.on(slot.state) for slot in self.slots[1:])]
-                piece = next_power_of_two(int(PIECE * FLOPS / bytes_read) + 1) // 2
+                piece = next_power_of_two(int(PIECE * FLOPS / model.tape.streamed_bytes) + 1) // 2
                 self.piece = min(first.chunk, max(piece, 1))
-
-    @contextmanager
-    def on_device(self, doing: str) -> Iterator[None]:
-        """The backend's stream, and with it its device, as the current ones; what fails within is told in one line."""
-        with one_line(doing, TritonError), torch.cuda.stream(self.stream):
-            yield
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
@@ -143,23 +127,10 @@ class SharingBackend:
         self.state.steps, self.placed = 0, ()
         self.building.reset()
 
-    def program(self, place: int, tail: bool = False) -> Future[GpuProgram]:
-        """The program of one column of one bucket, or its tail, being made since it was first asked for."""
-
-        def make() -> GpuProgram:
-            with self.on_device("making a program"):
-                return GpuProgram(self.programs.program(place, tail), self.state)
-
-        return self.building.get((1, place, tail), make)
-
     def column_program(self, count: int, place: int) -> Future[ColumnProgram]:
-        """The same of so many columns."""
-
-        def make() -> ColumnProgram:
-            with self.on_device("making a program"):
-                return ColumnProgram(self.shared[count].program(place), self.state)
-
-        return self.building.get((count, place, False), make)
+        """The program of so many columns of one bucket, as `program`."""
+        key = count, place, False
+        return self.building.get(key, self.making(lambda: ColumnProgram(self.shared[count].program(place), self.state)))
 
     def join(self, sequence: Sequence) -> bool:
         free = [slot for slot in self.slots if not slot.taken]
@@ -174,10 +145,9 @@ class SharingBackend:
                 self.exchange(slot, source)
             self.moment += 1
             slot.forget()
-            words = control_words(len(sequence.prompt), sampling_state(sequence.sampling), sequence.sampling.stop_token_ids)
-            slot.state.control.copy_(torch.from_numpy(words))
-            sampling = sampling_state(sequence.sampling)
-            join_sequence(self.state, slot.number, sequence.prompt, sampling, sequence.sampling.stop_token_ids, kept)
+            prompt, sampling, stops = sequence.prompt, sampling_state(sequence.sampling), sequence.sampling.stop_token_ids
+            slot.state.control.copy_(torch.from_numpy(control_words(len(prompt), sampling, stops)))
+            join_sequence(self.state, slot.number, prompt, sampling, stops, kept)
             slot.begin(sequence, kept, self.moment)
             self.foresee(slot)
         return True
@@ -365,7 +335,7 @@ class SharingBackend:
             if error is not None:
                 self.fail(sequence, error)
             else:
-                self.take(slot, sequence, flight.position, flight.position + len(chosen), chosen)
+                self.take(sequence, flight.position, flight.position + len(chosen), chosen)
                 slot.last = flight.program, flight.program.epoch
 
     def land_shared(self, flight: ColumnFlight, members: list[tuple[Slot, Sequence]]) -> None:
@@ -377,9 +347,9 @@ class SharingBackend:
                 self.fail(sequence, NotNumbers(found.position - 1))
                 continue
             slot.last = None
-            self.take(slot, sequence, flight.firsts[slot.number], found.position, found.tokens)
+            self.take(sequence, flight.firsts[slot.number], found.position, found.tokens)
 
-    def take(self, slot: Slot, sequence: Sequence, first: int, stop: int, tokens: list[int]) -> None:
+    def take(self, sequence: Sequence, first: int, stop: int, tokens: list[int]) -> None:
         """Give a sequence what was chosen after positions `first` to `stop`; within the prompt, the prompt's own stands."""
         before = max(0, len(sequence.prompt) - 1 - first)
         sequence.steps += len(tokens[before:])

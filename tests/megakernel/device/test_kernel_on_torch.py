@@ -152,7 +152,6 @@ def test_columns_of_one_sequence(first: int) -> None:
         state.cache.copy_(truth.gpu.cache)
         state.start(tokens, GREEDY, ())
         place_sequence(state, 0, first, CAPACITY, 1)
-        state.control[-1] = 0
         program = ColumnProgram(programs.program(programs.place(first)), state)
         made, [landed] = program.launch_steps(2, [first]).land()
         assert made == 2 and landed.position >= first + 2
