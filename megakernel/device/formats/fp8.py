@@ -8,7 +8,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
 from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout
-from megakernel.device.formats.packed import beside_of, copy_words, page_activation, page_words
+from megakernel.device.formats.packed import beside_of, copy_words, four_values, page_activation, page_words
 from models.formats.fp8 import FP8
 
 TILES = gl.constexpr(8)
@@ -37,17 +37,8 @@ WIDEN = gl.constexpr("""{
 
 @gluon.jit
 def values_of(words):
-    """Words as bf16, columns in order, too small by FACTOR; two words at a time, into registers of two columns."""
-    r0, r1, r2, r3 = gl.inline_asm_elementwise(
-        WIDEN,
-        "=&r,=&r,=&r,=&r,r,r",
-        [words],
-        dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
-        is_pure=True,
-        pack=2,
-    )
-    registers = gl.reshape(gl.join(gl.join(r0, r2), gl.join(r1, r3)), [words.numel // 2, 2, 2, 2])
-    return gl.permute(registers, [0, 2, 3, 1])
+    """Words as bf16, columns in order, too small by FACTOR."""
+    return four_values(words, WIDEN)
 
 
 @gluon.jit
