@@ -8,7 +8,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
 from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout
-from megakernel.device.formats.packed import beside_of, copy_words, four_values, page_activation, page_words
+from megakernel.device.formats.packed import beside_of, copy_words, four_values, operand, page_activation, page_words
 from models.formats.fp8 import FP8
 
 TILES = gl.constexpr(8)
@@ -44,8 +44,7 @@ def values_of(words):
 @gluon.jit
 def widen(words):
     """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], too small by FACTOR."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
-    return gl.convert_layout(gl.reshape(values_of(words), [TILES, ROWS, TILE]), A, assert_trivial=True)
+    return operand(values_of(words), TILES, TILE, LANE)
 
 
 @gluon.jit

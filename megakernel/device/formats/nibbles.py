@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.formats.layouts import ROWS, block_layout
+from megakernel.device.formats.packed import operand
 
 CODES = gl.constexpr(8)  # of a word
 LANE = gl.constexpr(2 * CODES.value)
@@ -50,5 +50,4 @@ def values_of(words):
 @gluon.jit
 def operand_of(words, TILES: gl.constexpr, TILE: gl.constexpr):
     """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], 16 + code: the A operand."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
-    return gl.convert_layout(gl.reshape(values_of(words), [TILES, ROWS, TILE]), A, assert_trivial=True)
+    return operand(values_of(words), TILES, TILE, LANE)

@@ -44,6 +44,13 @@ def four_values(words, WIDEN: gl.constexpr):
 
 
 @gluon.jit
+def operand(values, TILES: gl.constexpr, TILE: gl.constexpr, LANE: gl.constexpr):
+    """Widened words as the A operand, [tiles, 16 rows, columns of a tile], of which a lane holds LANE columns side by side."""
+    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
+    return gl.convert_layout(gl.reshape(values, [TILES, ROWS, TILE]), A, assert_trivial=True)
+
+
+@gluon.jit
 def page_words(ring, slot, TILES: gl.constexpr, COUNT: gl.constexpr):
     """The page in a slot, int32 [tiles, 16 rows, words]."""
     A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), WORDS)

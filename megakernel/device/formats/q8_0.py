@@ -21,8 +21,8 @@ from megakernel.device.formats.blocks import (
     scales_at,
     total_of_groups,
 )
-from megakernel.device.formats.layouts import ROWS, block_layout
-from megakernel.device.formats.packed import copy_words, four_values, page_words
+from megakernel.device.formats.layouts import ROWS
+from megakernel.device.formats.packed import copy_words, four_values, operand, page_words
 from models.formats.q8_0 import Q8_0
 
 __all__ = ["STAGED"]
@@ -59,8 +59,7 @@ def values_of(words):
 @gluon.jit
 def widen(words):
     """Words [tiles, 16 rows, words] as bf16 [tiles, 16 rows, columns], too small by FACTOR."""
-    A: gl.constexpr = gl.DotOperandLayout(0, block_layout(), LANE)
-    return gl.convert_layout(gl.reshape(values_of(words), [TILES, ROWS, TILE]), A, assert_trivial=True)
+    return operand(values_of(words), TILES, TILE, LANE)
 
 
 @gluon.jit
