@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -22,6 +23,7 @@ from tests.support.configs import random_tensors
 pytestmark = pytest.mark.gpu
 LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 257, 512, 513, 1000)
 LONGEST = max(LENGTHS)
+PIECES = ((1,), (999,), (64, 65), (127, 300, 301, 900), (512,), (777,))  # where the pieces of 1,000 tokens end, but the last
 ROUNDINGS = 1.5  # the rms error that prefill may have, in decode's own: each rounds the same values, in another order
 
 
@@ -123,6 +125,16 @@ def test_decode_goes_on_from_what_prefill_left() -> None:
     assert rms(ours) <= ROUNDINGS * rms(decodes)
 
 
+def logits_in_pieces(rig: Rig, tokens: list[int], places: Sequence[int]) -> torch.Tensor:
+    """The logits after a prompt that is read in pieces, which end at these places."""
+    rig.state.cache.zero_()
+    kept = 0
+    for place in places:
+        rig.read(tokens[:place], kept)
+        kept = place
+    return rig.first_logits(tokens, kept)
+
+
 def test_a_prompt_in_pieces() -> None:
     """What is kept of a prompt, at any place, and what that does to the rest: rounding alone."""
     name = "GQA of 3, heads of 64, tied"
@@ -130,13 +142,8 @@ def test_a_prompt_in_pieces() -> None:
     reference = reference_logits(name, tokens)[-1]
     whole = rig.first_logits(tokens)
     error = rms(whole - reference)
-    for places in ((1,), (999,), (64, 65), (127, 300, 301, 900), (512,), (777,)):
-        rig.state.cache.zero_()
-        kept = 0
-        for place in places:
-            rig.read(tokens[:place], kept)
-            kept = place
-        assert rms(rig.first_logits(tokens, kept) - reference) <= 2 * error
+    for places in PIECES:
+        assert rms(logits_in_pieces(rig, tokens, places) - reference) <= 2 * error
 
 
 @pytest.mark.parametrize("edge", [*CLASSES[2:], 2 * CHUNK])

@@ -26,6 +26,7 @@ from models.reference import Reference
 from models.weights import Weights
 from scheduler.buckets import BucketPrograms
 from tests.gpu.test_gpu_formats import rounded
+from tests.gpu.test_gpu_prefill import PIECES, logits_in_pieces
 from tests.support.configs import MIXTURES, random_tensors, small_config
 from tests.support.gpu_models import config_of, weights_of
 from tests.support.preparation import EXPERT_PRESETS, Preparation
@@ -194,13 +195,8 @@ def test_a_prompt_in_pieces() -> None:
     rig, tokens = rig_of(name, 1040, tied=True), random_tokens(small(name), 1000)
     true = references(name, tied=True)[0][-1]
     error = rms(rig.first_logits(tokens) - true)
-    for places in ((1,), (999,), (64, 65), (127, 300, 301, 900), (512,), (777,)):
-        rig.state.cache.zero_()
-        kept = 0
-        for place in places:
-            rig.read(tokens[:place], kept)
-            kept = place
-        assert rms(rig.first_logits(tokens, kept) - true) <= 2 * error
+    for places in PIECES:
+        assert rms(logits_in_pieces(rig, tokens, places) - true) <= 2 * error
 
 
 @pytest.mark.parametrize("edge", [*CLASSES[2:], 2 * CHUNK])

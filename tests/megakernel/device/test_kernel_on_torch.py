@@ -6,7 +6,7 @@ Thread blocks, their roles and their copies go on in an order that a seed decide
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -31,14 +31,6 @@ BUCKETS = ((1, 1), (2, 2))  # KV pages and attention slices
 EDGE = 129  # the first position of the second bucket
 SAMPLED = SamplingState(temperature=0.9, top_k=0, top_p=1.0, seed=3)
 CUT = SamplingState(temperature=0.9, top_k=20, top_p=0.9, seed=4)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model_of(name: str, formats: Formats = PLAIN) -> PackedModel:

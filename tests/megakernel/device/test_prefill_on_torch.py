@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,14 +11,12 @@ from megakernel.gpu.machine import GpuProgram, GpuState
 from megakernel.gpu.sharing import SharingBackend
 from megakernel.vm import DecodeState, Vm
 from models.formats import PLAIN, Formats
-from models.packed import pack
+from tests.megakernel.device.test_kernel_on_torch import CAPACITY, model_of, programs_of
 from tests.support.fake_device import fake_device
 from tests.support.gluon.kernel import EmulatedKernel, EmulatedPrefill
-from tests.support.gpu_models import config_of, random_tokens, weights_of
-from tests.support.preparation import CasePrograms
+from tests.support.gpu_models import config_of, random_tokens
 
-CAPACITY, SMS = 227, 3
-BUCKETS = ((1, 1), (2, 2))
+SMS = 3
 FULL = pytest.mark.full
 INT4, FP8 = Formats("int4", "int4"), Formats("fp8", "fp8")
 CASES = [
@@ -45,23 +41,11 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def programs_of(name: str, sms: int, formats: Formats = PLAIN, sequences: int = 1) -> CasePrograms:
-    return CasePrograms(config_of(name), sms, CAPACITY, 2, formats=formats, sequences=sequences, buckets=BUCKETS)
-
-
 class Read:
     """A prompt on the CPU machine, token by token, and by prefill, in chunks that end at these places."""
 
     def __init__(self, name: str, formats: Formats, *stops: int) -> None:
-        model, length = pack(weights_of(name), config_of(name), torch.bfloat16, CAPACITY, formats), stops[-1]
+        model, length = model_of(name, formats), stops[-1]
         programs = programs_of(name, SMS, formats)
         prompt, self.shape = random_tokens(name, length), programs.shape(CAPACITY)
         truth = DecodeState(self.shape)
@@ -118,7 +102,7 @@ def test_chunks_go_on_where_those_before_have_ended(stops: tuple[int, ...]) -> N
 def test_the_engine_reads_prompts_for_several_sequences() -> None:
     """From `Engine.generate` on: prompts are read on each slot's part, one begins as the other does, both share steps."""
     name, prompt = "gqa2", random_tokens("gqa2", 12)
-    model = pack(weights_of(name), config_of(name), torch.bfloat16, CAPACITY, PLAIN)
+    model = model_of(name)
     with fake_device(EmulatedKernel()) as device:
         shared = (programs_of(name, SMS, sequences=2),)
         backend = SharingBackend(model, programs_of(name, SMS), shared, device, EmulatedPrefill)
