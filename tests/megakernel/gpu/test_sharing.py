@@ -154,7 +154,7 @@ def test_two_that_decode_do_not_wait_for_a_long_prompt(engine: Engine) -> None:
     first, second = engine.generate(prompt_of(1, 5), 150), engine.generate(prompt_of(2, 5), 150)
     for generation in (first, second):
         next(generation)
-    third = engine.generate(prompt_of(3, 300), 5)
+    third = engine.generate(prompt_of(333, 300), 5)
     asked, before = backend.prefills[2].asked, (first.count, second.count)
     begun, most = len(asked), 0
     while not third.count:
@@ -163,7 +163,7 @@ def test_two_that_decode_do_not_wait_for_a_long_prompt(engine: Engine) -> None:
         most = max(most, len(asked) - pieces)
     assert len(asked) - begun == 300 // FakePrefill.chunk + 1 and most <= 1
     assert first.count - before[0] > 30 and second.count - before[1] > 30
-    assert finished(first, second, third)[2] == expected(5, prompt_of(3, 300))
+    assert finished(first, second, third)[2] == expected(5, prompt_of(333, 300))
 
 
 @pytest.mark.parametrize("company", [0, 1, 3])
@@ -240,7 +240,7 @@ def test_numbers_that_are_none_end_one_alone(engine: Engine, monkeypatch: pytest
 def test_counters_begin_anew_before_they_overflow(engine: Engine) -> None:
     backend = backend_of(engine)
     program = backend.column_program(2, 0).result()
-    finished(*[engine.generate(prompt_of(place, 10), 1) for place in range(2)])
+    finished(*[engine.generate(prompt_of(place, 10), 30) for place in range(2)])
     epoch = np.iinfo(np.int32).max // int(program.program.targets.max()) - CAPACITY // 2
     targets = program.counters[:: machine.COUNTER_STRIDE] // max(program.epoch, 1)
     program.epoch, program.counters[:: machine.COUNTER_STRIDE] = epoch, targets * epoch
@@ -254,7 +254,7 @@ def test_logits_are_there_for_one_that_was_alone_last(engine: Engine) -> None:
     alone = engine.generate(prompt_of(1, 10), 5)
     list(alone)
     assert alone.logits().shape == (engine.config.vocab_size,)
-    pair = [engine.generate(prompt_of(place, 10), 25) for place in range(2)]
+    pair = [engine.generate(prompt_of(place, 10), 60, reuse=False) for place in range(2)]
     finished(*pair)
     with pytest.raises(RuntimeError, match="others have been decoded with it"):
         pair[0].logits()
