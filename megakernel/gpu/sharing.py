@@ -138,13 +138,15 @@ class SharingBackend(OnGpu):
             return False
         with self.on_device("starting a request"), self.all_or_nothing():
             kept, source = max(((self.shared_rows(slot, sequence), slot) for slot in free), key=lambda found: found[0])
+            unwanted = source if kept == len(source.known) > 0 else min(free, key=lambda each: each.used)
             slot = free[0]  # the first that is free, so that few columns reach all
-            if not kept:
-                source = min(free, key=lambda each: each.used)  # what it holds nobody has wanted for longest
-            if source is not slot:
-                self.exchange(slot, source)
+            if unwanted is not slot:
+                self.exchange(slot, unwanted)
+                source = {slot: unwanted, unwanted: slot}.get(source, source)
             self.moment += 1
             slot.forget()
+            if kept and source is not slot:
+                self.rows(slot, kept).copy_(self.rows(source, kept))
             prompt, sampling, stops = sequence.prompt, sampling_state(sequence.sampling), sequence.sampling.stop_token_ids
             slot.state.control.copy_(torch.from_numpy(control_words(len(prompt), sampling, stops)))
             join_sequence(self.state, slot.number, prompt, sampling, stops, kept)

@@ -146,6 +146,21 @@ def test_conversations_keep_their_beginnings(engine: Engine) -> None:
     assert kept == {0: True, 1: True, 3: True, 2: False}
 
 
+def test_conversations_that_begin_alike_keep_their_own_turns(engine: Engine) -> None:
+    """What they have in common is copied from whoever holds it; nobody's rows are written over while others lie idle."""
+    system, turns = prompt_of(300, 40), dict[int, list[int]]()
+    for number in range(3):
+        prompt = system + prompt_of(310 + number, 20)
+        generation = engine.generate(prompt, 10)
+        assert list(generation) == expected(10, prompt)
+        assert generation.kept >= 40 * (number > 0)
+        turns[number] = prompt + expected(10, prompt) + [9, 9]
+    for number in (1, 0, 2):
+        generation = engine.generate(turns[number], 10)
+        assert list(generation) == expected(10, turns[number])
+        assert generation.kept >= 69, f"of conversation {number}"
+
+
 def test_two_that_decode_do_not_wait_for_a_long_prompt(engine: Engine) -> None:
     """Between two pieces of it both are given tokens."""
     backend = backend_of(engine)
