@@ -18,7 +18,7 @@ from instructions.shape import HELD_PAGES, MMA_COLUMNS, Shape, ceil_div, next_po
 from models.tape import PAGE_BYTES, TILE_BYTES
 from scheduler.dependencies import Dependencies
 from scheduler.errors import ScheduleError
-from scheduler.limits import RESERVED, SHARED_MEMORY
+from scheduler.limits import RESERVED, RESERVED_QUANTISED, SHARED_MEMORY
 from scheduler.place import Queues
 
 
@@ -71,9 +71,14 @@ def beside_bytes(shape: Shape) -> int:
     return ceil_div(4 * most, TILE_BYTES) * TILE_BYTES
 
 
+def reserved_bytes(shape: Shape) -> int:
+    """Shared memory that the kernel needs for itself."""
+    return RESERVED if all(matrix.format.plain for matrix in shape.tape.matrices) else RESERVED_QUANTISED
+
+
 def ring_depth(shape: Shape) -> int:
     """Pages that fit beside the staged activations; raises ScheduleError where too few do."""
-    depth = (SHARED_MEMORY - RESERVED - staging_bytes(shape)) // (PAGE_BYTES + beside_bytes(shape))
+    depth = (SHARED_MEMORY - reserved_bytes(shape) - staging_bytes(shape)) // (PAGE_BYTES + beside_bytes(shape))
     if depth < HELD_PAGES:
         raise ScheduleError(
             f"an activation vector of {staging_bytes(shape)} bytes leaves {max(depth, 0)} pages of shared memory, "

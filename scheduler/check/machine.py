@@ -14,7 +14,7 @@ from models.formats import PLAIN
 from models.tape import PAGE_BYTES, TILE_BYTES
 from scheduler.check.findings import Finding
 from scheduler.check.listing import Listing
-from scheduler.limits import COUNTER_STRIDE, INT32_MAX, RESERVED, SHARED_MEMORY
+from scheduler.limits import COUNTER_STRIDE, INT32_MAX, RESERVED, RESERVED_QUANTISED, SHARED_MEMORY
 
 if TYPE_CHECKING:
     from scheduler.program import Program
@@ -42,6 +42,7 @@ def shared_bytes(shape: Shape, ring: int) -> int:
     power of two of KiB, and what lies beside the pages of the ring, either at a multiple of its size.
     """
     staged, beside, sums = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0, 0
+    reserved = RESERVED
     for matrix in shape.tape.matrices:
         columns, mixed = matrix.format.columns, matrix.kind == "expert_down"
         pages = -(-matrix.columns // columns) * (shape.config.experts_per_token if mixed else 1)
@@ -55,10 +56,11 @@ def shared_bytes(shape: Shape, ring: int) -> int:
         elif not mixed:
             pages = 0
         staged = max(staged, pages * columns)
+        reserved = reserved if matrix.format.plain else RESERVED_QUANTISED
         beside = max(beside, -(-4 * matrix.format.scale_words // TILE_BYTES) * TILE_BYTES)
     bytes = staged * shape.itemsize
     bytes += -bytes % max(1, sums) + sums
-    return ring * (PAGE_BYTES + beside) + bytes + -bytes % max(1, beside) + RESERVED
+    return ring * (PAGE_BYTES + beside) + bytes + -bytes % max(1, beside) + reserved
 
 
 def shape_findings(shape: Shape) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ from models.config import ModelConfig
 from models.formats import Formats
 from scheduler.build import build_program, make_shape
 from scheduler.check.machine import shared_bytes
-from scheduler.limits import RESERVED
+from scheduler.limits import RESERVED, RESERVED_QUANTISED
 from scheduler.program import Program
 from tests.mutations.kinds import plant
 from tests.support.compile_cases import MODELS, ROOT
@@ -113,7 +113,7 @@ def test_the_memory_of_quantised_weights_is_that_which_is_proven(name: str, body
     """And sums and words beside pages lie at multiples of their sizes, as the kernel counts them."""
     program = make(CONFIGS[name], formats=Formats(body, "q8_0"))
     geometry = make_geometry(program)
-    assert pages_bytes(geometry) + RESERVED == shared_bytes(program.shape, program.ring)
+    assert pages_bytes(geometry) + RESERVED_QUANTISED == shared_bytes(program.shape, program.ring)
     assert geometry.staging_pages * STAGING_BYTES % geometry.beside_bytes == 0
     assert (geometry.staging_pages - geometry.sums_pages) % max(1, geometry.sums_pages) == 0
 
