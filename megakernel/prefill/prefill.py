@@ -56,7 +56,8 @@ class Prefill:
             launch.enqueue()
         torch.cuda.current_stream(self.state.device).synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.Stream(self.state.device)):  # torch's own is of the first device that had a graph
+        stream = torch.cuda.Stream(self.state.device)  # torch's own is of the first device that had a graph
+        with torch.cuda.graph(graph, stream=stream):
             for launch in launches:
                 launch.enqueue()
         return graph
