@@ -190,7 +190,7 @@ def weight_of(scores, m):
 
 @gluon.jit
 def attend_columns(S: gl.constexpr, memory, ring, step, head, run, sequence):
-    """KV head `head`, the slices of run `run`, for all columns of a sequence; page uses that they do not need pass through empty."""
+    """KV head `head`, the slices of run `run`, for all columns of a sequence; page uses beyond their pages come empty."""
     MMA: gl.constexpr = score_layout()
     QUERIES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))
     DIMS: gl.constexpr = S.head_tiles * TILE

@@ -13,7 +13,7 @@ import torch
 
 from instructions.base import GREEDY, SamplingState
 from megakernel.engine import Engine
-from megakernel.gpu.columns import ColumnProgram, place_sequence
+from megakernel.gpu.columns import ColumnProgram, join_sequence, place_sequence
 from megakernel.gpu.machine import GpuProgram, GpuState
 from megakernel.gpu.sharing import SharingBackend
 from megakernel.vm import DecodeState, Vm
@@ -152,6 +152,32 @@ def test_columns_of_one_sequence(first: int) -> None:
         alone.state.tokens, alone.state.prompt_length = list(tokens), len(tokens)
         alone.machines[alone.programs.place(first)].launch(landed.position - first)
         assert [*tokens[: first + 1], *landed.tokens][: len(alone.state.tokens)] == alone.state.tokens[: landed.position + 1]
+
+
+def test_sequences_of_different_lengths() -> None:
+    """One in the second bucket, whose two slices one instruction takes, one in the first, and two that take no part."""
+    name, sequences = "gqa2", 4
+    with fake_device(EmulatedKernel(seed=3)) as cpu:
+        programs, model = programs_of(name, sequences=sequences), model_of(name)
+        shape = programs.shape(CAPACITY)
+        assert (shape.slices, shape.slices_together) == (2, 2)
+        state = GpuState(model, shape.cache_pages, cpu, sequences)
+        truths = {1: Pair(name, EDGE), 2: Pair(name, 5)}
+        for number in range(sequences):
+            join_sequence(state, number, [0], GREEDY, ())
+            place_sequence(state, number, 0, 0, 1)
+        for number, truth in truths.items():
+            pages = slice(number * shape.sequence_pages, (number + 1) * shape.sequence_pages)
+            state.cache[pages].copy_(truth.gpu.cache)
+            join_sequence(state, number, truth.prompt, GREEDY, ())
+            place_sequence(state, number, truth.position, CAPACITY, 1 + truth.programs.place(truth.position))
+        firsts = [truths[number].position if number in truths else 0 for number in range(sequences)]
+        made, landed = ColumnProgram(programs.program(programs.place(EDGE)), state).launch_steps(3, firsts).land()
+        assert made == 3
+        for number, truth in truths.items():
+            truth.machines[truth.programs.place(truth.position)].launch(3)
+            assert landed[number].position == truth.position + 3
+            assert [*truth.prompt, *landed[number].tokens[1:]] == truth.state.tokens
 
 
 def alone(name: str, prompt: Sequence[int], tokens: int) -> list[int]:
