@@ -235,8 +235,8 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, run, sequence):
 
     positions = ()
     for part in gl.static_range(PARTS):
-        columns_here, _ = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), sequence)
-        positions += (position_of(S, memory, step, columns_here),)
+        queries = part * WIDE + gl.arange(0, WIDE, QUERIES)
+        positions += (position_of(S, memory, step, column_of(S, queries, sequence)[0]),)
     use = step.use
     first_slice = run * S.slices_together
     for slice in range(first_slice, gl.minimum(first_slice + S.slices_together, memory.bucket.slices)):
