@@ -1,4 +1,4 @@
-"""Attention of one KV head's query group over one or more slices of the context (flash decoding: Dao et al., 2023).
+"""Attention of one KV head's query group over one slice of the context (flash decoding: Dao et al., 2023).
 
     s_t = q . k_t * scale        for the positions t of the slice; q and k in the weight type, s in fp32; scale: 1 / sqrt(d), or
                                  the model's own
@@ -20,8 +20,7 @@ in the page that they will have.  So a token's numbers are the same in whichever
 lets a loader run ahead into the next step, it must know where that begins: it reads the token, as `Embed` does.
 
 Of several sequences each is split as it would be alone: the program's slices beyond those stay empty, so that a sequence's
-numbers do not depend on how long the others are.  Their slices are more than there are SMs, so an instruction takes a run of
-them, each by itself (`Dimensions.run_slices`).
+numbers do not depend on how long the others are.
 
 The slices share the pages that exist evenly, so every slice works at any position within the bucket; page uses that a slice
 does not need pass through the ring empty, which keeps the page plan the same for every token.
@@ -42,7 +41,7 @@ from models.tape import PAGE_BYTES
 
 @dataclass(frozen=True)
 class Attention(Instruction):
-    """KV head `head`, run `run` of the program's slices: of one or two sequences that is one slice."""
+    """KV head `head`, slice `slice` of the program's slices."""
 
     OPCODE = 3
     MNEMONIC = "attention"
@@ -53,12 +52,12 @@ class Attention(Instruction):
     )
 
     head: int
-    run: int
+    slice: int
     sequence: int = 0
 
     def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
-        heads, runs = shape.config.num_kv_heads, shape.slice_runs
-        return {"head": (0, heads - 1), "run": (0, runs - 1), "sequence": (0, shape.sequences - 1)}
+        heads, slices = shape.config.num_kv_heads, shape.slices
+        return {"head": (0, heads - 1), "slice": (0, slices - 1), "sequence": (0, shape.sequences - 1)}
 
     def columns(self, shape: Dimensions) -> range:
         return shape.columns_of(self.sequence)
@@ -83,13 +82,12 @@ class Attention(Instruction):
         if shape.slices == 1:
             rows, first = shape.group_rows, column * shape.query_rows
             return Region("attn", self.layer, first + self.head * rows, first + (self.head + 1) * rows)
-        slices, before = shape.run_slices(self.run), (column * shape.config.num_kv_heads + self.head) * shape.slices
-        first, stop = before + slices.start, before + slices.stop
-        return Region("partial", self.layer, first * shape.partial_rows, stop * shape.partial_rows)
+        first = ((column * shape.config.num_kv_heads + self.head) * shape.slices + self.slice) * shape.partial_rows
+        return Region("partial", self.layer, first, first + shape.partial_rows)
 
     def cached(self, shape: Dimensions) -> tuple[Region, ...]:
         """The rows of the cache that it writes, where any."""
-        if not shape.head_norms or self.run < shape.slice_runs - 1:
+        if not shape.head_norms or self.slice < shape.slices - 1:
             return ()
         first = self.sequence * shape.new_rows + self.head * 2 * shape.head_rows
         return (Region("kv", self.layer, first, first + shape.head_rows),)
@@ -98,18 +96,18 @@ class Attention(Instruction):
         return (*(self.output(shape, column) for column in self.columns(shape)), *self.cached(shape))
 
     def page_uses(self, shape: Dimensions) -> int:
-        return 2 * shape.slice_pages * len(shape.run_slices(self.run))
+        return 2 * shape.slice_pages
 
     def tape_page(self, shape: Dimensions) -> int:
         return shape.cache_page(self.layer, self.head, 0, self.sequence)
 
     def page_source(self, shape: Dimensions, tape: int, use: int, past: int, chosen: Sequence[int] = ()) -> PageSource | None:
-        first, stop = shape.run_range(self.run, past)
+        first, stop = shape.slice_range(self.slice, past)
         page, value = first + use // 2, use % 2
         return PageSource("kv", tape + value * shape.head_pages + page) if page < stop else None
 
     def cost(self, shape: Dimensions, past: int) -> Cost:
-        first, stop = shape.run_range(self.run, past)
+        first, stop = shape.slice_range(self.slice, past)
         pages = 2 * (stop - first)
         return Cost(pages * PAGE_BYTES, 2 * shape.config.group * pages * shape.page_elements)
 
@@ -121,10 +119,9 @@ class Attention(Instruction):
             q = q * self.head_factors(machine, machine.column)[:-1, None]
         q, (new_k, new_v) = q.to(dtype).float(), self.current(machine, machine.column)
         before = [self.current(machine, self.columns(shape)[place]) for place in range(machine.past - machine.cached)]
-        states = {each: OnlineSoftmax(config.group, dp, config.attention_scale) for each in shape.run_slices(self.run)}
-        alone = replace(shape, slices=machine.slices)
-        first, stop = alone.run_range(self.run, machine.past)
-        for i in range(self.page_uses(shape) // 2):
+        state = OnlineSoftmax(config.group, dp, config.attention_scale)
+        first, stop = replace(shape, slices=machine.slices).slice_range(self.slice, machine.past)
+        for i in range(shape.slice_pages):
             k_page, v_page = (yield PageRequest(2 * i, 2)).unbind(0)
             page = first + i
             if page < stop:
@@ -133,11 +130,10 @@ class Attention(Instruction):
                     if 0 <= position < shape.page_positions:
                         k[position], v[position] = (row.to(dtype).float() for row in rows)
                 count = min(machine.past - page * shape.page_positions, shape.page_positions)
-                states[alone.slice_of(page, machine.past)].add(q, k[:count], v[:count], dtype)
-        if machine.slices - 1 in states:
-            states[machine.slices - 1].add(q, new_k[None].to(dtype).float(), new_v[None].to(dtype).float(), dtype)
-        left = [state.normalised() if shape.slices == 1 else state.partial() for state in states.values()]
-        machine.write(self.output(shape, machine.column), torch.cat(left))
+                state.add(q, k[:count], v[:count], dtype)
+        if self.slice == machine.slices - 1:
+            state.add(q, new_k[None].to(dtype).float(), new_v[None].to(dtype).float(), dtype)
+        machine.write(self.output(shape, machine.column), state.normalised() if shape.slices == 1 else state.partial())
         for region in self.cached(shape):
             machine.write(region, new_k)
 

@@ -202,29 +202,6 @@ class Dimensions:
         first = min(index * share, pages)
         return first, min(first + share, pages)
 
-    @property
-    def slices_together(self) -> int:
-        """Slices that one attention instruction takes, one after another: the slices of several sequences are more than SMs."""
-        return max(1, self.sequences // 2)
-
-    @property
-    def slice_runs(self) -> int:
-        """Attention instructions of a KV head and sequence."""
-        return ceil_div(self.slices, self.slices_together)
-
-    def run_slices(self, run: int) -> range:
-        """The slices of a run."""
-        return range(run * self.slices_together, min((run + 1) * self.slices_together, self.slices))
-
-    def run_range(self, run: int, past: int) -> tuple[int, int]:
-        """Pages [first, stop) of a head that the slices of a run attend to when `past` positions are cached."""
-        first = run * self.slices_together
-        return self.slice_range(first, past)[0], self.slice_range(first + self.slices_together - 1, past)[1]
-
-    def slice_of(self, page: int, past: int) -> int:
-        """The slice that attends to a page when `past` positions are cached."""
-        return page // ceil_div(ceil_div(past, self.page_positions), self.slices)
-
     def usable(self, past: int, end: int) -> int:
         """How many columns of a sequence may hold tokens, the first with `past` positions before it, the last before `end`.
 

@@ -95,7 +95,6 @@ class Geometry:
     # heads
     sequences: int
     depth: int  # columns of each
-    slices_together: int  # of a sequence's attention, in one instruction
     columns: int  # of all
     group: int
     group_columns: int  # group, rounded up to columns of the matrix instruction
@@ -224,7 +223,6 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         logits_multiplier=shape.logits_multiplier,
         sequences=shape.sequences,
         depth=shape.depth,
-        slices_together=shape.slices_together,
         columns=shape.columns,
         group=config.group,
         group_columns=shape.group_columns,

@@ -61,8 +61,8 @@ def lower_attention(shape: Shape, layer: int) -> Iterator[Instruction]:
     """Attention of one layer, in slices, and what joins them."""
     heads = range(shape.config.num_kv_heads)
     for sequence in range(shape.sequences):
-        for run in range(shape.slice_runs):
-            yield from (Attention(layer, head, run, sequence) for head in heads)
+        for index in range(shape.slices):
+            yield from (Attention(layer, head, index, sequence) for head in heads)
     if shape.slices > 1:
         yield from (Combine(layer, head, column) for column in range(shape.columns) for head in heads)
 

@@ -114,17 +114,17 @@ def add_values(S: gl.constexpr, ring, use, p, acc):
 
 @gluon.jit
 def attention(S: gl.constexpr, memory, ring, step):
-    """KV head `head`, run `run` of the slices, of a sequence; page uses beyond their pages pass through empty."""
-    head, run, sequence = step.record.a, step.record.b, step.record.c
+    """KV head `head`, slice `slice`, of a sequence; page uses beyond the slice's pages pass through empty."""
+    head, slice, sequence = step.record.a, step.record.b, step.record.c
     if S.columns == 1:
-        attend(S, memory, ring, step, run)
+        attend(S, memory, ring, step, slice)
     else:
-        attend_columns(S, memory, ring, step, head, run, sequence)
+        attend_columns(S, memory, ring, step, head, slice, sequence)
 
 
 @gluon.jit
 def attend(S: gl.constexpr, memory, ring, step, slice):
-    """`attention` of one column, whose runs are of one slice."""
+    """`attention` of one column."""
     MMA: gl.constexpr = score_layout()
     B: gl.constexpr = gl.DotOperandLayout(1, MMA, 2)
     HEADS: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))

@@ -156,7 +156,7 @@ class Load:
     tape: gl.tensor
     wait: gl.tensor
     target: gl.tensor
-    run: gl.tensor  # of attention
+    slice: gl.tensor  # of attention
 
 
 @aggregate

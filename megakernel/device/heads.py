@@ -39,15 +39,6 @@ def slice_pages(S: gl.constexpr, slices, index, position):
 
 
 @gluon.jit
-def run_pages(S: gl.constexpr, slices, run, position):
-    """First page and page count of the slices of run `run`, one after another: `Shape.run_range`."""
-    pages = (position + S.page_positions - 1) // S.page_positions
-    share = (pages + slices - 1) // slices * S.slices_together
-    first = gl.minimum(run * share, pages)
-    return first, gl.minimum(first + share, pages) - first
-
-
-@gluon.jit
 def wait_page(S: gl.constexpr, ring, use):
     """Wait for a page use to land; returns its slot."""
     slot = use % S.ring

@@ -32,7 +32,7 @@ from megakernel.device.context import (
     word,
 )
 from megakernel.device.experts import chosen_expert, look_for_choice
-from megakernel.device.heads import run_pages, slice_pages
+from megakernel.device.heads import slice_pages
 from megakernel.device.matvec import LINES
 from megakernel.device.sync import proxy_fence, wait_counter
 from megakernel.device.trace import LOAD_BEGUN, LOAD_ENDED, LOAD_WAITED, POINTS, note, stamp, token_stamps
@@ -190,15 +190,15 @@ def where_it_stands(S: gl.constexpr, memory, ring, load, use):
 
 @gluon.jit
 def stream_cache(S: gl.constexpr, memory, cache, ring, load, use, number, epoch, position, sm, index):
-    """The K and V pages of one attention instruction; page uses without a page pass through empty."""
+    """The K and V pages of one attention slice; page uses without a page pass through empty."""
     if load.wait >= 0:
         wait_counter(memory, load.wait, load.target * epoch, LOADERS + sm, index, position)
     proxy_fence()
-    if S.columns == 1:
-        first, pages = slice_pages(S, memory.bucket.slices, load.run, position)
-    else:
+    slices = memory.bucket.slices
+    if S.columns > 1:
         position, slices = where_it_stands(S, memory, ring, load, use)
-        first, pages = run_pages(S, slices, load.run, position)
+    first, pages = slice_pages(S, slices, load.slice, position)
+    if S.columns > 1:
         pages = gl.minimum(pages, load.pages // 2)  # a step that will not be taken may stand beyond the bucket
     page = load.tape + first
     waited = gl.to_tensor(0).to(gl.int64)

@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.clocks import cycles
-from megakernel.device.columns.staging import look_page, stage_norms, stage_page, staged_page
+from megakernel.device.columns.staging import arrived, fragment, stage_norms, staged_page
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, staged
 from megakernel.device.sync import wait_all
@@ -202,17 +202,17 @@ def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance:
     """Multiply the row block whose pages begin at `use` by fp32 vectors as long as the matrix's rows, `distance` from one
     column to the next, rounded to bf16, each page as soon as it is there; returns what `row_block` does.
 
-    A warp loads whole lines, which L2 gives faster than what the tensor cores take of each; three pages are on their way at a
-    time.
+    Nothing is staged: every value is loaded by the one thread that the tensor cores take it from.  Three pages are on their way
+    at a time.
     """
     F: gl.constexpr = matrix.format
     acc = F.nothing()
     begin = cycles()
-    here = look_page(S, source, 0, distance, matrix)
-    after = look_page(S, source, 1, distance, matrix)
+    here = fragment(S, source, 0, distance, matrix)
+    after = fragment(S, source, 1, distance, matrix)
     for page in range(matrix.pages):
-        last = look_page(S, source, page + 2, distance, matrix)
-        x = stage_page(S, memory, ring, step, begin, here, source, page, distance, matrix)
+        last = fragment(S, source, page + 2, distance, matrix)
+        x = arrived(S, memory, step, begin, here, source, page, distance, matrix)
         acc = multiply_by(S, F, ring, step, use + page, (use + page) % S.ring, x, acc)
         here, after = after, last
     stamp(S, step.trace, COMPUTED)

@@ -20,7 +20,8 @@ def sample(S: gl.constexpr, memory, ring, step):
     if S.columns == 1:
         sample_one(S, memory, step, slots)
     else:
-        advance(S, memory, step, slots)
+        wait_all(S, memory, step)
+        advance(S, memory, slots)
 
 
 @gluon.jit

@@ -52,8 +52,8 @@ def wrong_head(draft: Draft, random: Random) -> bool:
 
 @mutation
 def wrong_slice(draft: Draft, random: Random) -> bool:
-    """Another run of the context's slices."""
-    return field_step(draft, random, "run", (-1, 1))
+    """Another slice of the context."""
+    return field_step(draft, random, "slice", (-1, 1))
 
 
 @mutation

@@ -189,8 +189,8 @@ def weight_of(scores, m):
 
 
 @gluon.jit
-def attend_columns(S: gl.constexpr, memory, ring, step, head, run, sequence):
-    """KV head `head`, the slices of run `run`, for all columns of a sequence; page uses beyond their pages come empty."""
+def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
+    """KV head `head`, slice `slice`, for all columns of a sequence; page uses beyond the slice's pages pass through empty."""
     MMA: gl.constexpr = score_layout()
     QUERIES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))
     DIMS: gl.constexpr = S.head_tiles * TILE
@@ -201,7 +201,9 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, run, sequence):
     position = first_position(S, memory, sequence)
     used = gl.load(progress(memory, sequence) + USED, cache_modifier=".cg")
     slices = slices_of(S, memory, sequence)
+    first, pages = slice_pages(S, slices, slice, position + used - 1)
     wait_all(S, memory, step, ALL)
+    current = slice == slices - 1
     columns, heads = column_of(S, gl.arange(0, COUNT, gl.SliceLayout(1, query_layout())), sequence)
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))
     known = (heads < S.group)[:, None] & (dims < S.head_rows)[None, :]
@@ -233,64 +235,57 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, run, sequence):
     owns = in_parts(own, PARTS)
     stamp(S, step.trace, STAGED)
 
-    positions = ()
+    m, totals, acc, positions = (), (), (), ()
     for part in gl.static_range(PARTS):
-        queries = part * WIDE + gl.arange(0, WIDE, QUERIES)
-        positions += (position_of(S, memory, step, column_of(S, queries, sequence)[0]),)
-    use = step.use
-    first_slice = run * S.slices_together
-    for slice in range(first_slice, gl.minimum(first_slice + S.slices_together, memory.bucket.slices)):
-        first, pages = slice_pages(S, slices, slice, position + used - 1)
-        m, totals, acc = (), (), ()
-        for _ in gl.static_range(PARTS):
-            m += (gl.full([WIDE], float("-inf"), gl.float32, QUERIES),)
-            totals += (gl.zeros([S.page_positions, WIDE], gl.float32, gl.SliceLayout(0, MMA)),)
-            acc += (gl.zeros([S.head_tiles, TILE, WIDE], gl.float32, MMA),)
-        for i in range(0, pages, 2):  # in pairs, as one column takes them
-            at, here = use + 2 * i, (first + i) * S.page_positions
-            after = here + S.page_positions
-            both = i + 1 < pages
-            slot = land(S, ring, step, at, keys, here, position, used)
-            next_slot = slot
-            if both:
-                next_slot = land(S, ring, step, at + 2, keys, after, position, used)
-            m_new, totals_new, scaled, weights, weights_after = (), (), (), (), ()
-            for part in gl.static_range(PARTS):
-                s = scores_of(S, ring, slot, part, WIDE, here, positions[part])
-                t = gl.full([S.page_positions, WIDE], float("-inf"), gl.float32, gl.SliceLayout(0, MMA))
-                if both:
-                    t = scores_of(S, ring, next_slot, part, WIDE, after, positions[part])
-                top = gl.maximum(m[part], gl.max(gl.maximum(s, t), axis=0))
-                decay = weight_of(m[part], top)
-                p, r = weight_of(s, gl.expand_dims(top, 0)), weight_of(t, gl.expand_dims(top, 0))
-                totals_new += (totals[part] * gl.expand_dims(decay, 0) + (p + r),)
-                m_new += (top,)
-                scaled += (acc[part] * gl.expand_dims(gl.expand_dims(decay, 0), 0),)
-                weights += (p.to(gl.bfloat16),)
-                weights_after += (r.to(gl.bfloat16),)
-            mbarrier.arrive(ring.empty.index(slot), count=1)
-            if both:
-                mbarrier.arrive(ring.empty.index(next_slot), count=1)
-            m, totals = m_new, totals_new
-            acc = add_page(S, ring, step, at + 1, values, here, position, used, weights, scaled)
-            if both:
-                acc = add_page(S, ring, step, at + 3, values, after, position, used, weights_after, acc)
-        use += 2 * pages
+        columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), sequence)
+        positions += (position_of(S, memory, step, columns_here),)
+        m += (gl.full([WIDE], float("-inf"), gl.float32, QUERIES),)
+        totals += (gl.zeros([S.page_positions, WIDE], gl.float32, gl.SliceLayout(0, MMA)),)
+        acc += (gl.zeros([S.head_tiles, TILE, WIDE], gl.float32, MMA),)
+    for i in range(0, pages, 2):  # in pairs, as one column takes them
+        use, here = step.use + 2 * i, (first + i) * S.page_positions
+        after = here + S.page_positions
+        both = i + 1 < pages
+        slot = land(S, ring, step, use, keys, here, position, used)
+        next_slot = slot
+        if both:
+            next_slot = land(S, ring, step, use + 2, keys, after, position, used)
+        m_new, totals_new, scaled, weights, weights_after = (), (), (), (), ()
         for part in gl.static_range(PARTS):
-            columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), sequence)
-            top, total, out = m[part], gl.sum(totals[part], axis=0), acc[part]
-            if slice == slices - 1:
-                top, total, out = add_own(S, memory, step, head, columns_here, heads_here, owns[part], top, total, out)
-            store_columns(S, memory, step, head, slice, columns_here, heads_here, top, total, out)
-    for empty in range(use, step.use + step.record.pages):
-        slot = wait_page(S, ring, empty)
+            s = scores_of(S, ring, slot, part, WIDE, here, positions[part])
+            t = gl.full([S.page_positions, WIDE], float("-inf"), gl.float32, gl.SliceLayout(0, MMA))
+            if both:
+                t = scores_of(S, ring, next_slot, part, WIDE, after, positions[part])
+            top = gl.maximum(m[part], gl.max(gl.maximum(s, t), axis=0))
+            decay = weight_of(m[part], top)
+            p, r = weight_of(s, gl.expand_dims(top, 0)), weight_of(t, gl.expand_dims(top, 0))
+            totals_new += (totals[part] * gl.expand_dims(decay, 0) + (p + r),)
+            m_new += (top,)
+            scaled += (acc[part] * gl.expand_dims(gl.expand_dims(decay, 0), 0),)
+            weights += (p.to(gl.bfloat16),)
+            weights_after += (r.to(gl.bfloat16),)
+        mbarrier.arrive(ring.empty.index(slot), count=1)
+        if both:
+            mbarrier.arrive(ring.empty.index(next_slot), count=1)
+        m, totals = m_new, totals_new
+        acc = add_page(S, ring, step, use + 1, values, here, position, used, weights, scaled)
+        if both:
+            acc = add_page(S, ring, step, use + 3, values, after, position, used, weights_after, acc)
+    for use in range(step.use + 2 * pages, step.use + step.record.pages):
+        slot = wait_page(S, ring, use)
         mbarrier.arrive(ring.empty.index(slot), count=1)
     stamp(S, step.trace, COMPUTED)
+    for part in gl.static_range(PARTS):
+        columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), sequence)
+        top, total, out = m[part], gl.sum(totals[part], axis=0), acc[part]
+        if current:
+            top, total, out = add_own(S, memory, step, head, columns_here, heads_here, owns[part], top, total, out)
+        store_columns(S, memory, step, head, slice, columns_here, heads_here, top, total, out)
     if S.head_norm.first >= 0:
         place = position_of(S, memory, step, columns)[:, None]
         cached = cache_address(S, memory.cache, memory.bucket.head_pages, step.record.layer, head, 0, place, dims[None, :])
         cached = sequence_rows(S, memory, cached, columns[:, None])
-        inside = known & (heads == 0)[:, None] & (run == (memory.bucket.slices - 1) // S.slices_together)
+        inside = known & (heads == 0)[:, None] & (slice == memory.bucket.slices - 1)
         lasting = caches(S, memory, columns[:, None], inside)
         gl.store(cached, finite(new_k).to(gl.bfloat16), mask=lasting)
         proxy_fence()  # later steps read these rows by TMA

@@ -1,4 +1,4 @@
-"""The input of a matrix, of several columns, staged in shared memory: normed and whole, or as it is, page by page.
+"""The input of a matrix, of several columns: normed and staged in shared memory, or straight to the tensor cores.
 
 Every column's numbers are those that it would have alone, bit for bit: sums go in the same order.  Rows of the matrix
 instruction that hold no column are zeros.
@@ -62,27 +62,13 @@ def squares_of(S: gl.constexpr, memory, step, source, distance: gl.constexpr, CO
     x = look_columns(S, source, distance, COUNT, column, index)
     squares = gl.sum(x * x, axis=1)
     if gl.max((squares != squares).to(gl.int32), axis=0) != 0:  # not a number, as a vacant place is none
-        x = all_columns(S, memory, step, cycles(), x, source, distance, COUNT, column, index)
+        begin, waiting = cycles(), 1
+        while waiting != 0:
+            waiting = look_again(memory, step, begin, vacant(x))
+            if waiting != 0:  # it is 1; but so the compiler does not keep all places for this rare case
+                x = look_columns(S, source + (waiting - 1), distance, COUNT, column, index)
         squares = gl.sum(x * x, axis=1)
     return x, squares
-
-
-@gluon.jit
-def all_columns(
-    S: gl.constexpr, memory, step, begin, values, source, distance: gl.constexpr, COUNT: gl.constexpr, column, index
-):
-    """What `look_columns` saw, looked for again until nothing is vacant; all threads meet, whether anything was or not.
-
-    What is there is not loaded again: it is long, and comes from an L2 that all SMs ask.
-    """
-    absent = vacant(values)
-    waiting = look_again(memory, step, begin, absent)
-    while waiting != 0:
-        place = source + (waiting - 1)  # nothing; but so the compiler does not keep all places for this rare case
-        values = gl.load(place + column[:, None] * distance + index[None, :], mask=absent != 0, other=values, volatile=True)
-        absent = vacant(values)
-        waiting = look_again(memory, step, begin, absent)
-    return values
 
 
 @gluon.jit
@@ -131,29 +117,24 @@ def stage_norms(
 
 
 @gluon.jit
-def look_page(S: gl.constexpr, source, page, distance: gl.constexpr, matrix: gl.constexpr):
-    """Page `page` of the vectors at `source` as they are now, fp32 [columns, columns of a page]; zeros beyond the matrix."""
-    column, index = page_places(page, matrix)
-    return look_columns(S, source, distance, matrix.columns, column, index)
-
-
-@gluon.jit
-def page_places(page, matrix: gl.constexpr):
-    """All columns, and the places of page `page` of a vector."""
-    L: gl.constexpr = norm_layout()
-    index = page * matrix.format.COLUMNS + gl.arange(0, matrix.format.COLUMNS, gl.SliceLayout(0, L))
-    return gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, L)), index
-
-
-@gluon.jit
-def stage_page(S: gl.constexpr, memory, ring, step, begin, values, source, page, distance: gl.constexpr, matrix: gl.constexpr):
-    """Stage what `look_page` saw, rounded to bf16, as soon as nothing of it is vacant, and return the B operand."""
+def fragment(S: gl.constexpr, source, page, distance: gl.constexpr, matrix: gl.constexpr):
+    """Page `page` of the vectors at `source` as they are now, where the B operand has them: fp32 [tiles, columns of a tile,
+    8]."""
     F: gl.constexpr = matrix.format
     TILE: gl.constexpr = F.COLUMNS // F.TILES
-    column, index = page_places(page, matrix)
-    # All threads meet here, so what was staged before has been read.
-    values = all_columns(S, memory, step, begin, values, source, distance, matrix.columns, column, index)
-    tiles = gl.permute(gl.reshape(values.to(gl.bfloat16), [MMA_COLUMNS, F.TILES, TILE]), [1, 0, 2])
-    staged_tiles(ring, F.COLUMNS, TILE).store(tiles)
-    barrier()
-    return staged_page(F, ring, 0)
+    B: gl.constexpr = gl.DotOperandLayout(1, block_layout(), F.LANE)
+    tile = gl.expand_dims(gl.arange(0, F.TILES, gl.SliceLayout(1, gl.SliceLayout(2, B)))[:, None], 2)
+    inner = gl.expand_dims(gl.arange(0, TILE, gl.SliceLayout(0, gl.SliceLayout(2, B)))[None, :], 2)
+    column = gl.expand_dims(gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, gl.SliceLayout(1, B)))[None, :], 1)
+    index = page * F.COLUMNS + tile * TILE + inner
+    return look(source + index + column * distance, (index < matrix.columns) & (column < S.columns))
+
+
+@gluon.jit
+def arrived(S: gl.constexpr, memory, step, begin, values, source, page, distance: gl.constexpr, matrix: gl.constexpr):
+    """What `fragment` saw, looked for again until nothing is vacant; rounded to bf16."""
+    waiting = look_again(memory, step, begin, vacant(values))
+    while waiting != 0:
+        values = fragment(S, source, page, distance, matrix)
+        waiting = look_again(memory, step, begin, vacant(values))
+    return values.to(gl.bfloat16)

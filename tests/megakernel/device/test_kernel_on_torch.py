@@ -155,12 +155,12 @@ def test_columns_of_one_sequence(first: int) -> None:
 
 
 def test_sequences_of_different_lengths() -> None:
-    """One in the second bucket, whose two slices one instruction takes, one in the first, and two that take no part."""
+    """One in the second bucket, whose attention has two slices, one in the first, and two that take no part."""
     name, sequences = "gqa2", 4
     with fake_device(EmulatedKernel(seed=3)) as cpu:
         programs, model = programs_of(name, sequences=sequences), model_of(name)
         shape = programs.shape(CAPACITY)
-        assert (shape.slices, shape.slices_together) == (2, 2)
+        assert shape.slices == 2
         state = GpuState(model, shape.cache_pages, cpu, sequences)
         truths = {1: Pair(name, EDGE), 2: Pair(name, 5)}
         for number in range(sequences):

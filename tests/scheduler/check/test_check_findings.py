@@ -155,7 +155,7 @@ EDITS: list[tuple[Callable[[Draft], None], str, str]] = [
     (poke(Qkv, Word.LAYER, 2), "field", "layer 2, it must be 0 to 1"),
     (poke(Sample, Word.LAYER, 1), "field", "layer 1, it must be 0 to 0"),
     (poke(Attention, Word.PAYLOAD, 2), "field", "head=2, it must be 0 to 1"),
-    (poke(Attention, Word.PAYLOAD + 1, -1), "field", "run=-1"),
+    (poke(Attention, Word.PAYLOAD + 1, -1), "field", "slice=-1"),
     (poke(OProj, Word.PAYLOAD + 1, 0), "field", "blocks=0, it must be 1 to"),
     (poke(LmHead, Word.PAYLOAD + 2, SMS), "field", "slot=4, it must be 0 to 3"),
     (poke(OProj, Word.WAIT, 1000), "counter", "there is no counter c1000"),
