@@ -35,7 +35,7 @@ from models.checkpoint import open_checkpoint
 from models.command import Parser, add_formats, add_model, columns, command, real, start, whole
 from models.config import SIZE_LIMIT
 from models.errors import UserError
-from models.formats import PLAIN_NAME, chosen_formats
+from models.formats import PLAIN_NAME
 from models.output import output_path
 from models.packed import PackedModel, pack
 from models.random_weights import RandomWeights
@@ -126,7 +126,7 @@ def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
     tokens = options.tokens * (1 if options.columns is None else options.columns[1])
     contexts = fitting_contexts(options.contexts, tokens, checkpoint.config.max_position)
     capacity = max(max(contexts) + tokens + 1, PROMPT + 2)
-    formats = chosen_formats(options.weights, options.head, checkpoint.formats)
+    formats = checkpoint.chosen_formats(options.weights, options.head)
     if options.columns is not None:
         sequences, depth = options.columns
         make_shape(checkpoint.config, sms=1, capacity=1, bucket=1, formats=formats, sequences=sequences, depth=depth)

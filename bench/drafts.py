@@ -31,7 +31,7 @@ from models.checkpoint import Checkpoint, open_checkpoint
 from models.command import Parser, add_formats, add_model, command, real, start, whole
 from models.config import SIZE_LIMIT
 from models.errors import UserError
-from models.formats import PLAIN_NAME, chosen_formats
+from models.formats import PLAIN_NAME
 from models.output import output_path
 from models.smollm2 import NAME, Unreachable, fetched
 
@@ -69,7 +69,7 @@ def chosen_checkpoint(options: argparse.Namespace) -> Checkpoint:
         except Unreachable as error:
             raise UserError(f"{NAME} cannot be fetched ({error}): name another --model") from None
     checkpoint = open_checkpoint(options.model)
-    formats = chosen_formats(options.weights, options.head, checkpoint.formats)
+    formats = checkpoint.chosen_formats(options.weights, options.head)
     if columns_of(options.speculate, options.backend, checkpoint.config, formats) == 1:
         raise UserError(f"{options.model}: with these weights this model decodes one token a step, name another")
     return checkpoint
@@ -114,7 +114,7 @@ def measure(options: argparse.Namespace, checkpoint: Checkpoint, tasks: Sequence
     capacity = capacity_for(prompts, options.tokens, checkpoint.config.max_position)
     stops = tuple(checkpoint.config.eos_token_ids)
     sampling = SamplingParams(temperature=options.temperature, seed=options.seed, stop_token_ids=stops)
-    formats = chosen_formats(options.weights, options.head, checkpoint.formats)
+    formats = checkpoint.chosen_formats(options.weights, options.head)
     record: dict[str, Any] = {
         "benchmark": "drafts",
         "model": options.model,

@@ -29,7 +29,7 @@ from megakernel.prefill.plan import CHUNK, Plan
 from models.checkpoint import open_checkpoint
 from models.command import Parser, add_formats, add_model, command, start, whole
 from models.errors import UserError
-from models.formats import PLAIN_NAME, chosen_formats
+from models.formats import PLAIN_NAME
 from models.output import output_path
 from models.packed import PackedModel, pack
 
@@ -69,7 +69,7 @@ def load(options: argparse.Namespace) -> tuple[PackedModel, list[int]]:
     checkpoint = open_checkpoint(options.model)
     lengths = fitting_lengths(options.lengths, checkpoint.config.max_position)
     capacity = min(checkpoint.config.max_position, max(*lengths, FIRST_TURN + SECOND_TURN) + 1)
-    formats = chosen_formats(options.weights, options.head, checkpoint.formats)
+    formats = checkpoint.chosen_formats(options.weights, options.head)
     if not Plan(checkpoint.config, device_sms(), capacity, formats).possible:
         raise UserError(f"{options.model} is not read by prefill: its prompts are decoded token by token")
     return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity, formats), lengths

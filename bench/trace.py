@@ -26,7 +26,6 @@ from models.checkpoint import open_checkpoint
 from models.command import Parser, add_formats, add_model, command, start, whole
 from models.config import SIZE_LIMIT
 from models.errors import UserError, writing
-from models.formats import chosen_formats
 from models.output import output_path, write_file
 from models.packed import PackedModel, pack
 from scheduler.options import DEFAULT_CAPACITY
@@ -57,7 +56,7 @@ def load(options: argparse.Namespace) -> PackedModel:
     most, needed = checkpoint.config.max_position, options.position + options.tokens + 1
     if needed > most:
         raise UserError(f"position {needed - 1} is beyond the model's {most}: use a lower --position")
-    formats = chosen_formats(options.weights, options.head, checkpoint.formats)
+    formats = checkpoint.chosen_formats(options.weights, options.head)
     capacity = max(needed, min(DEFAULT_CAPACITY, most))
     return pack(checkpoint.source, checkpoint.config, torch.bfloat16, capacity, formats)
 

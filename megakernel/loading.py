@@ -34,7 +34,7 @@ from megakernel.vm.backend import VmBackend
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.config import ModelConfig
 from models.errors import UserError
-from models.formats import PLAIN, Formats, check_formats, chosen_formats
+from models.formats import PLAIN, Formats, check_formats
 from models.packed import pack
 from models.quantised import Requantised
 from models.tape import PAGE_BYTES
@@ -94,7 +94,7 @@ def load_engine(
     if checkpoint is None:
         checkpoint = open_checkpoint(model)
     capacity = cache_capacity(checkpoint.config, capacity)
-    formats = chosen_formats(weights, head, checkpoint.formats)
+    formats = checkpoint.chosen_formats(weights, head)
     check_formats(formats, DTYPES[dtype].itemsize)
     depth = columns_of(speculate, chosen, checkpoint.config, formats)
     check_sequences(sequences, speculate, chosen)

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from models.config import ModelConfig
 from models.errors import UserError
 from models.families import family_of
 from models.files import read_json_object
-from models.formats import PLAIN, Formats
+from models.formats import PLAIN, Formats, chosen_formats
 from models.hf_config import read_config
 from models.locate import INDEX_FILE, SAFETENSORS, SINGLE_FILE, is_gguf, locate
 from models.quantization import Part, Scheme, scheme_of
@@ -33,10 +34,11 @@ from models.safetensors_file import open_file, read_tensor
 from models.safetensors_header import Entry, read_header
 from models.sampling_defaults import NOTHING, SamplingDefaults, of_directory, of_gguf
 from models.stored import Piece, stored_tensors
-from models.weights import EMBEDDING, HEAD, WeightSource
+from models.weights import EMBEDDING, HEAD, WeightSource, expected_tensors
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 COMPARED_ELEMENTS = 2**23
+SMALL = 2**29  # bytes of weights in bf16, up to which those that are stored quantised are widened
 MAPPED_BYTES = 2**22  # read of a file before it is mapped anew: few, for they count as memory; each mapping reads the header
 
 _FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,255}")
@@ -84,6 +86,13 @@ class Checkpoint:
     gguf: GgufFile | None = None
     sampling: SamplingDefaults = NOTHING
     formats: Formats = PLAIN  # of its matrices, as they are stored
+
+    def chosen_formats(self, weights: str | None, head: str | None = None) -> Formats:
+        """The formats that options name; where none is named those that are stored, but bf16 for a model of at most SMALL
+        bytes in it.  Hops between SMs, not bytes, are what a step of such a model takes, and quantised ones take longer
+        (docs/formats.md)."""
+        count = sum(prod(shape) for shape in expected_tensors(self.config).values())
+        return chosen_formats(weights, head, PLAIN if 2 * count <= SMALL else self.formats)
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:

@@ -15,6 +15,7 @@ from megakernel.request import SamplingParams
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.config import ModelConfig
 from models.errors import UserError
+from models.families import PRESETS
 from models.families.base import HEAD
 from models.formats import PLAIN, Formats, chosen_formats
 from models.gguf.blocks import format_for
@@ -204,12 +205,13 @@ def test_the_backends_decode_it(kind: str, tmp_path: Path) -> None:
     true = Reference(config, exact, torch.float32).logits(PROMPT)[-1]
     rounding = (Reference(config, exact, torch.bfloat16).logits(PROMPT)[-1] - true).square().mean().sqrt()
     for backend in ("vm", "torch"):
-        for options in ({}, {"weights": "bf16"}):
-            with load_engine(path, backend=backend, capacity=32, **options) as engine:  # type: ignore[arg-type]
+        for formats in (open_checkpoint(path).formats, PLAIN):
+            body, head = (name.replace("plain", "bf16") for name in formats)
+            with load_engine(path, backend=backend, capacity=32, weights=body, head=head) as engine:
                 generation = engine.generate(PROMPT, 1, SamplingParams())
                 list(generation)
                 logits = generation.logits()
-            assert (logits - true).square().mean().sqrt() <= 2 * rounding, (backend, options)
+            assert (logits - true).square().mean().sqrt() <= 2 * rounding, (backend, formats)
 
 
 def test_other_formats_are_made_of_it_and_fp32_is_refused(tmp_path: Path) -> None:
@@ -218,9 +220,18 @@ def test_other_formats_are_made_of_it_and_fp32_is_refused(tmp_path: Path) -> Non
     with load_engine(path, backend="vm", capacity=16, weights="fp8") as engine:
         assert engine._backend.model.tape.formats == Formats("fp8", "fp8")  # type: ignore[union-attr]
     with pytest.raises(UserError, match="q8_0 weights are widened to bf16: .* or say --weights bf16"):
-        load_engine(path, backend="vm", capacity=16, dtype="float32")
+        load_engine(path, backend="vm", capacity=16, dtype="float32", weights="q8_0")
     with load_engine(path, backend="vm", capacity=16, dtype="float32", weights="bf16") as engine:
         assert engine.config.hidden_size == 128
+
+
+@pytest.mark.parametrize(("name", "kept"), [("smollm2-135m", False), ("qwen3-0.6b", True), ("llama-3-8b", True)])
+def test_small_models_are_widened_unless_a_format_is_named(name: str, kept: bool) -> None:
+    """Quantised weights make a step of theirs longer."""
+    stored = Formats("q4_1", "q8_0")
+    checkpoint = Checkpoint(PRESETS[name], Weights({}), None, torch.bfloat16, formats=stored)
+    assert checkpoint.chosen_formats(None) == (stored if kept else PLAIN)
+    assert checkpoint.chosen_formats("q4_1", "q8_0") == stored
 
 
 @pytest.mark.smollm2
