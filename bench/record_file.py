@@ -19,6 +19,7 @@ def record_name(record: dict[str, Any]) -> str:
         (record["machine"]["gpu"] or "unknown").removeprefix("NVIDIA "),
         Path(record["model"].removeprefix("random:")).name,
         *record.get("formats", ()),
+        *(f"{each['sequences']}x{each['depth']}" for each in record.get("columns", ())[:1]),
         *([f"zipf-{record['zipf']:g}"] if record.get("zipf") else ()),
         record["machine"]["time"][:10],
         record["machine"]["commit"] or "unknown",

@@ -47,6 +47,10 @@ def test_a_record_s_name_says_what_it_is() -> None:
         record_name(mixture | {"zipf": 0.4}) == "decode_h100-80gb-hbm3_olmoe-1b-7b_fp8_zipf-0.4_2026-01-31_0123456789ab+.json"
     )
     assert "zipf" not in record_name(mixture | {"zipf": 0.0})
+    columns = [{"context": context, "sequences": 8, "depth": 1} for context in (96, 512)]
+    assert (
+        record_name(mixture | {"columns": columns}) == "decode_h100-80gb-hbm3_olmoe-1b-7b_fp8_8x1_2026-01-31_0123456789ab+.json"
+    )
     record = {"benchmark": "decode", "model": "a/Some Model/"}
     assert record_name(record | {"machine": machine | {"commit": None}}).endswith("_unknown.json")
 
