@@ -98,7 +98,7 @@ def add_seed_option(parser: argparse.ArgumentParser) -> None:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Where and how large."""
     add = adder(parser)
-    add("--weights", metavar="F", choices=WEIGHTS, help=f"{', '.join(WEIGHTS)} (default: as they are stored)")
+    add("--weights", metavar="F", choices=WEIGHTS, help=f"{', '.join(WEIGHTS)} (default: as stored, small ones in bf16)")
     add("--head", metavar="F", choices=WEIGHTS, help="the LM head's (default: as the other weights)")
     add("--backend", choices=BACKENDS, help="auto, the default, takes the kernel (gpu) where it runs, else torch")
     add("--sms", type=int, metavar="N", help="SMs to use or, with vm, to imitate")

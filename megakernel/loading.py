@@ -77,8 +77,8 @@ def load_engine(
     policy: how instructions are placed on SMs, a name in `scheduler.place`.
     progress: called with weights packed so far and weights in all.
     checkpoint: the model, where it has been opened already.
-    weights, head: what matrices are kept as, names in `models.formats.NAMES`; weights None: as the checkpoint has them; head
-        None: as the other weights, where those are named.
+    weights, head: what matrices are kept as, names in `models.formats.NAMES`; weights None: as the checkpoint has them, small
+        models in bf16; head None: as the other weights, where those are named.
     speculate: most drafts a step, 0: none; rounded up so that with the token before them they are 2, 4 or 8.
     sequences: most that are decoded at once, up to 8; on the GPU rounded up to 1, 2, 4 or 8, each with a cache of `capacity`.
         None: 1 on the GPU and the CPU machine, 8 in plain PyTorch.

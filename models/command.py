@@ -74,7 +74,7 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = None, requi
 
 def add_formats(parser: argparse.ArgumentParser) -> None:
     """--weights and --head: what the matrices are kept as."""
-    parser.add_argument("--weights", choices=WEIGHTS, help="what weights are kept as (default: as they are stored)")
+    parser.add_argument("--weights", choices=WEIGHTS, help="what weights are kept as (default: as stored, small ones in bf16)")
     parser.add_argument("--head", choices=WEIGHTS, help="what the LM head is kept as (default: as the other weights)")
 
 
