@@ -5,7 +5,6 @@ The only place that knows all backends.  Everything that can be refused is refus
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ from models.formats import PLAIN, Formats, check_formats
 from models.packed import pack
 from models.quantised import Requantised
 from models.tape import PAGE_BYTES
-from models.weights import WeightSource, expected_tensors
+from models.weights import WeightSource, parameter_count
 from scheduler.buckets import BucketPrograms
 from scheduler.build import COLUMNS, DEFAULT_POLICY, most_depth, most_sequences
 from scheduler.options import cache_capacity
@@ -262,7 +261,7 @@ class CountedSource:
 
     def __init__(self, checkpoint: Checkpoint, progress: Progress) -> None:
         self._source, self._progress = checkpoint.source, progress
-        self._total = sum(math.prod(shape) for shape in expected_tensors(checkpoint.config).values())
+        self._total = parameter_count(checkpoint.config)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `WeightSource`."""

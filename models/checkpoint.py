@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,7 @@ from models.safetensors_file import open_file, read_tensor
 from models.safetensors_header import Entry, read_header
 from models.sampling_defaults import NOTHING, SamplingDefaults, of_directory, of_gguf
 from models.stored import Piece, stored_tensors
-from models.weights import EMBEDDING, HEAD, WeightSource, expected_tensors
+from models.weights import EMBEDDING, HEAD, WeightSource, parameter_count
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 COMPARED_ELEMENTS = 2**23
@@ -91,8 +90,8 @@ class Checkpoint:
         """The formats that options name; where none is named those that are stored, but bf16 for a model of at most SMALL
         bytes in it.  Hops between SMs, not bytes, are what a step of such a model takes, and quantised ones take longer
         (docs/formats.md)."""
-        count = sum(prod(shape) for shape in expected_tensors(self.config).values())
-        return chosen_formats(weights, head, PLAIN if 2 * count <= SMALL else self.formats)
+        small = torch.bfloat16.itemsize * parameter_count(self.config) <= SMALL
+        return chosen_formats(weights, head, PLAIN if small else self.formats)
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:

@@ -137,7 +137,7 @@ class SharingBackend(OnGpu):
         if not free:
             return False
         with self.on_device("starting a request"), self.all_or_nothing():
-            kept, source = max(((self.shared_rows(slot, sequence), slot) for slot in free), key=lambda found: found[0])
+            kept, source = self.most_shared(free, sequence)
             unwanted = source if kept == len(source.known) > 0 else min(free, key=lambda each: each.used)
             slot = free[0]  # the first that is free, so that few columns reach all
             if unwanted is not slot:
@@ -157,6 +157,10 @@ class SharingBackend(OnGpu):
     def shared_rows(self, slot: Slot, sequence: Sequence) -> int:
         """How much of a prompt the cache holds in a slot.  The last token is computed in any case: its logits are asked for."""
         return shared_length(slot.known, sequence.prompt[:-1]) if sequence.reuse else 0
+
+    def most_shared(self, slots: list[Slot], sequence: Sequence) -> tuple[int, Slot]:
+        """How much of a prompt the cache holds at most in one of these slots, and the first in which it does."""
+        return max(((self.shared_rows(slot, sequence), slot) for slot in slots), key=lambda found: found[0])
 
     def rows(self, slot: Slot, count: int) -> torch.Tensor:
         """The pages of a slot's cache that hold its first positions, [heads, pages, elements]."""
@@ -247,8 +251,7 @@ class SharingBackend(OnGpu):
     def look_again(self, slot: Slot) -> None:
         """Copy what another slot holds of a prompt of which nothing has been read yet: it may have been read there since."""
         sequence = slot.sequence
-        others = [each for each in self.slots if each is not slot]
-        kept, source = max(((self.shared_rows(each, sequence), each) for each in others), key=lambda found: found[0])
+        kept, source = self.most_shared([each for each in self.slots if each is not slot], sequence)
         if kept <= sequence.kept:
             return
         sequence.position = 0

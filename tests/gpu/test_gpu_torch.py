@@ -15,6 +15,7 @@ from megakernel.torch.backend import PASS, TorchBackend
 from megakernel.torch.device import best_device, free_bytes
 from megakernel.torch.product import gives_fp32
 from models.reference import Reference
+from tests.gpu.test_gpu_against_vm import rms
 from tests.support import BUNDLED
 from tests.support.configs import MIXTURES, SMALL_CONFIGS, small_config
 from tests.support.gpu_models import random_tokens
@@ -39,10 +40,6 @@ def test_the_device_is_the_gpu(device: torch.device) -> None:
 
 def largest(errors: torch.Tensor) -> float:
     return errors.abs().max().item()
-
-
-def rms(errors: torch.Tensor) -> float:
-    return errors.square().mean().sqrt().item()
 
 
 def divergence(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
