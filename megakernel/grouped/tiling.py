@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from instructions.dimensions import ceil_div, next_power_of_two
 
@@ -45,7 +46,7 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a product is launched: on `sms` SMs, `band` tiles of tokens one after another with the same weights."""
+    """How a product is launched: on `sms` SMs, up to `band` tiles of a group's tokens at a time with the same weights."""
 
     sms: int
     band: int = BAND
@@ -96,8 +97,10 @@ def tiles(offsets: Sequence[int], rows: int, n: int, sms: int, band: int) -> Ite
     for group, (start, count) in enumerate(groups):
         whole = token_tiles(count, cut)
         for first in range(0, whole, band):
-            for column in range(columns):
-                for tile in range(first, min(first + band, whole)):
+            height = min(band, whole - first)
+            span = max(1, sms // height)
+            for left in range(0, columns, span):
+                for tile, column in product(range(first, first + height), range(left, min(left + span, columns))):
                     last = count - tile * cut[0] if tile == whole - 1 else cut[0]
                     yield Tile(group, start + tile * cut[0], last, column)
 

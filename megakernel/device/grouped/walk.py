@@ -1,8 +1,8 @@
 """Which tiles a grouped product has, found on the device from the offsets; `megakernel.grouped.tiling.tiles` is its mirror.
 
 Tiles are numbered group after group.  Within a group, `band` tiles of tokens at a time go through all tiles of the matrix's
-rows: the same weights are multiplied with all of them one after another, while those are in L2.  An SM's tiles are every so
-manieth, so whoever walks from one to the next only ever goes forward.
+rows, so many of those together that all SMs have one tile: what these load, they find in L2 many times over.  An SM's tiles are
+every so manieth, so whoever walks from one to the next only ever goes forward.
 """
 
 from triton.experimental import gluon
@@ -126,9 +126,13 @@ def item_at(work, place, index):
     count = place.stop - place.start
     tiles = token_tiles(count, work.shift, work.tail)
     within = index - place.item
-    band = within // (work.band * work.columns)
-    height = gl.minimum(tiles - band * work.band, work.band)
-    within -= band * work.band * work.columns
-    tile = band * work.band + within % height
+    first = within // (work.band * work.columns) * work.band
+    height = gl.minimum(tiles - first, work.band)
+    within -= first * work.columns
+    span = gl.maximum(gl.num_programs(0) // height, 1)
+    left = within // (span * height) * span
+    within -= left * height
+    width = gl.minimum(work.columns - left, span)
+    tile = first + within // width
     rest = count - tile * work.main
-    return Item(place.group, place.start + tile * work.main, gl.where(tile == tiles - 1, rest, work.main), within // height)
+    return Item(place.group, place.start + tile * work.main, gl.where(tile == tiles - 1, rest, work.main), left + within % width)
