@@ -10,6 +10,7 @@ Prints a table, writes a record and a picture, and ends with the record as one l
 from __future__ import annotations
 
 import argparse
+import gc
 import platform
 import sys
 from dataclasses import asdict
@@ -82,12 +83,29 @@ def first_line(length: int, spread: Spread) -> str:
 
 def kernel_line(kernels: Kernels) -> str:
     """One chunk for people to read."""
-    widening = kernels.microseconds.get("widening")
+    widening, experts = kernels.microseconds.get("widening"), kernels.experts
     return (
         f"{kernels.tokens:>7} tokens from {kernels.start}: projections {kernels.projections:.0f} TFLOP/s "
         f"(cuBLAS {kernels.cublas:.0f}), attention {kernels.attention:.0f} (SDPA {kernels.sdpa:.0f})"
         + ("" if widening is None else f", widening {widening:.1f} us a layer")
+        + ("" if experts is None else f", {experts[0]} experts have rows, one {experts[1]}")
     )
+
+
+def measure_engine(model: PackedModel, lengths: list[int], runs: int) -> dict[str, Any]:
+    """First tokens through the public engine."""
+    times: dict[str, Any] = {}
+    record: dict[str, Any] = {"first_token_ms": times}
+    with engine_of(model) as engine:
+        for length in lengths:
+            spread = first_tokens(engine, length, runs)
+            print(first_line(length, spread), flush=True)
+            times[str(length)] = asdict(spread)
+        if model.capacity > FIRST_TURN + SECOND_TURN:
+            spread = first_tokens(engine, FIRST_TURN + SECOND_TURN, runs, kept=FIRST_TURN)
+            print(f"second turn, {SECOND_TURN} after {FIRST_TURN}: {spread.median:.3f} ms", flush=True)
+            record["second_turn_ms"] = asdict(spread)
+    return record
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -102,17 +120,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},
         "clocks_before": gpu_state(),
         "capacity": model.capacity,
-        "first_token_ms": {},
+        **measure_engine(model, lengths, options.runs),
     }
-    with engine_of(model) as engine:
-        for length in lengths:
-            spread = first_tokens(engine, length, options.runs)
-            print(first_line(length, spread), flush=True)
-            record["first_token_ms"][str(length)] = asdict(spread)
-        if model.capacity > FIRST_TURN + SECOND_TURN:
-            spread = first_tokens(engine, FIRST_TURN + SECOND_TURN, options.runs, kept=FIRST_TURN)
-            print(f"second turn, {SECOND_TURN} after {FIRST_TURN}: {spread.median:.3f} ms", flush=True)
-            record["second_turn_ms"] = asdict(spread)
+    gc.collect()  # the engine, which a large model leaves no room beside
     torch.cuda.empty_cache()
     rig = Rig(model)
     rig.state.cache.normal_()

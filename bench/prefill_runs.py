@@ -31,7 +31,8 @@ class Kernels:
 
     `projections` and `attention` are the rates of ours, `cublas` and `sdpa` those of the same multiplications by PyTorch's
     libraries in the same run; of experts those of one matrix for all rows.  A multiplication and an addition are two
-    operations; attention counts the pairs of tokens that causality leaves.
+    operations; attention counts the pairs of tokens that causality leaves.  `experts`: how many of the experts of the last
+    layer whose experts prefill needs have rows, and the most that one of them has.
     """
 
     start: int
@@ -42,6 +43,7 @@ class Kernels:
     cublas: float
     attention: float
     sdpa: float
+    experts: tuple[int, int] | None = None
 
 
 def random_prompt(vocabulary: int, tokens: int, seed: int) -> list[int]:
@@ -73,6 +75,7 @@ def measure_kernels(rig: Rig, start: int, tokens: int) -> Kernels:
     layers = range(plan.config.num_layers)
     rig.state.tokens.random_(0, plan.config.vocab_size)
     prefill.launch(start, start + tokens)  # so that the buffers hold what they would
+    experts = None if chain.mixture is None else experts_with_rows(chain.tensors["ends"])
     chain.words.copy_(torch.tensor([start, tokens], dtype=torch.int32))
     pieces = [pieces_of(chain, size, layer) for layer in layers]
     ours = {name: per_layer([together(piece[name]) for piece in pieces]) for name in pieces[0]}
@@ -102,7 +105,14 @@ def measure_kernels(rig: Rig, start: int, tokens: int) -> Kernels:
         cublas=rate(theirs),
         attention=attention / ours["attention"] / 1e6,
         sdpa=attention / theirs["attention"] / 1e6,
+        experts=experts,
     )
+
+
+def experts_with_rows(ends: torch.Tensor) -> tuple[int, int]:
+    """How many experts have rows, and the most that one has; `ends` is where each one's rows end."""
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    return int((counts > 0).sum()), int(counts.max())
 
 
 def pieces_of(chain: Chain, size: int, layer: int) -> dict[str, list[Launch]]:

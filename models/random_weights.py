@@ -3,7 +3,9 @@
 Values do not matter to a decode step's time, their bytes do; so a tensor is a seeded block of 2^18 normal values
 laid end to end, not a billion draws. The block's length is prime, hence no two rows of a tensor start at the same place
 in it and no two are equal; every tensor draws its own block from (seed, name), but those of the experts of a layer have one
-between them, each from another place on. The same seed gives the same bits on every machine and at every thread count.
+between them, each from another place on. Output projections beside experts are smaller, the more layers there are: what
+attention averages is much the same for all tokens, and at full scale they would soon all choose the same experts. The same
+seed gives the same bits on every machine and at every thread count.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ NORM_SCALE = 0.1  # norm weights are 1 plus this much noise, so that leaving one
 
 @dataclass(frozen=True)
 class RandomWeights:
-    """A `WeightSource` for any configuration: matrices and biases N(0, 0.02), norm weights N(1, 0.1), in `dtype`.
+    """A `WeightSource` for any configuration: matrices and biases N(0, 0.02), norm weights N(1, 0.1), in `dtype`; output
+    projections beside experts N(0, 0.02 / (2 layers)).
 
     Routers choose experts evenly, but with `zipf`: then of all choices the r-th expert of a layer has a share that goes as
     r^-zipf (`models.zipf`).  Raises UserError for an exponent that these experts cannot have.
@@ -75,6 +78,8 @@ class RandomWeights:
         generator = np.random.Generator(np.random.PCG64([self.seed, crc32(name.encode())]))
         block = torch.from_numpy(generator.standard_normal(min(count, BLOCK_VALUES), dtype=np.float32))
         values = (1 + NORM_SCALE * block) if name.endswith("norm.weight") else MATRIX_SCALE * block
+        if self.config.num_experts and name.endswith("o_proj.weight"):
+            values /= 2 * self.config.num_layers
         return values.to(self.dtype)
 
 

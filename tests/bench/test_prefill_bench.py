@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.prefill import LENGTHS, first_line, fitting_lengths, kernel_line
 from bench.prefill_chart import draw, main
-from bench.prefill_runs import Kernels, as_json, pieces_of, rows_of
+from bench.prefill_runs import Kernels, as_json, experts_with_rows, pieces_of, rows_of
 from bench.record import Spread
 from bench.record_file import record_name
 from models.errors import UserError
@@ -39,6 +41,8 @@ def test_lines_say_what_was_measured() -> None:
     assert "projections 483 TFLOP/s (cuBLAS 593), attention 118 (SDPA 104)" in kernel_line(KERNELS)
     (told,) = as_json([KERNELS])
     assert told["microseconds"] == {"qkv": 20.12}
+    assert experts_with_rows(torch.tensor([3, 3, 10, 11])) == (3, 7)
+    assert kernel_line(replace(KERNELS, experts=(3, 7))).endswith(", 3 experts have rows, one 7")
 
 
 @pytest.mark.parametrize("name", [*MIXTURES, "qwen3"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from models.checkpoint import open_checkpoint
 from models.errors import UserError
 from models.families import PRESETS
 from models.random_weights import BLOCK_VALUES, RandomWeights
+from models.reference import Reference
 from models.weights import EMBEDDING, Weights, expected_tensors
 from models.zipf import zipf_scales
 from tests.support.configs import small_config
@@ -55,6 +57,28 @@ def test_no_two_rows_are_alike() -> None:
     rows = torch.cat([tensor.view(torch.int16) for _, tensor in tensors if tensor.shape[1:] == (512,)])
     assert len(rows) > 2048
     assert len(torch.unique(rows, dim=0)) == len(rows)
+
+
+class Watched(Reference):
+    """Counts the experts that tokens choose, layer by layer."""
+
+    def _mixture(self, layer: int, x: torch.Tensor) -> torch.Tensor:
+        [scores] = self._products(layer, "router", x)
+        chosen = scores.topk(self.config.experts_per_token).indices
+        self.chosen.append(torch.bincount(chosen.flatten(), minlength=self.config.num_experts))
+        return super()._mixture(layer, x)
+
+    chosen: ClassVar[list[torch.Tensor]] = []
+
+
+def test_tokens_choose_experts_evenly_in_every_layer() -> None:
+    """128 tokens, 8 of 64 experts: 16 rows an expert on average."""
+    narrow = replace(PRESETS["olmoe-1b-7b"], hidden_size=256, intermediate_size=64, vocab_size=512)
+    config = replace(narrow, num_heads=4, num_kv_heads=4, head_dim=64)
+    reference = Watched(config, {name: tensor.float() for name, tensor in RandomWeights(config).tensors()})
+    reference.logits(torch.randint(512, (128,), generator=torch.Generator().manual_seed(0)).tolist())
+    assert len(reference.chosen) == config.num_layers
+    assert all((counts > 0).sum() >= 62 and counts.max() < 48 for counts in reference.chosen)
 
 
 def test_presets_by_name() -> None:

@@ -135,4 +135,6 @@ def item_at(work, place, index):
     width = gl.minimum(work.columns - left, span)
     tile = first + within // width
     rest = count - tile * work.main
-    return Item(place.group, place.start + tile * work.main, gl.where(tile == tiles - 1, rest, work.main), left + within % width)
+    return Item(
+        place.group, place.start + tile * work.main, gl.where(tile == tiles - 1, rest, work.main), left + within % width
+    )
