@@ -57,10 +57,11 @@ class Resources:
 
 
 BESIDE = ("beside", "head_beside")
+OPTIONAL = ("halves", *BESIDE)  # descriptors that are None where there is no need of them
 
 
 def beside_types(geometry: Geometry) -> dict[str, str]:
-    """The types of the descriptors of what lies beside pages; None for one that there is no need of."""
+    """The types of the descriptors of what lies beside pages."""
     words = (geometry.qkv.format.scale_words, geometry.head.format.scale_words if geometry.head_apart else 0)
     types = [f"tensordesc<fp32{beside_box(count)},{BESIDE_LAYOUT!r}>" if count else "constexpr" for count in words]
     return dict(zip(BESIDE, types, strict=True))
@@ -68,13 +69,14 @@ def beside_types(geometry: Geometry) -> dict[str, str]:
 
 def compile_for_hopper(geometry: Geometry, **options: Any) -> Any:
     """The compiled kernel for compute capability 9.0; `options` are Triton's own, beside those that every launch uses."""
-    descriptor = f"tensordesc<bf16[128, 64],{TMA_LAYOUT!r}>"
-    signature = {"tape": descriptor, "cache": descriptor, **beside_types(geometry), **POINTERS}
+    descriptor, half = (f"tensordesc<bf16[{lines}, 64],{TMA_LAYOUT!r}>" for lines in (128, 64))
+    halves = half if geometry.experts.down_halved else "constexpr"
+    signature = {"tape": descriptor, "halves": halves, "cache": descriptor, **beside_types(geometry), **POINTERS}
     signature |= {name: "i64" if name == "patience" else "i32" for name in RUNTIME_ARGUMENTS}
     signature["S"] = "constexpr"
     constants: dict[tuple[int, ...], Any] = {(megakernel.arg_names.index("S"),): Sizes(geometry)}
     constants |= {
-        (i,): None for i, name in enumerate(megakernel.arg_names) if name in BESIDE and signature[name] == "constexpr"
+        (i,): None for i, name in enumerate(megakernel.arg_names) if name in OPTIONAL and signature[name] == "constexpr"
     }
     attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(megakernel.arg_names) if name in POINTERS}
     source = GluonASTSource(fn=megakernel, signature=signature, constexprs=constants, attrs=attributes)

@@ -67,10 +67,11 @@ class Experts(NamedTuple):
     blocks: int  # row blocks of one expert's gate/up matrix
     gate_up_apart: int  # pages from one expert's gate/up matrix to the next one's
     down_apart: int  # the same of down matrices
-    down_pages: int  # pages of a row block of one slot's down matrix; `expert_down` has those of all slots
+    down_pages: int  # pages of a row block of one slot's down matrix; `expert_down` has those of all slots,
+    down_halved: bool  # and of the last of them only the first half is read
 
 
-NO_EXPERTS = Experts(0, 0, False, 0, 0, 0, 0)
+NO_EXPERTS = Experts(0, 0, False, 0, 0, 0, 0, False)
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ def _experts(shape: Shape) -> Experts:
         gate_up_apart=gate_up.pages,
         down_apart=down.pages,
         down_pages=down.pages_per_block,
+        down_halved=shape.tape.halved,
     )
 
 

@@ -162,12 +162,24 @@ class TapeLayout:
         raise KeyError(f"no matrix {kind!r} in layer {layer} of a model with {layers} layers")
 
     @property
+    def halved(self) -> bool:
+        """Whether of the last page of a row block of the experts' down matrices only one half is read: the rest is padding,
+        and what an older page leaves in its place are numbers, since nothing is quantised."""
+        if not self.config.num_experts or not all(matrix.format.plain for matrix in self.matrices):
+            return False
+        down = self.matrix("expert_down")
+        return 0 < down.columns % down.format.columns <= down.format.columns // 2
+
+    @property
     def streamed_bytes(self) -> int:
         """Bytes of the weights that a decode step reads, with what lies beside them: of experts those of the chosen ones."""
         taken, all_of_them = self.config.experts_per_token, self.config.num_experts
         read = sum(matrix.bytes for matrix in self.matrices if matrix.first_page < self.streamed_pages)
-        of_experts = sum(matrix.bytes for matrix in self.matrices if matrix.kind.startswith("expert_"))
-        return read - of_experts * (all_of_them - taken) // max(1, all_of_them)
+        experts = [matrix for matrix in self.matrices if matrix.kind.startswith("expert_")]
+        of_experts = sum(matrix.bytes for matrix in experts)
+        halves = sum(matrix.blocks for matrix in experts if matrix.kind == "expert_down") if self.halved else 0
+        left_out = of_experts * (all_of_them - taken) + halves * taken * PAGE_BYTES // 2
+        return read - left_out // max(1, all_of_them)
 
     @property
     def bytes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from megakernel.device.columns.places import over
 from megakernel.device.consumer import consumer
@@ -21,10 +21,21 @@ RUNTIME_ARGUMENTS = ["position", "epoch", "tokens", "patience", *BucketNumbers._
 
 
 @gluon.jit
+def clear_halves(S: gl.constexpr, pages):
+    """Zeros in the second half of every page, which may be read before anything was copied there."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
+    for slot in range(S.ring):
+        pages.index(slot).slice(LINES // 2, LINES // 2).store(gl.zeros([LINES // 2, TILE], gl.bfloat16, LAYOUT))
+    fence_async_shared()
+
+
+@gluon.jit
 def make_ring(S: gl.constexpr, tape):
     """Allocate the shared memory and set up its barriers."""
     barriers: gl.constexpr = mbarrier.MBarrierLayout()
     pages = gl.allocate_shared_memory(gl.bfloat16, [S.ring, LINES, TILE], tape.layout)
+    if S.experts.down_halved:
+        clear_halves(S, pages)
     full = gl.allocate_shared_memory(gl.int64, [S.ring, 1], barriers)
     empty = gl.allocate_shared_memory(gl.int64, [S.ring, 1], barriers)
     begun = gl.allocate_shared_memory(gl.int64, [1], barriers)
@@ -50,6 +61,7 @@ def make_ring(S: gl.constexpr, tape):
 @gluon.jit(do_not_specialize=RUNTIME_ARGUMENTS)
 def megakernel(
     tape,
+    halves,
     cache,
     beside,
     head_beside,
@@ -81,10 +93,11 @@ def megakernel(
     """Decode up to `tokens` tokens from `position`; `epoch` is how many this program has decoded before.  With several columns,
     up to so many steps, from where each sequence stands; `position` then only tells in reports which step it was.
 
-    tape and cache are TMA descriptors over [128-byte lines, 64] bf16 of `weights` and `cache_rows`; beside and head_beside over
-    what lies beside quantised pages, [pages, words] fp32 of `constants`: of the body, and of a head in another format; the
-    other arrays are those of `scheduler.program.Program` and `megakernel.device.context.Memory`, the numbers from `slices` on
-    those of a `megakernel.geometry.Bucket`.
+    tape and cache are TMA descriptors over [128-byte lines, 64] bf16 of `weights` and `cache_rows`, a page at a time; halves is
+    one over `weights`, half a page at a time, if S.experts.down_halved; beside and head_beside over what lies beside quantised
+    pages, [pages, words] fp32 of `constants`: of the body, and of a head in another format; the other arrays are those of
+    `scheduler.program.Program` and `megakernel.device.context.Memory`, the numbers from `slices` on those of a
+    `megakernel.geometry.Bucket`.
     """
     memory = Memory(
         weights,
@@ -111,10 +124,14 @@ def megakernel(
     else:
         idle = over(S, memory, position) | (gl.load(control + FAULT) != 0)
     tokens = gl.where(idle, 0, tokens)
+    pages = (tape, halves)
     gl.warp_specialize(
         [
             (consumer, (S, memory, ring, start, stop, uses_per_token, position, epoch, tokens)),
-            (loader, (S, memory, tape, beside, head_beside, cache, ring, start, stop, uses_per_token, position, epoch, tokens)),
+            (
+                loader,
+                (S, memory, pages, beside, head_beside, cache, ring, start, stop, uses_per_token, position, epoch, tokens),
+            ),
             (prefetcher, (S, memory, ring, start, stop, uses_per_token)),
         ],
         [LOADER_WARPS, LOADER_WARPS],

@@ -84,8 +84,21 @@ def stream_weights(S: gl.constexpr, F: gl.constexpr, ring, tape, beside, first, 
     `first` of the tape; returns the time waited for it."""
     slot, waited = free_slot(S, ring, use, number)
     mbarrier.expect(ring.full.index(slot), BYTES + F.BESIDE)
-    copy_page(tape, [page * LINES, 0], ring.full.index(slot), ring.pages.index(slot))
+    copy_page(tape[0], [page * LINES, 0], ring.full.index(slot), ring.pages.index(slot))
     F.copy_beside(S, beside, ring, page - first, slot)
+    return waited
+
+
+@gluon.jit
+def stream_half(S: gl.constexpr, ring, halves, page, use, number):
+    """Copy the first half of a page of weights of record `number` into the ring; returns the time waited for it.
+
+    The page's other half is zeros, and so is the activation's: what is left in its place, by an older page or from the
+    beginning, takes nothing from the product, because it is numbers.
+    """
+    slot, waited = free_slot(S, ring, use, number)
+    mbarrier.expect(ring.full.index(slot), BYTES // 2)
+    copy_page(halves, [page * LINES, 0], ring.full.index(slot), ring.pages.index(slot).slice(0, LINES // 2))
     return waited
 
 
@@ -113,15 +126,22 @@ def stream_tape(S: gl.constexpr, tape, beside, head_beside, ring, load, use, num
 
 
 @gluon.jit
-def stream_slots(S: gl.constexpr, tape, beside, ring, choice, first_slot, slots, apart, page, pages, use, number):
+def stream_slots(
+    S: gl.constexpr, tape, beside, ring, choice, first_slot, slots, apart, page, pages, use, number, HALVED: gl.constexpr
+):
     """`pages` pages from `page` on of the expert of each of some slots, as if it were expert 0, whose matrices lie `apart`
-    pages apart; returns the time waited for free pages."""
+    pages apart, of the last one half where HALVED; returns the time waited for free pages."""
     waited = gl.to_tensor(0).to(gl.int64)
     for slot in range(slots):
         expert = chosen_expert(S, choice, first_slot + slot)
-        for i in range(pages):
-            here = page + expert * apart + i
-            waited += stream_weights(S, S.qkv.format, ring, tape, beside, 0, here, use + slot * pages + i, number)
+        here, first = page + expert * apart, use + slot * pages
+        if HALVED:
+            for i in range(pages - 1):
+                waited += stream_weights(S, S.qkv.format, ring, tape, beside, 0, here + i, first + i, number)
+            waited += stream_half(S, ring, tape[1], here + pages - 1, first + pages - 1, number)
+        else:
+            for i in range(pages):
+                waited += stream_weights(S, S.qkv.format, ring, tape, beside, 0, here + i, first + i, number)
     return waited
 
 
@@ -140,7 +160,7 @@ def stream_chosen(S: gl.constexpr, memory, tape, beside, ring, load, use, number
     if load.opcode == EXPERT_GATE_UP:
         slot = block // S.experts.blocks
         waited += stream_slots(
-            S, tape, beside, ring, choice, slot, 1, S.experts.gate_up_apart, load.tape, load.pages, use, number
+            S, tape, beside, ring, choice, slot, 1, S.experts.gate_up_apart, load.tape, load.pages, use, number, False
         )
     else:
         for i in range(load.pages // S.expert_down.pages):
@@ -159,6 +179,7 @@ def stream_chosen(S: gl.constexpr, memory, tape, beside, ring, load, use, number
                 S.experts.down_pages,
                 first,
                 number,
+                S.experts.down_halved,
             )
     return waited
 
@@ -245,7 +266,10 @@ def stream_token(
 def loader(
     S: gl.constexpr, memory, tape, beside, head_beside, cache, ring, start, stop, uses_per_token, position, epoch, tokens
 ):
-    """Stream the pages of records start to stop, for `tokens` tokens or until the consumer takes its last."""
+    """Stream the pages of records start to stop, for `tokens` tokens or until the consumer takes its last.
+
+    `tape` are the weights by pages and by halves of pages.
+    """
     load = fetch_load(memory, start)
     token = 0
     while token < tokens:

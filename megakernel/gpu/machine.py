@@ -42,9 +42,9 @@ def beside_descriptor(constants: torch.Tensor, first: Matrix) -> TensorDescripto
     return TensorDescriptor.from_tensor(words[: len(words) // count * count].view(-1, box[1]), box, BESIDE_LAYOUT)
 
 
-def page_descriptor(pages: torch.Tensor) -> TensorDescriptor:
-    """Pages of weights or of the cache, as TMA is told of them: bf16 [128-byte lines, 64], a page at a time."""
-    return TensorDescriptor.from_tensor(pages.view(-1, 64), [128, 64], TMA_LAYOUT)
+def page_descriptor(pages: torch.Tensor, parts: int = 1) -> TensorDescriptor:
+    """Pages of weights or of the cache, as TMA is told of them: bf16 [128-byte lines, 64], one of `parts` of a page each."""
+    return TensorDescriptor.from_tensor(pages.view(-1, 64), [128 // parts, 64], TMA_LAYOUT)
 
 
 class GpuState:
@@ -67,6 +67,7 @@ class GpuState:
         self.control = torch.zeros(CONTROL_WORDS, dtype=torch.int32, device=device)
         torch.cuda.current_stream(device).synchronize()  # launches on any stream find all this
         self.tape_descriptor, self.cache_descriptor = page_descriptor(self.weights), page_descriptor(self.cache)
+        self.halves = page_descriptor(self.weights, 2) if model.tape.halved else None
         self.formats = model.tape.formats
         body, head = (model.tape.matrix(kind) for kind in ("qkv", "head"))
         self.beside = beside_descriptor(self.constants, body)
@@ -152,6 +153,7 @@ class GpuProgram:
         state = self.state if state is None else state
         return (
             state.tape_descriptor,
+            state.halves,
             state.cache_descriptor,
             state.beside,
             state.head_beside,

@@ -93,11 +93,12 @@ def test_biases_odd_heads_and_sixteen_queries_a_head(triton_site: Site) -> None:
     check(compiled(triton_site(OLDEST), geometry), OLDEST)
 
 
-def test_chosen_experts(triton_site: Site) -> None:
-    """Router, choice, experts, and queries that are normed together; of two layers, for the code does not depend on how
-    many."""
-    geometry = geometry_of(replace(MODELS["olmoe-1b-7b"], num_layers=2))
-    assert geometry.experts.chosen == 8 and geometry.norms_together
+@pytest.mark.parametrize("name", ["olmoe-1b-7b", pytest.param("qwen3-30b-a3b", marks=pytest.mark.full)])
+def test_chosen_experts(triton_site: Site, name: str) -> None:
+    """Router, choice, experts, queries that are normed together, and halves of pages; of two layers, for the code does not
+    depend on how many."""
+    geometry = geometry_of(replace(MODELS[name], num_layers=2))
+    assert geometry.experts.chosen == 8 and geometry.norms_together == (not geometry.experts.down_halved)
     found = compiled(triton_site(OLDEST), geometry)
     check(found, OLDEST, EXPERTS_STACK)
     assert 0 <= found["shared"] - pages_bytes(geometry) <= RESERVED

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from models.config import ModelConfig
 from models.errors import UserError
 from models.families import FAMILIES, PRESETS
+from models.formats import chosen_formats
 from models.tape import (
     BLOCK_ROWS,
     CONSTANT_ALIGNMENT,
@@ -187,3 +188,18 @@ def test_lookup() -> None:
 def test_one_byte_weights_are_refused() -> None:
     with pytest.raises(UserError, match="1 bytes are not supported: pack as bfloat16"):
         TapeLayout.from_config(PRESETS["llama-3.2-1b"], 1)
+
+
+def test_padding_of_narrow_experts_is_not_read() -> None:
+    """768 columns are a page and a half; 1,024 are two pages, and 768 of eight bits a page that is read whole."""
+    config = PRESETS["qwen3-30b-a3b"]
+    tape = TapeLayout.from_config(config, 2)
+    down = tape.matrix("expert_down")
+    assert tape.halved and down.pages_per_block == 2
+    layers = [matrix for matrix in tape.matrices if not matrix.kind.startswith("expert_") and matrix.kind != "embedding"]
+    gate_up = tape.matrix("expert_gate_up")
+    of_a_token = config.num_layers * config.experts_per_token * (gate_up.bytes + down.blocks * 3 * PAGE_BYTES // 2)
+    assert tape.streamed_bytes == sum(matrix.bytes for matrix in layers) + of_a_token
+    assert not TapeLayout.from_config(config, 2, chosen_formats("fp8")).halved
+    assert not TapeLayout.from_config(PRESETS["olmoe-1b-7b"], 2).halved
+    assert not TapeLayout.from_config(PRESETS["smollm2-135m"], 2).halved
