@@ -44,4 +44,3 @@ class Job:
     cancelled: bool = field(default=False, init=False)
     kept: int = field(default=0, init=False)
     began: float = field(default=0.0, init=False)  # when the engine had room for it, by time.perf_counter; 0: not yet
-    told: bool = field(default=False, init=False)  # whether a token of it has been handed out

@@ -24,7 +24,6 @@ from serving.queue import FairQueue
 RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0)  # between probes of an engine that fails; the last for ever
 STALL_SECONDS = 60.0  # a step that takes longer is told by `health`; no launch does, and no piece of a prompt
 LONGEST_WAIT = 60  # seconds that a client is told to wait at most
-GIVE_WAY = 0.0005  # seconds that the engine's thread leaves to the others after a first token, while a launch is under way
 SMOOTHING = 0.2  # weight of the newest in the mean time of a job
 
 log = logging.getLogger("serving")
@@ -194,7 +193,7 @@ class Scheduler:
         """Step, and hand out what came; those that failed are the caller's to tell."""
         progress = self._decoder.step()
         at, self._stepped = time.perf_counter(), time.monotonic()
-        failed, first = {}, False
+        failed = {}
         for job, (tokens, finish, error) in progress.items():
             if error is not None:
                 failed[job] = error
@@ -205,11 +204,7 @@ class Scheduler:
                     self._taken.remove(job)
             if not job.cancelled:
                 job.sink(Burst(job, tokens, finish, job.kept, at))
-                first = first or (finish is None and not job.told)
-                job.told = True
         self._look_who_began()
-        if first:
-            time.sleep(GIVE_WAY)  # to enqueue the next launch takes Python, too, and would hold up what sends the token
         return failed
 
     def _release(self, job: Job) -> None:

@@ -193,20 +193,6 @@ def test_a_cancelled_job_ends_within_two_launches() -> None:
         assert len(ask.of(job)) == seen, "it hears nothing more"
 
 
-def test_the_engine_gives_way_to_a_first_token_and_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    way = 0.5
-    monkeypatch.setattr("serving.scheduler.GIVE_WAY", way)
-    decoder, ask = Columns(), Asker()
-    decoder.free = True
-    with scheduling(decoder) as scheduler:
-        job = ask.job(tokens=3)
-        scheduler.submit([job])
-        ask.wait(job)
-        first, second, third = [event.at for event in ask.of(job) if isinstance(event, Burst)]
-        assert second - first >= way > third - second
-        assert ask.tokens(job) == [1, 2, 3]
-
-
 def test_a_waiting_job_that_is_cancelled_never_starts() -> None:
     decoder, ask = Columns(), Asker()
     with scheduling(decoder) as scheduler:
