@@ -24,7 +24,6 @@ from models.tape import PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 LINES = gl.constexpr(PAGE_BYTES // TILE_BYTES)  # 128-byte lines of a page: rows of the TMA descriptor
 PAGE_COLUMNS = gl.constexpr(TILES_PER_PAGE * TILE_BYTES // ITEM_BYTES)
 PAGE_ELEMENTS = gl.constexpr(PAGE_BYTES // ITEM_BYTES)
-KEPT = gl.constexpr(4)  # pages of several columns' products, before it is looked whether anything was vacant
 EARLY = gl.constexpr(8)  # signals before the last when a norm's input is looked for: all of it must be there, and is long
 
 
@@ -106,19 +105,19 @@ def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
         x = F.activation(S, ring, page)
     else:
         x = staged_page(F, ring, page)
-    taken = landed_page(S, F, ring, step, use, slot)
-    mbarrier.arrive(ring.empty.index(slot), count=1)
-    return F.product(taken, x, acc)
+    return multiply_by(S, F, ring, step, use, slot, x, acc)
 
 
 @gluon.jit
-def landed_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, slot):
-    """Wait for page use `use`, of format F, in its slot; returns its weights."""
+def multiply_by(S: gl.constexpr, F: gl.constexpr, ring, step, use, slot, x, acc):
+    """Wait for page use `use`, of format F, in its slot, release it, and add its product with `x`, the B operand."""
     mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
     if S.trace:
         if use == step.use:
             stamp(S, step.trace, LANDED)
-    return F.take(S, ring, slot)
+    taken = F.take(S, ring, slot)
+    mbarrier.arrive(ring.empty.index(slot), count=1)
+    return F.product(taken, x, acc)
 
 
 @gluon.jit
@@ -201,32 +200,21 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
 @gluon.jit
 def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance: gl.constexpr, matrix: gl.constexpr):
     """Multiply the row block whose pages begin at `use` by fp32 vectors as long as the matrix's rows, `distance` from one
-    column to the next, rounded to bf16, as soon as they are there; returns what `row_block` does.
+    column to the next, rounded to bf16, each page as soon as it is there; returns what `row_block` does.
 
     Nothing is staged: every value is loaded by the one thread that the tensor cores take it from.  Three pages are on their way
-    at a time.  Whether something was vacant shows in the sums, since a vacant place is not a number: then the pages since the
-    last look, which are kept so long, are multiplied again.
+    at a time.
     """
     F: gl.constexpr = matrix.format
-    GROUP: gl.constexpr = largest_divisor(matrix.pages, KEPT)
     acc = F.nothing()
     begin = cycles()
     here = fragment(S, source, 0, distance, matrix)
-    for group in range(matrix.pages // GROUP):
-        before, first = acc, group * GROUP
-        for page in range(first, first + GROUP):
-            after = fragment(S, source, page + 1, distance, matrix)
-            taken = landed_page(S, F, ring, step, use + page, (use + page) % S.ring)
-            acc = F.product(taken, here.to(gl.bfloat16), acc)
-            here = after
-        if gl.max(gl.reshape((acc != acc).to(gl.int32), [acc.numel]), axis=0) != 0:
-            acc = before
-            for page in range(first, first + GROUP):
-                seen = fragment(S, source, page, distance, matrix)
-                x = arrived(S, memory, step, begin, seen, source, page, distance, matrix)
-                acc = F.product(F.take(S, ring, (use + page) % S.ring), x, acc)
-        for page in range(first, first + GROUP):
-            mbarrier.arrive(ring.empty.index((use + page) % S.ring), count=1)
+    after = fragment(S, source, 1, distance, matrix)
+    for page in range(matrix.pages):
+        last = fragment(S, source, page + 2, distance, matrix)
+        x = arrived(S, memory, step, begin, here, source, page, distance, matrix)
+        acc = multiply_by(S, F, ring, step, use + page, (use + page) % S.ring, x, acc)
+        here, after = after, last
     stamp(S, step.trace, COMPUTED)
     return gl.sum(F.total(acc), axis=0)
 

@@ -119,19 +119,15 @@ def stage_norms(
 @gluon.jit
 def fragment(S: gl.constexpr, source, page, distance: gl.constexpr, matrix: gl.constexpr):
     """Page `page` of the vectors at `source` as they are now, where the B operand has them: fp32 [tiles, columns of a tile,
-    8]; of a page behind the last one the last."""
+    8]."""
     F: gl.constexpr = matrix.format
     TILE: gl.constexpr = F.COLUMNS // F.TILES
     B: gl.constexpr = gl.DotOperandLayout(1, block_layout(), F.LANE)
     tile = gl.expand_dims(gl.arange(0, F.TILES, gl.SliceLayout(1, gl.SliceLayout(2, B)))[:, None], 2)
     inner = gl.expand_dims(gl.arange(0, TILE, gl.SliceLayout(0, gl.SliceLayout(2, B)))[None, :], 2)
     column = gl.expand_dims(gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, gl.SliceLayout(1, B)))[None, :], 1)
-    first = gl.minimum(page, matrix.pages - 1) * F.COLUMNS
-    place = source + first + (tile * TILE + inner + column * distance)
-    if (matrix.pages * F.COLUMNS == matrix.columns) & (S.columns == MMA_COLUMNS):
-        return gl.load(place, volatile=True)
-    else:
-        return look(place, (first + tile * TILE + inner < matrix.columns) & (column < S.columns))
+    index = page * F.COLUMNS + tile * TILE + inner
+    return look(source + index + column * distance, (index < matrix.columns) & (column < S.columns))
 
 
 @gluon.jit
