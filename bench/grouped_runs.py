@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from random import Random
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from megakernel.grouped.tiling import Plan
 from models.errors import MachineError
 
 HEAD_START = 300_000  # clock cycles: the GPU is kept busy until the graph is enqueued
-ROUNDS = 9  # in each of which every way is timed once
+ROUNDS = 15  # in each of which every way is timed once, in an order of its own: clocks depend on what ran before
 ENOUGH = 2e12  # operations of a graph, where so many calls do not take too long
 MOST_CALLS = 8  # of a graph
 # Of the largest element: bf16 is rounded once by both, and summed in another order; e4m3 is summed in about 13 bits
@@ -121,9 +122,10 @@ def measure(case: Case, w: Tensor) -> Result:
     calls = max(1, min(MOST_CALLS, int(ENOUGH / case.operations)))
     made = {name: repeated(way, calls) for name, way in ways.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
+    orders = Random(0)
     for _ in range(ROUNDS):
-        for name, (replay, _) in made.items():
-            times[name].append(timed(replay) / calls)
+        for name in orders.sample(list(made), len(made)):
+            times[name].append(timed(made[name][0]) / calls)
     spreads = {name: Spread.of(found) for name, found in times.items()}
     rates = {name: case.operations / spread.median / 1e6 for name, spread in spreads.items()}
     spread_of_rows = (min(counts), case.rows / len(counts), max(counts))

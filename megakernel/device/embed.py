@@ -5,7 +5,9 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.columns.places import in_column, position_of, tokens_of
+from megakernel.device.columns.places import in_column, position_of, sequence_of, tokens_of
+from megakernel.device.columns.staging import HELD, norm_layout
+from megakernel.device.formats.layouts import MMA_COLUMNS
 from megakernel.device.formats.plain import TILE
 from megakernel.device.matvec import PAGE_COLUMNS, PAGE_ELEMENTS, ROWS, power_of_two, vector_layout
 from megakernel.device.sync import wait_all
@@ -18,21 +20,32 @@ def embed(S: gl.constexpr, memory, ring, step):
     anything."""
     SIZE: gl.constexpr = power_of_two(S.embedding.stride) * PAGE_COLUMNS
     wait_all(S, memory, step)
-    for column in gl.static_range(S.columns):
-        position = position_of(S, memory, step, column)
-        tokens = memory.tokens if S.sequences == 1 else tokens_of(S, memory, column // S.depth)
-        embed_column(S, memory, step, tokens + position, column, SIZE)
+    if S.columns == 1:
+        index = gl.arange(0, SIZE, vector_layout())
+        embed_rows(S, memory, step, row_of(S, memory.tokens + step.position), index, index < S.hidden, 0)
+    else:
+        L: gl.constexpr = norm_layout()
+        PART: gl.constexpr = min(SIZE, HELD // MMA_COLUMNS)
+        column = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, L))
+        tokens = tokens_of(S, memory, sequence_of(S, column))
+        first = row_of(S, tokens + position_of(S, memory, step, column))[:, None]
+        for part in gl.static_range(SIZE // PART):
+            index = (part * PART + gl.arange(0, PART, gl.SliceLayout(0, L)))[None, :]
+            embed_rows(S, memory, step, first, index, (index < S.hidden) & (column < S.columns)[:, None], column[:, None])
 
 
 @gluon.jit
-def embed_column(S: gl.constexpr, memory, step, place, column: gl.constexpr, SIZE: gl.constexpr):
-    """The row of the token at a place, for one column."""
+def row_of(S: gl.constexpr, place):
+    """Where the row of the token at a place begins in the tape."""
     token = gl.load(place, cache_modifier=".cg")
     token = gl.minimum(gl.maximum(token, 0), S.vocabulary - 1)
     block = token // ROWS
-    first = (S.embedding.first + block * S.embedding.stride).to(gl.int64) * PAGE_ELEMENTS + (token % ROWS) * TILE
-    index = gl.arange(0, SIZE, vector_layout())
-    inside = index < S.hidden
+    return (S.embedding.first + block * S.embedding.stride).to(gl.int64) * PAGE_ELEMENTS + (token % ROWS) * TILE
+
+
+@gluon.jit
+def embed_rows(S: gl.constexpr, memory, step, first, index, inside, column):
+    """The values `index` of the rows that begin at `first`, to the rows of x of their columns."""
     row = gl.load(memory.weights + first + (index // TILE) * (ROWS * TILE) + index % TILE, mask=inside, other=0.0)
     values = row.to(gl.float32)
     if S.embedding_multiplier != 1.0:

@@ -30,7 +30,10 @@ def projection(
     """target[rows] = residual[rows] + (W[rows] round(source) + bias[rows]) * residual_multiplier, for row blocks `block` to
     `block + blocks`.  Columns of the source are `distance` apart, those of the others as their buffers say."""
     bias = layer_constants(memory, matrix.bias, step.record.layer)
-    wait_all(S, memory, step, EARLY)
+    if S.columns == 1:
+        wait_all(S, memory, step, EARLY)
+    else:
+        wait_all(S, memory, step)  # of so many values some would be vacant
     index = block_index(gl.SliceLayout(0, block_layout()))
     row, column = index // 16, index % 16
     block, blocks = step.record.a, step.record.b

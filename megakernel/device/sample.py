@@ -20,8 +20,7 @@ def sample(S: gl.constexpr, memory, ring, step):
     if S.columns == 1:
         sample_one(S, memory, step, slots)
     else:
-        wait_all(S, memory, step)
-        advance(S, memory, slots)
+        advance(S, memory, step, slots)
 
 
 @gluon.jit

@@ -33,6 +33,7 @@ from megakernel.device.drafts import continued, draft_layout, look_up
 from megakernel.device.draws import draw
 from megakernel.device.formats.layouts import MMA_COLUMNS
 from megakernel.device.sampling import NO_ROW, load_sampling
+from megakernel.device.sync import wait_all
 
 
 @gluon.constexpr_function
@@ -100,20 +101,26 @@ def is_stop(own, chosen):
 
 
 @gluon.jit
-def advance(S: gl.constexpr, memory, slots):
-    """Choose from `slots` slots of "best", store what is chosen, advance the sequences, draft."""
-    best, chosen = best_rows(S, memory, slots)
+def advance(S: gl.constexpr, memory, step, slots):
+    """Choose from `slots` slots of "best", store what is chosen, advance the sequences, draft.
+
+    Where the sequences stand, the step before has left: it is loaded before the wait for this one.
+    """
     column = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, best_layout()))
     sequence = sequence_of(S, column)
     place = column - sequence * S.depth
     at, own, tokens = progress(memory, sequence), request(S, memory, sequence), tokens_of(S, memory, sequence)
-    if gl.max(cuts(own).to(gl.int32), axis=0) != 0:
-        chosen = drawn_rows(S, memory, column, best, chosen)
     following = gl.load(at + POSITION, cache_modifier=".cg") + place + 1
     used = gl.load(at + USED, cache_modifier=".cg")
     going = (column < S.columns) & (runs(S, memory, sequence) != 0)
     prompt = following < gl.load(own + PROMPT_LENGTH)  # the prompt's own token stands
+    cutting = gl.max(cuts(own).to(gl.int32), axis=0)
+    steps = gl.load(at + STEPS, cache_modifier=".cg") + 1
     draft = gl.load(tokens + following, mask=place + 1 < used, other=-1, cache_modifier=".cg")
+    wait_all(S, memory, step)
+    best, chosen = best_rows(S, memory, slots)
+    if cutting != 0:
+        chosen = drawn_rows(S, memory, column, best, chosen)
     numberless = best == float("inf")
     stops = numberless | ((is_stop(own, chosen) != 0) & (prompt == 0))
     final = stops | (place + 1 >= used) | ((prompt == 0) & (draft != chosen))
@@ -121,7 +128,6 @@ def advance(S: gl.constexpr, memory, slots):
         last = place * 0
     else:
         last = gl.min(gl.where(final, place, MMA_COLUMNS), axis=0) + place * 0
-    steps = gl.load(at + STEPS, cache_modifier=".cg") + 1
     barrier()  # all have read where the step began
     gl.store(tokens + following, chosen, mask=going & (place <= last) & (prompt == 0) & (numberless == 0))
     here = going & (place == last)

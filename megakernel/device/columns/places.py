@@ -9,11 +9,18 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.context import END, POSITION, REQUEST, SEQUENCE_WORDS, SEQUENCES, SLICES, STOP, USED
+from megakernel.device.formats.layouts import MMA_COLUMNS
 from megakernel.device.matvec import PAGE_ELEMENTS
 from megakernel.device.sync import load_acquire
 from megakernel.geometry import TOKEN_SLACK
 
 SLACK = gl.constexpr(TOKEN_SLACK)
+
+
+@gluon.constexpr_function
+def columns_layout():
+    """A number for each column, all of them in every thread."""
+    return gl.BlockedLayout([MMA_COLUMNS.value], [32], [4], [0])
 
 
 @gluon.jit
@@ -130,10 +137,8 @@ def over(S: gl.constexpr, memory, here):
     if S.columns == 1:
         ended = load_acquire(memory.control + STOP) <= here
     else:
-        ended = here < 0  # of a position: never
-        for sequence in gl.static_range(S.sequences):
-            left = runs(S, memory, sequence)
-            ended = left == 0 if sequence == 0 else ended & (left == 0)
+        every = gl.arange(0, MMA_COLUMNS, columns_layout())
+        ended = gl.max(runs(S, memory, sequence_of(S, every)), axis=0) == 0
     return ended
 
 

@@ -18,7 +18,6 @@ from megakernel.device.values import look, look_again, vacant
 
 STAGED_LAYOUT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0]))  # [tiles, columns, columns of a tile]
 HELD = gl.constexpr(16384)  # values in registers at a time: 128 of each of the consumer's threads
-EARLY = gl.constexpr(8)  # as `megakernel.device.matvec.EARLY`
 
 
 @gluon.constexpr_function
@@ -75,7 +74,8 @@ def squares_of(S: gl.constexpr, memory, step, source, distance: gl.constexpr, CO
 def stage_norms(
     S: gl.constexpr, memory, ring, step, source, distance: gl.constexpr, weight, matrix: gl.constexpr, SIZE: gl.constexpr
 ):
-    """`megakernel.device.matvec.stage_norm` for all columns, `distance` from one to the next."""
+    """`megakernel.device.matvec.stage_norm` for all columns, `distance` from one to the next.  It waits for every signal: of so
+    many values some would be vacant otherwise, and all are loaded again then."""
     F: gl.constexpr = matrix.format
     TILE: gl.constexpr = F.COLUMNS // F.TILES
     COUNT: gl.constexpr = matrix.columns
@@ -85,14 +85,14 @@ def stage_norms(
     column = gl.arange(0, TOGETHER, gl.SliceLayout(1, L))
     if TOGETHER == MMA_COLUMNS:
         w = gl.load(weight + index, mask=index < COUNT, other=0.0)
-        wait_all(S, memory, step, EARLY)
+        wait_all(S, memory, step)
         x, squares = squares_of(S, memory, step, source, distance, COUNT, column, index)
         scale = gl.rsqrt(squares / COUNT + S.epsilon)
         y = (x * scale[:, None] * w[None, :]).to(gl.bfloat16)
         tiles = gl.permute(gl.reshape(y, [MMA_COLUMNS, SIZE // TILE, TILE]), [1, 0, 2])
         staged_tiles(ring, SIZE, TILE).store(tiles)
     else:
-        wait_all(S, memory, step, EARLY)
+        wait_all(S, memory, step)
         every = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, L))
         scales = gl.zeros([MMA_COLUMNS], gl.float32, gl.SliceLayout(1, L))
         for first in gl.static_range(0, MMA_COLUMNS, TOGETHER):
