@@ -98,7 +98,7 @@ def tiles(offsets: Sequence[int], rows: int, n: int, sms: int, band: int) -> Ite
         whole = token_tiles(count, cut)
         for first in range(0, whole, band):
             height = min(band, whole - first)
-            span = max(1, sms // height)
+            span = ceil_div(columns, max(1, (columns * height + sms // 2) // sms))
             for left in range(0, columns, span):
                 for tile, column in product(range(first, first + height), range(left, min(left + span, columns))):
                     last = count - tile * cut[0] if tile == whole - 1 else cut[0]

@@ -1,7 +1,7 @@
 """Which tiles a grouped product has, found on the device from the offsets; `megakernel.grouped.tiling.tiles` is its mirror.
 
 Tiles are numbered group after group.  Within a group, `band` tiles of tokens at a time go through all tiles of the matrix's
-rows, so many of those together that all SMs have one tile: what these load, they find in L2 many times over.  An SM's tiles are
+rows, in parts of about as many tiles as there are SMs: what these load, they find in L2 many times over.  An SM's tiles are
 every so manieth, so whoever walks from one to the next only ever goes forward.
 """
 
@@ -129,7 +129,8 @@ def item_at(work, place, index):
     first = within // (work.band * work.columns) * work.band
     height = gl.minimum(tiles - first, work.band)
     within -= first * work.columns
-    span = gl.maximum(gl.num_programs(0) // height, 1)
+    sms = gl.num_programs(0)
+    span = gl.cdiv(work.columns, gl.maximum((work.columns * height + sms // 2) // sms, 1))
     left = within // (span * height) * span
     within -= left * height
     width = gl.minimum(work.columns - left, span)
