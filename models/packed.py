@@ -5,6 +5,10 @@ Knows nothing of devices, and nothing of where the tensors come from beyond that
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +22,7 @@ from models.tape import Matrix, TapeLayout
 from models.weights import HEAD, WeightSource, checked_tensors
 
 PACKED_DTYPES = (torch.bfloat16, torch.float32)
+PACKERS = min(8, os.cpu_count() or 1)  # tensors that are packed at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +61,9 @@ def pack(
     capacity: int | None = None,
     formats: Formats = PLAIN,
 ) -> PackedModel:
-    """Pack a model for contexts of up to `capacity` tokens (the model's own limit when None), tensor by tensor.
+    """Pack a model for contexts of up to `capacity` tokens (the model's own limit when None), a few tensors at a time.
 
-    Holds the packed model and one source tensor at a time. Weights wider than `dtype` are rounded to nearest even (fp16
+    Holds the packed model and a few source tensors at a time. Weights wider than `dtype` are rounded to nearest even (fp16
     to bf16 loses 3 bits of mantissa), or quantised as `formats` has it. Raises `UserError` for a dtype or capacity that
     cannot be, for a tensor missing, left over or misshapen, and for a value that is not finite as packed.
     """
@@ -82,11 +87,12 @@ def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constan
         for name in (*matrix.sources, *matrix.bias_sources, *matrix.head_norm_sources):
             matrices.setdefault(name, []).append(matrix)
     norms = {tape.norm_source(kind, layer): tape.norm_offset(kind, layer) for kind, layer in tape.norms()}
-    for name, tensor in checked_tensors(source, tape.config):
+
+    def place(name: str, tensor: torch.Tensor) -> None:
         if name in norms:
             check_finite(name, tensor, tensor)
             constants[norms[name] : norms[name] + len(tensor)] = tensor.float()
-            continue
+            return
         for matrix in matrices[name]:  # a tied embedding is in two where the head is quantised
             if name in matrix.sources:
                 pack_weight(tape, matrix, name, tensor, weights, constants)
@@ -94,3 +100,21 @@ def _fill(source: WeightSource, tape: TapeLayout, weights: torch.Tensor, constan
                 pack_head_norm(tape, matrix, name, tensor, constants)
             else:
                 pack_bias(matrix, name, tensor, constants)
+
+    _each_apart(place, checked_tensors(source, tape.config))
+
+
+def _each_apart(place: Callable[[str, torch.Tensor], None], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Place tensors, several at a time in threads: memory that nobody has written yet is slow to write.  Raises what the first
+    of them raises, in their order, as one at a time would."""
+    under_way: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(PACKERS, "pack") as pool:
+        try:
+            for name, tensor in tensors:
+                under_way.append(pool.submit(place, name, tensor))
+                if len(under_way) == PACKERS:
+                    under_way[0].result()
+                    under_way.popleft()
+        finally:
+            for earlier in under_way:  # than what the source may have raised
+                earlier.result()

@@ -1,4 +1,4 @@
-"""Copies tensors onto the weight tape and into the constants, one source tensor at a time, and back again.
+"""Copies tensors onto the weight tape and into the constants, one tensor a call, and back again.
 
 The map is `models.tape`; which tensors come, and whether all came, is `models.packed`'s business.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import models.packed
 import models.packing
 from models.config import ModelConfig
 from models.errors import UserError
@@ -17,7 +19,7 @@ from models.packed import PackedModel, pack
 from models.packing import clear_padding_rows, pack_weight, unpack
 from models.random_weights import RandomWeights
 from models.rope import rope_table
-from models.tape import BLOCK_ROWS, TILES_PER_PAGE, Matrix
+from models.tape import BLOCK_ROWS, TILES_PER_PAGE, Matrix, TapeLayout
 from models.weights import EMBEDDING, Weights, expected_tensors
 from tests.support.configs import MAX_POSITION, SMALL_CONFIGS, small_config
 
@@ -195,3 +197,23 @@ def test_fp16_to_bf16_rounds_to_nearest_even() -> None:
     model = pack(Weights(tensors), config)
     first = model.weights[model.tape.matrix("embedding").first_page].view(TILES_PER_PAGE, BLOCK_ROWS, 64)[0, 0, :2]
     assert np.array_equal(first.float().numpy(), np.array([1, 1 + 2**-6], np.float32))
+
+
+def test_the_first_of_several_faults_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the tensors that are packed together fails first, and though the source itself ends badly."""
+    config = small_config("gqa2")
+    first, second = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"
+    damaged = {name: torch.full(expected_tensors(config)[name], torch.nan) for name in (first, second)}
+
+    def pack_slowly(layout: TapeLayout, matrix: Matrix, source: str, *rest: torch.Tensor) -> None:
+        if source == first:
+            time.sleep(0.05)
+        pack_weight(layout, matrix, source, *rest)
+
+    monkeypatch.setattr(models.packed, "pack_weight", pack_slowly)
+    for at_once in (1, 8):
+        monkeypatch.setattr(models.packed, "PACKERS", at_once)
+        source = Altered(config, drop="model.norm.weight")
+        source.add = dict(damaged)
+        with pytest.raises(UserError, match=f"tensor {first} holds nan"):
+            pack(source, config)
