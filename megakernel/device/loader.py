@@ -132,16 +132,16 @@ def stream_slots(
     """`pages` pages from `page` on of the expert of each of some slots, as if it were expert 0, whose matrices lie `apart`
     pages apart, of the last one half where HALVED; returns the time waited for free pages."""
     waited = gl.to_tensor(0).to(gl.int64)
+    whole = pages
+    if HALVED:
+        whole = pages - 1
     for slot in range(slots):
         expert = chosen_expert(S, choice, first_slot + slot)
         here, first = page + expert * apart, use + slot * pages
+        for i in range(whole):
+            waited += stream_weights(S, S.qkv.format, ring, tape, beside, 0, here + i, first + i, number)
         if HALVED:
-            for i in range(pages - 1):
-                waited += stream_weights(S, S.qkv.format, ring, tape, beside, 0, here + i, first + i, number)
-            waited += stream_half(S, ring, tape[1], here + pages - 1, first + pages - 1, number)
-        else:
-            for i in range(pages):
-                waited += stream_weights(S, S.qkv.format, ring, tape, beside, 0, here + i, first + i, number)
+            waited += stream_half(S, ring, tape[1], here + whole, first + whole, number)
     return waited
 
 

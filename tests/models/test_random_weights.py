@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -62,13 +61,13 @@ def test_no_two_rows_are_alike() -> None:
 class Watched(Reference):
     """Counts the experts that tokens choose, layer by layer."""
 
+    chosen: list[torch.Tensor]
+
     def _mixture(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         [scores] = self._products(layer, "router", x)
         chosen = scores.topk(self.config.experts_per_token).indices
         self.chosen.append(torch.bincount(chosen.flatten(), minlength=self.config.num_experts))
         return super()._mixture(layer, x)
-
-    chosen: ClassVar[list[torch.Tensor]] = []
 
 
 def test_tokens_choose_experts_evenly_in_every_layer() -> None:
@@ -76,6 +75,7 @@ def test_tokens_choose_experts_evenly_in_every_layer() -> None:
     narrow = replace(PRESETS["olmoe-1b-7b"], hidden_size=256, intermediate_size=64, vocab_size=512)
     config = replace(narrow, num_heads=4, num_kv_heads=4, head_dim=64)
     reference = Watched(config, {name: tensor.float() for name, tensor in RandomWeights(config).tensors()})
+    reference.chosen = []
     reference.logits(torch.randint(512, (128,), generator=torch.Generator().manual_seed(0)).tolist())
     assert len(reference.chosen) == config.num_layers
     assert all((counts > 0).sum() >= 62 and counts.max() < 48 for counts in reference.chosen)
