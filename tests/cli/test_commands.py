@@ -42,6 +42,8 @@ COMMANDS = {
     "tests.serving.campaign": [],
 }
 
+ALIKE = {"bench.check", "bench.formats", "bench.load", "bench.schedule", "bench.trace", "bench.vm"}  # all end in one place
+
 
 def module(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", name, *arguments]
@@ -59,7 +61,7 @@ def shell(line: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.full] if name in ALIKE else []) for name in COMMANDS])
 def test_every_command_refuses_in_one_line(name: str) -> None:
     done = subprocess.run(module(name, *COMMANDS[name], "--nonsense"), capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")

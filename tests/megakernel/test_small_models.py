@@ -21,7 +21,7 @@ from tests.support.decoding import decode_with_logits, generated_by_transformers
 # Larger ones, and those of which another of the same family is left.
 LARGER = {
     "ragged_sizes", "head128_bias_tied", "wide_mlp_long_k", "sixteen_queries", "all_biases_linear_head24", "head_not_derived",
-    "qwen3", "mistral", "granite",
+    "qwen3", "mistral", "granite", "head64_llama3", "mha", "gqa2", "qwen3_head24_bias", "head24_odd_blocks",
 }  # fmt: skip
 NAMES = [pytest.param(name, marks=pytest.mark.full) if name in LARGER else name for name in SMALL_CONFIGS]
 PROMPT, GENERATED = 104, 40

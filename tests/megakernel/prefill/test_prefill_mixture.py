@@ -47,7 +47,7 @@ def both(config: ModelConfig, seed: int, formats: Formats = PLAIN) -> tuple[Chai
 @pytest.mark.parametrize(
     ("name", "formats"),
     [
-        *((name, PLAIN) for name in MIXTURES),
+        *(pytest.param(name, PLAIN, marks=[pytest.mark.full] if name == "olmoe" else []) for name in MIXTURES),
         pytest.param("mixtral", Formats("fp8"), marks=pytest.mark.full),
         ("granitemoe", Formats("int4", "int4")),
     ],
