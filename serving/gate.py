@@ -7,11 +7,11 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError
@@ -25,10 +25,18 @@ log = logging.getLogger("serving")
 
 
 class Gate:
-    """Middleware.  `paths` are those that the metrics know."""
+    """Middleware.  `paths` are those that the metrics know; requests that post to one of `direct` do not go through the
+    application, but to who answers them."""
 
-    def __init__(self, app: ASGIApp, key: str | None, metrics: Metrics, paths: Callable[[], frozenset[str]]) -> None:
-        self._app, self._metrics, self._paths = app, metrics, paths
+    def __init__(
+        self,
+        app: ASGIApp,
+        key: str | None,
+        metrics: Metrics,
+        paths: Callable[[], frozenset[str]],
+        direct: Mapping[str, Callable[[Request], Awaitable[Response]]],
+    ) -> None:
+        self._app, self._metrics, self._paths, self._direct = app, metrics, paths, direct
         self._key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,6 +57,9 @@ class Gate:
         try:
             if refusal is not None:
                 await JSONResponse(refusal.body(), refusal.status, refusal.headers())(scope, receive, noting)
+            elif scope["method"] == "POST" and scope["path"] in self._direct:
+                response = await answered(self._direct[scope["path"]], Request(scope, receive))
+                await response(scope, receive, noting)
             else:
                 await self._app(scope, receive, noting)
         except Exception:
@@ -80,6 +91,14 @@ class Gate:
     def _knows_key(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         return hmac.compare_digest(key.strip().encode(), self._key or b"") and scheme.lower() == "bearer"
+
+
+async def answered(answering: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
+    """The response to a request, or that it is refused."""
+    try:
+        return await answering(request)
+    except ApiError as error:
+        return JSONResponse(error.body(), error.status, error.headers())
 
 
 async def body_of(request: Request, limit: int) -> bytes:
