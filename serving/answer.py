@@ -49,8 +49,7 @@ class Answer(Response):
             answering = self._stream(send) if self._order.request.stream else self._whole(scope, receive, send)
             await answering
         except ApiError as error:
-            response = JSONResponse(error.body(), error.status, error.headers())
-            await response(scope, receive, send)
+            await error.response()(scope, receive, send)
         except (ClientLeft, OSError):  # the latter where it left while something was sent
             self._service.metrics.cancelled.inc()
         finally:

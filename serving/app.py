@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 
 from serving.answer import Answer
 from serving.errors import ApiError
-from serving.gate import Gate, body_of
+from serving.gate import Answering, Gate, body_of
 from serving.page import page
 from serving.schema import Body, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, read
-from serving.service import Service
+from serving.service import Order, Service
 from serving.wire import Form
 
 SCHEMAS = "#/components/schemas/"
@@ -35,13 +35,13 @@ log = logging.getLogger("serving")
 B = TypeVar("B", bound=Body)
 
 
-def make_app(service: Service, key: str | None = None, log_prompts: bool = False) -> FastAPI:
-    """The ASGI application.  key: what clients must send; log_prompts: write the bodies of requests to the log."""
-    app = FastAPI(title="llama-megakernel", docs_url=None, redoc_url=None)  # those pages load scripts from elsewhere
-    identity, created = service.identity, int(time.time())
-    card = {"id": identity.model, "object": "model", "created": created, "owned_by": "llama-megakernel"}
-    card |= {"max_model_len": service.capacity}
-    html = page()
+def who_answers(service: Service, log_prompts: bool) -> dict[str, Answering]:
+    """Who answers the requests with bodies, by path.
+
+    Bodies are read here and not by FastAPI, and the gate leads straight to these: the way through FastAPI's routes and
+    middleware takes a third of a request's time.
+    """
+    identity = service.identity
 
     async def request_of(request: Request, kind: type[B]) -> B:
         body = await body_of(request, service.limits.body_bytes)
@@ -52,15 +52,35 @@ def make_app(service: Service, key: str | None = None, log_prompts: bool = False
     def client_of(request: Request) -> str:
         return request.client.host if request.client else ""
 
+    def answer(request: Request, order: Order, chat: bool) -> Answer:
+        form = Form(chat, identity.model, identity.fingerprint, request.scope["name"])
+        return Answer(service, order, form, request.scope["arrived"])
+
     async def chat(request: Request) -> Response:
         order = await service.chat(await request_of(request, ChatRequest), client_of(request))
-        form = Form(True, identity.model, identity.fingerprint, request.scope["name"])
-        return Answer(service, order, form, request.scope["arrived"])
+        return answer(request, order, chat=True)
 
     async def completions(request: Request) -> Response:
         order = await service.completion(await request_of(request, CompletionRequest), client_of(request))
-        form = Form(False, identity.model, identity.fingerprint, request.scope["name"])
-        return Answer(service, order, form, request.scope["arrived"])
+        return answer(request, order, chat=False)
+
+    async def tokenize(request: Request) -> Response:
+        ids = await service.tokenize(await request_of(request, TokenizeRequest))
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.capacity})
+
+    async def detokenize(request: Request) -> Response:
+        return JSONResponse({"prompt": await service.detokenize(await request_of(request, DetokenizeRequest))})
+
+    return dict(zip(BODIES, (chat, completions, tokenize, detokenize), strict=True))
+
+
+def make_app(service: Service, key: str | None = None, log_prompts: bool = False) -> FastAPI:
+    """The ASGI application.  key: what clients must send; log_prompts: write the bodies of requests to the log."""
+    app = FastAPI(title="llama-megakernel", docs_url=None, redoc_url=None)  # those pages load scripts from elsewhere
+    identity, created = service.identity, int(time.time())
+    card = {"id": identity.model, "object": "model", "created": created, "owned_by": "llama-megakernel"}
+    card |= {"max_model_len": service.capacity}
+    html = page()
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -71,17 +91,8 @@ def make_app(service: Service, key: str | None = None, log_prompts: bool = False
         service.check_model(name)
         return JSONResponse(card)
 
-    async def tokenize(request: Request) -> Response:
-        ids = await service.tokenize(await request_of(request, TokenizeRequest))
-        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.capacity})
-
-    async def detokenize(request: Request) -> Response:
-        return JSONResponse({"prompt": await service.detokenize(await request_of(request, DetokenizeRequest))})
-
-    # Bodies are read here and not by FastAPI, and the gate leads straight to these: the way through FastAPI's routes and
-    # middleware takes a third of a request's time.  They are routes as well, for whoever comes by another method.
-    direct = dict(zip(BODIES, (chat, completions, tokenize, detokenize), strict=True))
-    for path, answering in direct.items():
+    direct = who_answers(service, log_prompts)
+    for path, answering in direct.items():  # for whoever comes by another method
         app.add_route(path, answering, methods=["POST"], include_in_schema=False)
 
     @app.get("/health")
@@ -99,7 +110,7 @@ def make_app(service: Service, key: str | None = None, log_prompts: bool = False
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
-        return JSONResponse(error.body(), error.status, error.headers())
+        return error.response()
 
     @app.exception_handler(HTTPException)
     async def nowhere(request: Request, error: HTTPException) -> Response:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from models.errors import printable
 
 
@@ -31,6 +33,10 @@ class ApiError(Exception):
         """Those that belong to the error."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+    def response(self) -> JSONResponse:
+        """All of that."""
+        return JSONResponse(self.body(), self.status, self.headers())
 
 
 def busy(message: str, retry_after: int) -> ApiError:

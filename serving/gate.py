@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError
@@ -22,6 +22,8 @@ BODY_SECONDS = 30.0  # for a body to arrive
 UNKNOWN = "other"  # in the metrics, for paths that are none
 
 log = logging.getLogger("serving")
+
+Answering = Callable[[Request], Awaitable[Response]]
 
 
 class Gate:
@@ -34,7 +36,7 @@ class Gate:
         key: str | None,
         metrics: Metrics,
         paths: Callable[[], frozenset[str]],
-        direct: Mapping[str, Callable[[Request], Awaitable[Response]]],
+        direct: Mapping[str, Answering],
     ) -> None:
         self._app, self._metrics, self._paths, self._direct = app, metrics, paths, direct
         self._key = None if key is None else key.encode()
@@ -53,15 +55,9 @@ class Gate:
             await send(message)
 
         scope["arrived"], scope["name"] = began, name
-        refusal = self._refusal(scope)
         try:
-            if refusal is not None:
-                await JSONResponse(refusal.body(), refusal.status, refusal.headers())(scope, receive, noting)
-            elif scope["method"] == "POST" and scope["path"] in self._direct:
-                response = await answered(self._direct[scope["path"]], Request(scope, receive))
-                await response(scope, receive, noting)
-            else:
-                await self._app(scope, receive, noting)
+            answer = await self._answer(scope, receive)
+            await answer(scope, receive, noting)
         except Exception:
             status = 500  # whoever stands around this answers
             raise
@@ -79,26 +75,27 @@ class Gate:
                 "" if tokens is None else f", {tokens} tokens",
             )
 
-    def _refusal(self, scope: Scope) -> ApiError | None:
-        """Why the request is not let in, by its headers alone."""
+    async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp:
+        """The response to a request that is refused or answered directly; to others the application's."""
+        try:
+            self._check(scope)
+            if scope["method"] == "POST" and scope["path"] in self._direct:
+                return await self._direct[scope["path"]](Request(scope, receive))
+        except ApiError as error:
+            return error.response()
+        return self._app
+
+    def _check(self, scope: Scope) -> None:
+        """Raises ApiError for a request that is not let in, by its headers alone."""
         headers = Headers(scope=scope)
         if self._key is not None and scope["path"] not in OPEN and not self._knows_key(headers):
-            return ApiError(401, "a valid API key is needed: send the header Authorization: Bearer KEY", code="invalid_api_key")
+            raise ApiError(401, "a valid API key is needed: send the header Authorization: Bearer KEY", code="invalid_api_key")
         if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            return ApiError(415, "the body must be JSON: send the header Content-Type: application/json")
-        return None
+            raise ApiError(415, "the body must be JSON: send the header Content-Type: application/json")
 
     def _knows_key(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         return hmac.compare_digest(key.strip().encode(), self._key or b"") and scheme.lower() == "bearer"
-
-
-async def answered(answering: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
-    """The response to a request, or that it is refused."""
-    try:
-        return await answering(request)
-    except ApiError as error:
-        return JSONResponse(error.body(), error.status, error.headers())
 
 
 async def body_of(request: Request, limit: int) -> bytes:
