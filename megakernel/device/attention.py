@@ -30,30 +30,46 @@ from megakernel.device.matvec import power_of_two
 from megakernel.device.opaque import nothing
 from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import complete, in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
+from megakernel.device.values import (
+    absent,
+    complete,
+    in_first_warp,
+    look,
+    look_again,
+    partials_of,
+    put,
+    put_apart,
+    rows_of,
+    values_of,
+)
 
 
 @gluon.jit
 def query_places(S: gl.constexpr, memory, step):
-    """Where the group's queries lie, [heads, dims], and which of them there are."""
+    """Where the group's queries lie, [heads, dims], and which of them there are.
+
+    Beyond the group the last one is taken again: a mask is one of seven predicates, and where they are short a load waits for
+    what the load before has brought.
+    """
     DIMS: gl.constexpr = S.head_tiles * TILE
     heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout()))[:, None]
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))[None, :]
     head = step.record.a
     source = rows_of(S, memory, step, S.q, step.record.layer) + head * (S.group * S.head_rows)
-    return source + heads * S.head_rows + dims, (heads < S.group) & (dims < S.head_rows)
+    return source + gl.minimum(heads, S.group - 1) * S.head_rows + dims, dims < S.head_rows
 
 
 @gluon.jit
-def squares_places(S: gl.constexpr, memory, step):
+def squares_places(S: gl.constexpr, memory, step, current):
     """Where the sums of squares of the group's row blocks lie: of queries [heads, dims] and of the key [dims], a block in place
-    of a dimension."""
-    heads = gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout()))[:, None]
+    of a dimension; beyond the group the last query's, and a query's in place of the key's where that is not taken in."""
+    heads = gl.minimum(gl.arange(0, S.group_columns, gl.SliceLayout(1, query_layout())), S.group - 1)[:, None]
     blocks = gl.arange(0, S.head_tiles * TILE, gl.SliceLayout(0, query_layout()))
     source = rows_of(S, memory, step, S.squares, step.record.layer)
     head = step.record.a
     source += head * ((S.group + 1) * S.head_blocks)
-    return source + heads * S.head_blocks + blocks[None, :], source + S.group * S.head_blocks + blocks
+    key = gl.where(current, S.group * S.head_blocks, 0)
+    return source + heads * S.head_blocks + blocks[None, :], source + key + blocks
 
 
 @gluon.constexpr_function
@@ -138,24 +154,25 @@ def attend(S: gl.constexpr, memory, ring, step, slice):
         query_factor, key_factor = common_factors(S, memory, step)
     current = slice == memory.bucket.slices - 1
     query, known = query_places(S, memory, step)
-    new_kv = current_places(S, memory, step)
+    new_k_place, new_v_place = current_places(S, memory, step, current)
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))
-    here = current & (dims < S.head_rows)
+    inside = dims < S.head_rows
+    here = current & inside
     q = gl.full(query.shape, 0.0, gl.float32, query.type.layout)
     new_k = gl.full(dims.shape, 0.0, gl.float32, dims.type.layout)
     if OWN_NORMS:
-        query_blocks, key_blocks = squares_places(S, memory, step)
+        query_blocks, key_blocks = squares_places(S, memory, step, current)
         normed = dims < S.head_blocks
         squares, key_squares = q, new_k
     begin, waiting = cycles(), 1
     while waiting != 0:
-        q, new_k, new_v = look(query, known), look(new_kv + dims, here), look(new_kv + S.head_rows + dims, here)
-        absent = vacant(q) | (vacant(new_k) | vacant(new_v))[None, :]
         if OWN_NORMS:
-            squares = look(query_blocks, known & normed[None, :])
-            key_squares = look(key_blocks, here & normed)
-            absent = absent | vacant(squares) | vacant(key_squares)[None, :]
-        waiting = look_again(memory, step, begin, absent)
+            squares, key_squares = look(query_blocks, normed[None, :]), look(key_blocks, normed)
+        q, new_k, new_v = look(query, known), look(new_k_place + dims, inside), look(new_v_place + dims, inside)
+        missing = absent(q) | (absent(new_k) | absent(new_v))[None, :]
+        if OWN_NORMS:
+            missing = missing | absent(squares) | absent(key_squares)[None, :]
+        waiting = look_again(memory, step, begin, missing)
     if OWN_NORMS:
         q *= head_factor(S, gl.sum(squares, axis=1))[:, None]
         new_k *= head_factor(S, gl.sum(key_squares, axis=0))
@@ -163,7 +180,7 @@ def attend(S: gl.constexpr, memory, ring, step, slice):
         q *= query_factor
         new_k *= key_factor
     rows = output_dims(S)
-    new_v = look(new_kv + S.head_rows + rows, current & (rows < S.head_rows))  # is there, as has just been seen
+    new_v = look(new_v_place + rows, rows < S.head_rows)  # is there, as has just been seen
     q, new_k = rounded(q), rounded(new_k)
     if S.head_norm.first >= 0:
         head = step.record.a
@@ -206,13 +223,17 @@ def attend(S: gl.constexpr, memory, ring, step, slice):
 
 
 @gluon.jit
-def current_places(S: gl.constexpr, memory, step):
-    """Where this token's K lies, and behind it its V.
+def current_places(S: gl.constexpr, memory, step, current):
+    """Where this token's K lies, and its V.
 
-    Loaded together with the queries and used after the pages: the last slice alone takes them in.
+    Loaded together with the queries and used after the pages: the last slice alone takes them in.  The others are shown a query
+    in their place, as `query_places` does beyond the group.
     """
     head = step.record.a
-    return rows_of(S, memory, step, S.new_kv, step.record.layer) + head * (2 * S.head_rows)
+    values = values_of(S, memory, step)
+    query = S.q.first + step.record.layer * S.q.stride + head * (S.group * S.head_rows)
+    key = S.new_kv.first + step.record.layer * S.new_kv.stride + head * (2 * S.head_rows)
+    return values + gl.where(current, key, query), values + gl.where(current, key + S.head_rows, query)
 
 
 @gluon.jit

@@ -12,7 +12,7 @@ from megakernel.device.choose import choose
 from megakernel.device.columns.places import over
 from megakernel.device.combine import combine
 from megakernel.device.compat import barrier
-from megakernel.device.context import FAULT, Step, fetch, set_shared_word, settle
+from megakernel.device.context import FAULT, Step, fetch, record_of, set_shared_word
 from megakernel.device.down import down
 from megakernel.device.embed import embed
 from megakernel.device.expert_down import expert_down
@@ -106,7 +106,7 @@ def run_token(S: gl.constexpr, memory, ring, record, sm, start, stop, first, fir
         stamp(S, here, STORED)
         signal_all(memory, record)
         stamp(S, here, SIGNALLED)
-        record = settle(following)
+        record = record_of(following)
     return record
 
 
@@ -124,7 +124,7 @@ def consumer(S: gl.constexpr, memory, ring, start, stop, uses_per_token, positio
     """Decode `tokens` tokens, or until one of them is a stop token or some wait of the grid has expired."""
     sm = gl.program_id(0)
     note_clocks(S, memory, sm, BEGIN_TIME, BEGIN_CYCLE)
-    record = fetch(memory, start)
+    record = record_of(fetch(memory, start))
     token = 0
     while token < tokens:
         here = position + token

@@ -48,6 +48,11 @@ STEPS = gl.constexpr(int(Progress.STEPS))
 LAST = gl.constexpr(int(Progress.LAST))
 GIVEN = gl.constexpr(int(Source.GIVEN))
 
+FETCH = gl.constexpr("""{
+    .reg .b64 at;
+    mad.wide.u32 at, $2, 4, $1;
+    ld.global.b32 $0, [at];
+}""")
 DONE = gl.constexpr(2**31 - 1)  # what the loader says it is at when it has ended
 
 
@@ -124,7 +129,7 @@ def shared_word(place):
 
 @aggregate
 class Record:
-    """The words of one record that the consumer needs, in registers: fetched while the record before it runs.
+    """The words of one record that the consumer needs, in registers.
 
     a, b and c are the first payload words; each twin gives them the names of the instruction's fields.
     """
@@ -148,7 +153,7 @@ class Record:
 
 @aggregate
 class Load:
-    """The words of one record that the loader needs, fetched while the record before is streamed."""
+    """The words of one record that the loader needs."""
 
     opcode: gl.tensor
     page: gl.tensor
@@ -178,26 +183,50 @@ def word(record, index: gl.constexpr):
     return gl.load(record + index)
 
 
+@gluon.constexpr_function
+def take_asm(number):
+    """Assembly that gives all lanes of the warp what one of them has."""
+    return f"shfl.sync.idx.b32 $0, $1, {number}, 31, 0xffffffff;"
+
+
 @gluon.jit
 def fetch(memory, index):
-    """The record at an index of the program's words."""
+    """The record at an index of the program's words, on its way: each lane of a warp has one of its words, in one register.
+
+    Were each word a number of its own, ptxas would keep some in uniform registers, or put some aside where registers are few,
+    as soon as they are asked for: it would wait for memory at once, and not when the record's turn has come.
+    """
+    lane = gl.inline_asm_elementwise("mov.u32 $0, %laneid;", "=r", [], dtype=gl.int32, is_pure=True, pack=1)
     at = memory.words + index * RECORD
+    return gl.inline_asm_elementwise(FETCH, "=r,l,r", [at, lane], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def taken(fetched, number: gl.constexpr):
+    """One word of a fetched record."""
+    TAKE: gl.constexpr = take_asm(number)
+    return gl.inline_asm_elementwise(TAKE, "=r,r", [fetched], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def record_of(fetched):
+    """What the consumer needs of a fetched record, when its turn has come."""
     return Record(
-        word(at, OPCODE),
-        word(at, LAYER),
-        word(at, PAGE),
-        word(at, PAGES),
-        word(at, WAITS),
-        word(at, WAIT),
-        word(at, WAIT + 1),
-        word(at, TARGET),
-        word(at, TARGET + 1),
-        word(at, SIGNAL),
-        word(at, SIGNAL + 1),
-        word(at, RELEASE),
-        word(at, PAYLOAD),
-        word(at, PAYLOAD + 1),
-        word(at, PAYLOAD + 2),
+        taken(fetched, OPCODE),
+        taken(fetched, LAYER),
+        taken(fetched, PAGE),
+        taken(fetched, PAGES),
+        taken(fetched, WAITS),
+        taken(fetched, WAIT),
+        taken(fetched, WAIT + 1),
+        taken(fetched, TARGET),
+        taken(fetched, TARGET + 1),
+        taken(fetched, SIGNAL),
+        taken(fetched, SIGNAL + 1),
+        taken(fetched, RELEASE),
+        taken(fetched, PAYLOAD),
+        taken(fetched, PAYLOAD + 1),
+        taken(fetched, PAYLOAD + 2),
     )
 
 
@@ -213,38 +242,4 @@ def fetch_load(memory, index):
         word(at, LOAD_WAIT),
         word(at, LOAD_TARGET),
         word(at, PAYLOAD + 1),
-    )
-
-
-@gluon.jit
-def settled(number):
-    """The same number, of which every lane of the warp has a copy."""
-    return gl.inline_asm_elementwise(
-        "shfl.sync.idx.b32 $0, $1, 0, 31, 0xffffffff;", "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1
-    )
-
-
-@gluon.jit
-def settle(record):
-    """The same record, when its turn has come.
-
-    ptxas keeps some of its words in uniform registers, to which it would move them as soon as they are asked for: it would
-    wait for loads whose words are needed a whole record later.  It cannot do so with what comes from a shuffle.
-    """
-    return Record(
-        record.opcode,
-        record.layer,
-        settled(record.page),
-        record.pages,
-        record.waits,
-        record.wait0,
-        record.wait1,
-        record.target0,
-        record.target1,
-        settled(record.signal0),
-        settled(record.signal1),
-        settled(record.release),
-        record.a,
-        record.b,
-        record.c,
     )

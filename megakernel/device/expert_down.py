@@ -27,7 +27,7 @@ def expert_down(S: gl.constexpr, memory, ring, step):
     block, blocks = step.record.a, step.record.b
     for i in range(blocks):
         rows = (block + i) * ROWS + row
-        inside = rows < S.hidden
+        inside = (rows < S.hidden) & (column == 0)
         before = look(residual + rows, inside)
         if i == 0:
             y = stage_slots_and_multiply(S, memory, ring, step, source)
@@ -36,4 +36,4 @@ def expert_down(S: gl.constexpr, memory, ring, step):
         if S.residual_multiplier != 1.0:
             y *= S.residual_multiplier
         y += complete(memory, step, before, residual + rows, inside)
-        put_once(S, step, target + rows, y, inside & (column == 0))
+        put_once(S, step, target + rows, y, inside)

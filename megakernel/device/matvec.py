@@ -17,7 +17,7 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, staged
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import look, look_again, vacant
+from megakernel.device.values import absent, look, look_again, vacant
 from megakernel.geometry import ITEM_BYTES
 from models.tape import PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 
@@ -169,10 +169,10 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
     values = look(source + column, column < COUNT)
     begin = cycles()
     for part in range(PARTS):
-        waiting = look_again(memory, step, begin, vacant(values))
+        waiting = look_again(memory, step, begin, absent(values))
         while waiting != 0:
             values = look(source + column, column < COUNT)
-            waiting = look_again(memory, step, begin, vacant(values))
+            waiting = look_again(memory, step, begin, absent(values))
         rounded = values.to(gl.bfloat16)
         staging.index(part).store(rounded)
         F.stage_sums(S, ring, part, rounded)

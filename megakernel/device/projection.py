@@ -39,9 +39,7 @@ def projection(
     block, blocks = step.record.a, step.record.b
     for i in range(blocks):
         rows = (block + i) * ROWS + row
-        inside = rows < S.hidden
-        if S.columns > 1:
-            inside = inside & kept(S, column)
+        inside = (rows < S.hidden) & kept(S, column)
         place = in_column(S, residual + rows, column, before_buffer.column)
         before = look(place, inside)
         if S.columns > 1:
@@ -55,4 +53,4 @@ def projection(
         if S.residual_multiplier != 1.0:
             y *= S.residual_multiplier
         y += complete(memory, step, before, place, inside)
-        put_once(S, step, in_column(S, target + rows, column, after_buffer.column), y, inside & kept(S, column))
+        put_once(S, step, in_column(S, target + rows, column, after_buffer.column), y, inside)

@@ -6,10 +6,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.columns.advance import advance
-from megakernel.device.context import NO_NUMBERS, PROMPT_LENGTH, STOP, STOP_TOKENS, TOP_K, TOP_P
+from megakernel.device.context import NO_NUMBERS, PROMPT_LENGTH, REPORTS, STOP, STOP_TOKENS, TOP_K, TOP_P
 from megakernel.device.draws import draw
 from megakernel.device.sampling import best_of, load_sampling
 from megakernel.device.sync import wait_all
+
+MOST_STOP_TOKENS = gl.constexpr(REPORTS.value - STOP_TOKENS.value - 1)
+STOP_SLOTS = gl.constexpr(1 << (MOST_STOP_TOKENS.value - 1).bit_length())
 
 
 @gluon.jit
@@ -25,17 +28,18 @@ def sample(S: gl.constexpr, memory, ring, step):
 
 @gluon.jit
 def sample_one(S: gl.constexpr, memory, step, slots):
-    """`sample` of a single column."""
+    """`sample` of a single column.  What the request says is loaded before the wait."""
     inverse_temperature, seed_low, seed_high = load_sampling(memory.control)
     top_k = gl.load(memory.control + TOP_K)
     top_p = gl.load(memory.control + TOP_P).to(gl.float32, bitcast=True)
     slot = gl.arange(0, S.best_slots, gl.BlockedLayout([1], [32], [4], [0]))
-    source = memory.activations + S.best + slot * 2
+    source = memory.activations + S.best + gl.minimum(slot, slots - 1) * 2  # beyond them the last again
+    prompt_length, stops = gl.load(memory.control + PROMPT_LENGTH), gl.load(memory.control + STOP_TOKENS)
+    number = gl.arange(0, STOP_SLOTS, gl.BlockedLayout([1], [32], [4], [0]))
+    listed = gl.load(memory.control + STOP_TOKENS + 1 + number, mask=number < MOST_STOP_TOKENS, other=-1)
     wait_all(S, memory, step)
-    known = slot < slots
-    scores = gl.load(source, mask=known, other=float("-inf"), cache_modifier=".cg")
-    rows = gl.load(source + 1, mask=known, other=0.0, cache_modifier=".cg").to(gl.int32)
-    best, token = best_of(scores, gl.where(known, rows, 2147483647))
+    scores, rows = gl.load(source, cache_modifier=".cg"), gl.load(source + 1, cache_modifier=".cg")
+    best, token = best_of(scores, rows.to(gl.int32))
     if (inverse_temperature > 0.0) & (best < float("inf")):
         if (top_k > 0) | (top_p < 1.0):
             logits = memory.activations + S.logits
@@ -44,9 +48,7 @@ def sample_one(S: gl.constexpr, memory, step, slots):
     if best == float("inf"):
         gl.store(memory.control + NO_NUMBERS, 1)
         gl.store(memory.control + STOP, next_position)
-    elif next_position >= gl.load(memory.control + PROMPT_LENGTH):
+    elif next_position >= prompt_length:
         gl.store(memory.tokens + next_position, token)
-        stops = gl.load(memory.control + STOP_TOKENS)
-        for j in range(stops):
-            if token == gl.load(memory.control + STOP_TOKENS + 1 + j):
-                gl.store(memory.control + STOP, next_position)
+        if gl.max(((listed == token) & (number < stops)).to(gl.int32), axis=0) != 0:
+            gl.store(memory.control + STOP, next_position)

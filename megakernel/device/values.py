@@ -24,6 +24,18 @@ STORE = gl.constexpr(f"""{{
     @inside st.relaxed.gpu.global.b32 [$2], {VACANT_BITS};
     mov.b32 $0, 0;
 }}""")
+# Of four values of a thread, one comparison each: each is joined to what those before it have found.
+ANY_ABSENT = gl.constexpr(f"""{{
+    .reg .pred any;
+    setp.eq.s32 any, $4, {VACANT_BITS};
+    setp.eq.or.s32 any, $5, {VACANT_BITS}, any;
+    setp.eq.or.s32 any, $6, {VACANT_BITS}, any;
+    setp.eq.or.s32 any, $7, {VACANT_BITS}, any;
+    selp.b32 $0, 1, 0, any;
+    mov.b32 $1, 0;
+    mov.b32 $2, 0;
+    mov.b32 $3, 0;
+}}""")
 FIRST_WARP = gl.constexpr("{ .reg .b32 thread; mov.u32 thread, %tid.x; set.lt.u32.u32 $0, thread, 32; }")
 
 
@@ -88,6 +100,19 @@ def vacant(values):
 
 
 @gluon.jit
+def absent(values):
+    """Whether any of four values of a thread is not there yet, int32: 1 in the place of the first, 0 in those of the others."""
+    return gl.inline_asm_elementwise(
+        ANY_ABSENT,
+        "=r,=r,=r,=r,r,r,r,r",
+        [values.to(gl.int32, bitcast=True)],
+        dtype=gl.int32,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@gluon.jit
 def impatient(memory, step, begin):
     """Whether to give up what has been looked for since `begin`, int32, for each thread by itself; notes who is stuck where
     patience is at its end."""
@@ -101,12 +126,12 @@ def impatient(memory, step, begin):
 
 
 @gluon.jit
-def look_again(memory, step, begin, absent):
-    """Whether anything is absent, and patience since `begin` not at its end; int32, the same for all threads.  Also a barrier.
+def look_again(memory, step, begin, missing):
+    """Whether anything is missing, and patience since `begin` not at its end; int32, the same for all threads.  Also a barrier.
 
-    `absent` is a tensor of which each warp holds its own part, so that its maximum is one that all threads share.
+    `missing` is a tensor of 0 and 1 of which each warp holds its own part, so that its maximum is one that all threads share.
     """
-    waiting = gl.max(gl.reshape(absent, [absent.numel]), axis=0)
+    waiting = gl.reduce_or(gl.reshape(missing, [missing.numel]), axis=0)
     if waiting != 0:
         waiting = 1 - agree(impatient(memory, step, begin))
     return waiting

@@ -109,14 +109,15 @@ def test_word_offsets_are_those_of_the_codec(name: str) -> None:
 
 
 def test_a_record_has_as_many_words() -> None:
-    assert constants(context)["RECORD"] == WORDS
+    """As many as a warp has lanes: each fetches one."""
+    assert constants(context)["RECORD"] == WORDS == 32
 
 
-def fetched(fetcher: str, record: str) -> dict[str, int]:
-    """Which word of a record in memory the kernel's `fetcher` puts into each field of `record`."""
+def fetched(fetcher: str, record: str, by: str) -> dict[str, int]:
+    """Which word of a record the kernel's `fetcher` puts into each field of `record`, each taken by the function `by`."""
     call: Any = definition(context, fetcher).body[-1].value
     assert call.func.id == record
-    assert {ast.unparse(argument.func) for argument in call.args} == {"word"}
+    assert {ast.unparse(argument.func) for argument in call.args} == {by}
     words = [eval(ast.unparse(argument.args[1]), constants(context)) for argument in call.args]
     declared: Any = definition(context, record)
     assert [ast.unparse(decorator) for decorator in declared.decorator_list] == ["aggregate"], "takes its fields in their order"
@@ -131,7 +132,7 @@ def test_the_consumer_fetches_each_word_into_its_field() -> None:
     expected |= {f"signal{j}": Word.SIGNAL + j for j in range(MAX_SIGNALS)} | {"release": Word.RELEASE}
     most = max(len(kind.payload_names()) for kind in INSTRUCTIONS)
     expected |= {name: Word.PAYLOAD + j for j, name in enumerate("abcdefgh"[:most])}
-    assert fetched("fetch", "Record") == expected
+    assert fetched("record_of", "Record", "taken") == expected
 
 
 @pytest.mark.parametrize("kind", [*INSTRUCTIONS, Projection], ids=lambda kind: kind.__module__.rpartition(".")[2])
@@ -163,7 +164,7 @@ def test_the_loader_fetches_each_word_into_its_field() -> None:
     expected: dict[str, int] = {"opcode": Word.OPCODE, "page": Word.PAGE, "pages": Word.PAGES, "tape": Word.TAPE}
     expected |= {"wait": Word.LOAD_WAIT, "target": Word.LOAD_TARGET}
     expected["slice"] = Word.PAYLOAD + Attention.payload_names().index("slice")
-    assert fetched("fetch_load", "Load") == expected
+    assert fetched("fetch_load", "Load", "word") == expected
 
 
 def test_pages_and_tiles_are_those_of_the_tape() -> None:

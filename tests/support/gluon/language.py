@@ -225,8 +225,12 @@ def elementwise(asm: str, constraints: str, args: list[Any], dtype: Any, is_pure
         return Tensor((tensor(args[0]) != 0).any().to(torch.int32))
     if "%tid.x" in text:
         return Tensor(torch.tensor(1, dtype=torch.int32))
-    if text.startswith("shfl.sync"):
-        return Tensor(tensor(args[0]))
+    if text.startswith("mov.u32 $0, %laneid"):
+        return Tensor(torch.tensor(0, dtype=torch.int32))
+    if "ld.global.b32 $0" in text:  # each lane of a warp its own
+        return (args[0] + Tensor(torch.arange(32))).load()
+    if found := re.match(r"shfl\.sync\.idx\.b32 \$0, \$1, (\d+),", text):
+        return Tensor(tensor(args[0])[..., int(found[1])])
     if "nanosleep" in text:
         block, seen = here().block, here().block.changes()
         here().grid.pause(rather=lambda: block.changes() != seen)
@@ -297,6 +301,7 @@ def language() -> SimpleNamespace:
         max=lambda x, axis=None: axes(x.data, maxima, axis),
         min=lambda x, axis=None: axes(x.data, minima, axis),
         sum=lambda x, axis=None: axes(x.data, sums, axis),
+        reduce_or=lambda x, axis: Tensor((x.data != 0).any(axis).to(x.data.dtype)),
         reshape=lambda x, shape: Tensor(x.data.reshape(shaped(shape))),
         permute=lambda x, order: Tensor(x.data.permute(order)),
         expand_dims=lambda x, axis: Tensor(x.data.unsqueeze(axis)),

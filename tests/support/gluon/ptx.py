@@ -78,5 +78,8 @@ def computed(operation: str, args: list[torch.Tensor]) -> torch.Tensor:
         "shr.u32": lambda a, b: a >> b,
         "mov.b32": lambda a: a,
         "fma.rn.bf16x2": fma_bf16x2,
+        "setp.eq.s32": lambda a, b: (a == b).long(),
+        "setp.eq.or.s32": lambda a, b, c: (a == b).long() | c,
+        "selp.b32": lambda a, b, c: torch.where(c != 0, a, b),
     }
     return simple[operation](*args)
