@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.clocks import cycles
+from megakernel.device.columns.operand import place_of, words_of
 from megakernel.device.matvec import power_of_two, vector_layout
 from megakernel.device.sync import ALL, LONG_WAIT, agree, wait_all
 from megakernel.device.trace import STAGED, stamp
@@ -135,9 +136,23 @@ def combine(S: gl.constexpr, memory, ring, step):
             if agree((cycles() - begin > LONG_WAIT).to(gl.int32)) != 0:
                 sure = 1 - any_vacant(S, source, slices)
     stamp(S, step.trace, STAGED)
-    dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))[None, :]
     target = rows_of(S, memory, step, S.attn, step.record.layer)
-    target += head * (S.group * S.head_rows)
-    if S.columns > 1:
-        target += column * (S.kv_heads * S.group * S.head_rows)
-    put(S, step, target + heads * S.head_rows + dims, out / total[:, None], (heads < S.group) & (dims < S.head_rows))
+    first = head * (S.group * S.head_rows)
+    out = out / total[:, None]
+    if S.columns == 1:
+        dims = gl.arange(0, DIMS, gl.SliceLayout(0, HEAD))[None, :]
+        inside = (heads < S.group) & (dims < S.head_rows)
+        put(S, step, target + first + heads * S.head_rows + dims, out, inside)
+    else:
+        put_heads(S, step, target + column * S.o.columns, first, out)
+
+
+@gluon.jit
+def put_heads(S: gl.constexpr, step, target, first, out):
+    """Store the heads of a column, fp32 [heads, dims], as words; its row `first` is the first head's first."""
+    PAIRS: gl.constexpr = out.shape[1] // 2
+    even, odd = gl.split(gl.reshape(out, [out.shape[0], PAIRS, 2]))
+    heads = gl.arange(0, out.shape[0], gl.SliceLayout(1, even.type.layout))[:, None]
+    pair = gl.arange(0, PAIRS, gl.SliceLayout(0, even.type.layout))[None, :]
+    word = (first + heads * S.head_rows) // 2 + pair
+    put(S, step, target + place_of(word), words_of(even, odd), (heads < S.group) & (2 * pair < S.head_rows))

@@ -26,9 +26,12 @@ def embed(S: gl.constexpr, memory, ring, step):
     else:
         L: gl.constexpr = norm_layout()
         PART: gl.constexpr = min(SIZE, HELD // MMA_COLUMNS)
+        # A column a thread: what stands where another says is loaded for all of them at once.
+        every = gl.arange(0, MMA_COLUMNS, gl.BlockedLayout([1], [32], [4], [0]))
+        tokens = tokens_of(S, memory, sequence_of(S, every))
+        first = row_of(S, tokens + position_of(S, memory, step, every))
+        first = gl.convert_layout(first, gl.SliceLayout(1, L))[:, None]
         column = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, L))
-        tokens = tokens_of(S, memory, sequence_of(S, column))
-        first = row_of(S, tokens + position_of(S, memory, step, column))[:, None]
         for part in gl.static_range(SIZE // PART):
             index = (part * PART + gl.arange(0, PART, gl.SliceLayout(0, L)))[None, :]
             embed_rows(S, memory, step, first, index, (index < S.hidden) & (column < S.columns)[:, None], column[:, None])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.columns.places import in_column, kept
+from megakernel.device.columns.operand import put_rows
 from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
 from megakernel.device.stream import each_row_block, streams
 from megakernel.device.values import put_once, rows_of
@@ -29,9 +29,12 @@ def put_units(S: gl.constexpr, memory, step, here, y, known, state):
         bias = layer_constants(memory, S.gate_up.bias, step.record.layer) + here * ROWS + row
         gate += gl.load(bias)
         up += gl.load(bias + UNITS)
-    unit = here * UNITS + row
-    place = in_column(S, rows_of(S, memory, step, S.mlp, step.record.layer) + unit, column, S.mlp.column)
-    put_once(S, step, place, swiglu(gate, up), known & (unit < S.down.columns) & kept(S, column))
+    target = rows_of(S, memory, step, S.mlp, step.record.layer)
+    if S.columns == 1:
+        unit = here * UNITS + row
+        put_once(S, step, target + unit, swiglu(gate, up), known & (unit < S.down.columns) & (column == 0))
+    else:
+        put_rows(S, step, target, S.mlp.column, here * UNITS, S.down.columns, swiglu(gate, up), known)
     return state
 
 

@@ -13,6 +13,7 @@ from megakernel.device.formats.plain import TILE
 from megakernel.device.loader import loader
 from megakernel.device.matvec import LINES, PAGE_COLUMNS
 from megakernel.device.prefetcher import prefetcher
+from megakernel.device.values import declare_missing
 from megakernel.geometry import Bucket as BucketNumbers
 
 LOADER_WARPS = gl.constexpr(1)  # and of the prefetcher
@@ -99,6 +100,7 @@ def megakernel(
     `scheduler.program.Program` and `megakernel.device.context.Memory`, the numbers from `slices` on those of a
     `megakernel.geometry.Bucket`.
     """
+    declare_missing()
     memory = Memory(
         weights,
         cache_rows,

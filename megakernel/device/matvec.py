@@ -12,12 +12,13 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.clocks import cycles
-from megakernel.device.columns.staging import arrived, fragment, stage_norms, staged_page
+from megakernel.device.columns.operand import arrived, operand_of, pages_of, pages_together
+from megakernel.device.columns.staging import stage_norms, staged_page
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, staged
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import absent, look, look_again, vacant
+from megakernel.device.values import absent, any_missing, look, look_again, vacant
 from megakernel.geometry import ITEM_BYTES
 from models.tape import PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 
@@ -169,7 +170,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
     values = look(source + column, column < COUNT)
     begin = cycles()
     for part in range(PARTS):
-        waiting = look_again(memory, step, begin, absent(values))
+        waiting = any_missing(absent(values))
         while waiting != 0:
             values = look(source + column, column < COUNT)
             waiting = look_again(memory, step, begin, absent(values))
@@ -199,22 +200,26 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
 
 @gluon.jit
 def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance: gl.constexpr, matrix: gl.constexpr):
-    """Multiply the row block whose pages begin at `use` by fp32 vectors as long as the matrix's rows, `distance` from one
-    column to the next, rounded to bf16, each page as soon as it is there; returns what `row_block` does.
+    """Multiply the row block whose pages begin at `use` by vectors as long as the matrix's rows, `distance` from one column to
+    the next, whose words lie as `megakernel.device.columns.operand` says, some pages at a time, as soon as they are there;
+    returns what `row_block` does.
 
-    Nothing is staged: every value is loaded by the one thread that the tensor cores take it from.  Three pages are on their way
-    at a time.
+    Nothing is staged: every word is loaded by the one thread that the tensor cores take it from.  The pages after these are on
+    their way meanwhile.
     """
     F: gl.constexpr = matrix.format
+    TOGETHER: gl.constexpr = pages_together(matrix.pages)
     acc = F.nothing()
     begin = cycles()
-    here = fragment(S, source, 0, distance, matrix)
-    after = fragment(S, source, 1, distance, matrix)
-    for page in range(matrix.pages):
-        last = fragment(S, source, page + 2, distance, matrix)
-        x = arrived(S, memory, step, begin, here, source, page, distance, matrix)
-        acc = multiply_by(S, F, ring, step, use + page, (use + page) % S.ring, x, acc)
-        here, after = after, last
+    here = pages_of(S, source, 0, distance, matrix)
+    for group in range(matrix.pages // TOGETHER):
+        first = group * TOGETHER
+        after = pages_of(S, source, first + TOGETHER, distance, matrix)
+        here = arrived(S, memory, step, begin, here, source, first, distance, matrix)
+        for j in gl.static_range(TOGETHER):
+            page = use + first + j
+            acc = multiply_by(S, F, ring, step, page, page % S.ring, operand_of(F, here[j]), acc)
+        here = after
     stamp(S, step.trace, COMPUTED)
     return gl.sum(F.total(acc), axis=0)
 

@@ -34,6 +34,11 @@ def qkv(S: gl.constexpr, memory, ring, step):
     HALF: gl.constexpr = ROWS // 2
     CACHED: gl.constexpr = S.group if S.head_norm.first < 0 else S.group + 1  # `attention` caches keys that are normed
     layer = step.record.layer
+    index, index_high = halves(block_index(gl.SliceLayout(0, block_layout())))
+    row, column = index // 16, index % 16  # rows 0 to 7 of the block; index_high has the same rows, 8 further
+    position = position_of(S, memory, step, column)
+    inside = kept(S, column)
+    lasting = caches(S, memory, column, inside)
     stage_norm(
         S,
         memory,
@@ -44,10 +49,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
         layer_constants(memory, S.qkv.norm, layer),
         S.qkv,
     )
-    index, index_high = halves(block_index(gl.SliceLayout(0, block_layout())))
-    row, column = index // 16, index % 16  # rows 0 to 7 of the block; index_high has the same rows, 8 further
     block, blocks = step.record.a, step.record.b
-    position = position_of(S, memory, step, column)
     for i in range(blocks):
         here = block + i
         slot, inner = here // S.head_blocks, here % S.head_blocks
@@ -77,7 +79,6 @@ def qkv(S: gl.constexpr, memory, ring, step):
             high *= high_weight
         if part <= S.group:  # a query or key: rotate its pairs
             low, high = rotate(low, high, cosine, sine)
-        inside = kept(S, column)
         target = values_of(S, memory, step)
         if part < S.group:
             target += S.q.first + layer * S.q.stride + (head * S.group + part) * S.head_rows
@@ -95,7 +96,6 @@ def qkv(S: gl.constexpr, memory, ring, step):
                 S, memory.cache, memory.bucket.head_pages, layer, head, part - S.group, position, inner * ROWS + row
             )
             cached = sequence_rows(S, memory, cached, column)
-            lasting = caches(S, memory, column, inside)
             gl.store(cached, finite(low).to(gl.bfloat16), mask=lasting)
             gl.store(cached + HALF, finite(high).to(gl.bfloat16), mask=lasting)
             proxy_fence()  # later tokens read these rows by TMA

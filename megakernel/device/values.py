@@ -36,7 +36,29 @@ ANY_ABSENT = gl.constexpr(f"""{{
     mov.b32 $2, 0;
     mov.b32 $3, 0;
 }}""")
+# A register of PTX that Triton does not know of: whether this thread misses anything.  What a tensor's threads have found need
+# not become a tensor's maximum, with its shuffles and two trips through shared memory: the hardware's barrier joins it.
+DECLARE = gl.constexpr(".reg .b32 missing_here; mov.b32 missing_here, 0; mov.b32 $0, 0;")
+MISSING = gl.constexpr("""{
+    .reg .pred any;
+    setp.ne.b32 any, $1, 0;
+    @any mov.b32 missing_here, 1;
+    mov.b32 $0, 0;
+}""")
+ANYWHERE = gl.constexpr("""{
+    .reg .pred mine, any;
+    setp.ne.b32 mine, missing_here, 0;
+    mov.b32 missing_here, 0;
+    barrier.cta.red.or.pred any, 15, 128, mine;
+    selp.b32 $0, 1, 0, any;
+}""")
 FIRST_WARP = gl.constexpr("{ .reg .b32 thread; mov.u32 thread, %tid.x; set.lt.u32.u32 $0, thread, 32; }")
+
+
+@gluon.jit
+def declare_missing():
+    """Once, before everything else: the register behind `look_again`."""
+    gl.inline_asm_elementwise(DECLARE, "=r", [], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
@@ -123,6 +145,17 @@ def impatient(memory, step, begin):
             report_value(memory, step.sm, step.index, step.position)
             give_up = 1
     return give_up
+
+
+@gluon.jit
+def any_missing(missing):
+    """Whether anything is missing, int32, the same for all threads.  Also a barrier.
+
+    As `look_again` finds it, sooner and without patience; in a loop that has it the loads of the next look would wait for each
+    other.
+    """
+    gl.inline_asm_elementwise(MISSING, "=r,r", [missing], dtype=gl.int32, is_pure=False, pack=1)
+    return gl.inline_asm_elementwise(ANYWHERE, "=r", [], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit

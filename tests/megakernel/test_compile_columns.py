@@ -13,7 +13,7 @@ from scheduler.limits import RESERVED, SHARED_MEMORY
 from tests.support.compile_cases import CAPACITY, MODELS, OLDEST, SMS, compiled
 
 Site = Callable[[str], Path]
-MOST_STACK = 640  # bytes of a thread: what is put aside around an instruction, not within its loops (docs/columns.md)
+MOST_STACK = 320  # bytes of a thread: what is put aside around an instruction, not within its loops (docs/columns.md)
 
 pytestmark = pytest.mark.slow
 

@@ -44,16 +44,14 @@ def best_layout():
 
 @gluon.jit
 def best_rows(S: gl.constexpr, memory, slots):
-    """The best score of every column and the row that has it, [8]; no row where there is no column."""
+    """The best score of every column and the row that has it, [8]; beyond the columns the last one's."""
     L: gl.constexpr = best_layout()
-    column = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, L))
-    slot = gl.arange(0, S.best_slots, gl.SliceLayout(0, L))
+    column = gl.minimum(gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, L)), S.columns - 1)
+    slot = gl.minimum(gl.arange(0, S.best_slots, gl.SliceLayout(0, L)), slots - 1)  # beyond them the last again
     source = memory.activations + S.best + (column * S.best_column)[:, None] + (slot * 2)[None, :]
-    known = (column < S.columns)[:, None] & (slot < slots)[None, :]
-    scores = gl.load(source, mask=known, other=float("-inf"), cache_modifier=".cg")
-    rows = gl.load(source + 1, mask=known, other=0.0, cache_modifier=".cg").to(gl.int32)
+    scores, rows = gl.load(source, cache_modifier=".cg"), gl.load(source + 1, cache_modifier=".cg")
     best = gl.max(scores, axis=1)
-    return best, gl.min(gl.where(known & (scores == best[:, None]), rows, NO_ROW), axis=1)
+    return best, gl.min(gl.where(scores == best[:, None], rows.to(gl.int32), NO_ROW), axis=1)
 
 
 @gluon.jit

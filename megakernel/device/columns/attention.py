@@ -13,10 +13,11 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from megakernel.device.cache import cache_address, finite
 from megakernel.device.clocks import cycles
-from megakernel.device.columns.places import caches, first_position, position_of, progress, sequence_rows, slices_of
+from megakernel.device.columns.operand import paired, place_of
+from megakernel.device.columns.places import caches, first_position, progress, sequence_rows, slices_of
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.context import USED
-from megakernel.device.formats.layouts import FLAT_TILES
+from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS
 from megakernel.device.formats.plain import PAGE_LAYOUT, TILE
 from megakernel.device.heads import (
     FLAT_HEADS,
@@ -30,7 +31,7 @@ from megakernel.device.heads import (
 )
 from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import in_first_warp, look, look_again, partials_of, put, put_apart, rows_of, vacant
+from megakernel.device.values import absent, in_first_warp, look, look_again, partials_of, put, put_apart, rows_of
 
 CHUNK = gl.constexpr(8)  # numbers of 16 bytes, which TMA's swizzle moves as one
 FLAT_LINE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
@@ -51,14 +52,6 @@ def column_of(S: gl.constexpr, query, sequence):
 
 
 @gluon.jit
-def known_keys(S: gl.constexpr, memory, step, head, columns, dims, here):
-    """Keys and values of the columns' own positions as they are now, fp32 [queries, dims]."""
-    place = rows_of(S, memory, step, S.new_kv, step.record.layer) + head * (2 * S.head_rows)
-    place = place + columns[:, None] * S.new_kv.column + dims[None, :]
-    return look(place, here), look(place + S.head_rows, here)
-
-
-@gluon.jit
 def column_squares(S: gl.constexpr, memory, step, head, column, blocks, part, inside):
     """Sums of squares of the row blocks of a head: of query `part` of the group, or of its key."""
     place = rows_of(S, memory, step, S.squares, step.record.layer) + (head * (S.group + 1)) * S.head_blocks
@@ -76,7 +69,10 @@ def new_line(S: gl.constexpr, memory, step, head, column, value: gl.constexpr, l
     """The part of a column's key (value 0) or value (1) that is line `line` of a page, in the order in which it lies there."""
     dims = tile * TILE + swizzled(line, gl.arange(0, TILE, row_layout()))
     place = rows_of(S, memory, step, S.new_kv, step.record.layer) + (head * 2 + value) * S.head_rows
-    row = look(place + column * S.new_kv.column + dims, dims < S.head_rows)
+    if S.head_rows % TILE == 0:
+        row = gl.load(place + column * S.new_kv.column + dims, volatile=True)
+    else:
+        row = look(place + column * S.new_kv.column + dims, dims < S.head_rows)
     if S.head_norm.first >= 0:
         if value == 0:
             blocks = gl.arange(0, S.head_tiles * TILE, gl.SliceLayout(0, query_layout()))
@@ -198,12 +194,10 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
     WIDE: gl.constexpr = queries_together(COUNT)
     PARTS: gl.constexpr = COUNT // WIDE
 
-    position = first_position(S, memory, sequence)
+    wait_all(S, memory, step, ALL)
+    position = first_position(S, memory, sequence)  # on their way together with the queries
     used = gl.load(progress(memory, sequence) + USED, cache_modifier=".cg")
     slices = slices_of(S, memory, sequence)
-    first, pages = slice_pages(S, slices, slice, position + used - 1)
-    wait_all(S, memory, step, ALL)
-    current = slice == slices - 1
     columns, heads = column_of(S, gl.arange(0, COUNT, gl.SliceLayout(1, query_layout())), sequence)
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))
     known = (heads < S.group)[:, None] & (dims < S.head_rows)[None, :]
@@ -213,16 +207,24 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
         normed = (heads < S.group)[:, None] & (dims < S.head_blocks)[None, :]
     begin, waiting = cycles(), 1
     q = gl.full([COUNT, DIMS], 0.0, gl.float32, query_layout())
-    new_k, new_v, squares, key_squares = q, q, q, q
+    new_k, squares, key_squares = q, q, q
+    key = rows_of(S, memory, step, S.new_kv, step.record.layer) + head * (2 * S.head_rows)
+    key_rows = key + columns[:, None] * S.new_kv.column + dims[None, :]
+    own_columns = gl.minimum(gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, query_layout())), S.depth - 1) + sequence * S.depth
+    value_rows = key + S.head_rows + own_columns[:, None] * S.new_kv.column + dims[None, :]
     while waiting != 0:
-        q = look(query, known)
-        new_k, new_v = known_keys(S, memory, step, head, columns, dims, known)
-        absent = vacant(q) | vacant(new_k) | vacant(new_v)
+        q, new_k, new_v = look(query, known), look(key_rows, known), look(value_rows, (dims < S.head_rows)[None, :])
+        missing = absent(q) | absent(new_k)
         if S.head_norm.first >= 0:
             squares = column_squares(S, memory, step, head, columns[:, None], dims[None, :], heads[:, None], normed)
             key_squares = column_squares(S, memory, step, head, columns[:, None], dims[None, :], S.group, normed)
-            absent = absent | vacant(squares) | vacant(key_squares)
-        waiting = look_again(memory, step, begin, absent)
+            missing = missing | absent(squares) | absent(key_squares)
+        if COUNT == MMA_COLUMNS:
+            waiting = look_again(memory, step, begin, missing | absent(new_v))
+        else:
+            waiting = look_again(memory, step, begin, missing) | look_again(memory, step, begin, absent(new_v))
+    first, pages = slice_pages(S, slices, slice, position + used - 1)
+    current = slice == slices - 1
     if S.head_norm.first >= 0:
         q *= head_factor(S, gl.sum(squares, axis=1))[:, None]
         new_k *= head_factor(S, gl.sum(key_squares, axis=1))[:, None]
@@ -235,10 +237,12 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
     owns = in_parts(own, PARTS)
     stamp(S, step.trace, STAGED)
 
-    m, totals, acc, positions = (), (), (), ()
+    m, totals, acc, positions, news = (), (), (), (), ()
     for part in gl.static_range(PARTS):
         columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), sequence)
-        positions += (position_of(S, memory, step, columns_here),)
+        positions += (position + gl.minimum(columns_here - sequence * S.depth, used - 1),)
+        if PARTS == 1:  # on their way while the pages are multiplied; of more queries there are no registers for them
+            news += (own_values(S, memory, step, head, columns_here, heads_here, current),)
         m += (gl.full([WIDE], float("-inf"), gl.float32, QUERIES),)
         totals += (gl.zeros([S.page_positions, WIDE], gl.float32, gl.SliceLayout(0, MMA)),)
         acc += (gl.zeros([S.head_tiles, TILE, WIDE], gl.float32, MMA),)
@@ -279,10 +283,17 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
         columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), sequence)
         top, total, out = m[part], gl.sum(totals[part], axis=0), acc[part]
         if current:
-            top, total, out = add_own(S, memory, step, head, columns_here, heads_here, owns[part], top, total, out)
-        store_columns(S, memory, step, head, slice, columns_here, heads_here, top, total, out)
+            if PARTS == 1:
+                v = news[part]
+            else:
+                v = own_values(S, memory, step, head, columns_here, heads_here, current)
+            top, total, out = add_own(S, rounded(v), owns[part], top, total, out)
+        if memory.bucket.slices == 1:
+            store_queries(S, memory, step, head, columns_here, heads_here, out / gl.expand_dims(gl.expand_dims(total, 0), 0))
+        else:
+            store_slice(S, memory, step, head, slice, columns_here, heads_here, top, total, out)
     if S.head_norm.first >= 0:
-        place = position_of(S, memory, step, columns)[:, None]
+        place = (position + gl.minimum(columns - sequence * S.depth, used - 1))[:, None]
         cached = cache_address(S, memory.cache, memory.bucket.head_pages, step.record.layer, head, 0, place, dims[None, :])
         cached = sequence_rows(S, memory, cached, columns[:, None])
         inside = known & (heads == 0)[:, None] & (slice == memory.bucket.slices - 1)
@@ -292,13 +303,19 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
 
 
 @gluon.jit
-def add_own(S: gl.constexpr, memory, step, head, columns, heads, own, m, total, acc):
-    """Take in each column's own position; all in fp32."""
+def own_values(S: gl.constexpr, memory, step, head, columns, heads, current):
+    """The values of the columns' own positions where they are needed, fp32 like the accumulators; they are there: whoever calls
+    has seen them."""
     place = rows_of(S, memory, step, S.new_kv, step.record.layer) + head * (2 * S.head_rows) + S.head_rows
     rows = output_dims(S)
     wide = gl.expand_dims(gl.expand_dims(columns, 0), 0)
     inside = (rows < S.head_rows) & (gl.expand_dims(gl.expand_dims(heads, 0), 0) < S.group)
-    v = rounded(look(place + wide * S.new_kv.column + rows, inside))  # is there, as has been seen
+    return look(place + wide * S.new_kv.column + rows, inside & current)
+
+
+@gluon.jit
+def add_own(S: gl.constexpr, v, own, m, total, acc):
+    """Take in each column's own position, whose values are `v`; all in fp32."""
     own = own * S.scale  # here, as one column has it: the product may be fused with the difference below
     m_new = gl.maximum(m, own)
     decay, p = gl.exp(m - m_new), gl.exp(own - m_new)
@@ -307,24 +324,29 @@ def add_own(S: gl.constexpr, memory, step, head, columns, heads, own, m, total, 
 
 
 @gluon.jit
-def store_columns(S: gl.constexpr, memory, step, head, slice, columns, heads, m, total, acc):
-    """The normalised output to "attn", or, of one slice of several, m, l and o to "partial", each column's to its own rows."""
+def store_queries(S: gl.constexpr, memory, step, head, columns, heads, out):
+    """The normalised output of some queries to "attn", each column's to its own rows."""
+    rows = output_dims(S)
+    columns, heads = gl.expand_dims(gl.expand_dims(columns, 0), 0), gl.expand_dims(gl.expand_dims(heads, 0), 0)
+    place = place_of(((head * S.group + heads) * S.head_rows + rows) // 2)
+    target = rows_of(S, memory, step, S.attn, step.record.layer) + columns * S.o.columns + place
+    put(S, step, target, paired(out, rows), (heads < S.group) & (rows < S.head_rows) & (rows % 2 == 0))
+
+
+@gluon.jit
+def store_slice(S: gl.constexpr, memory, step, head, slice, columns, heads, m, total, acc):
+    """m, l and o of one slice of several to "partial", each column's to its own rows."""
     rows = output_dims(S)
     wide = gl.expand_dims(gl.expand_dims(columns, 0), 0)
     wide_heads = gl.expand_dims(gl.expand_dims(heads, 0), 0)
     inside = (rows < S.head_rows) & (wide_heads < S.group)
     slices = memory.bucket.slices
-    if slices == 1:
-        target = rows_of(S, memory, step, S.attn, step.record.layer) + head * (S.group * S.head_rows)
-        out = acc / gl.expand_dims(gl.expand_dims(total, 0), 0)
-        put(S, step, target + wide * (S.kv_heads * S.group * S.head_rows) + wide_heads * S.head_rows + rows, out, inside)
-    else:
-        ROWS: gl.constexpr = S.group * (S.head_rows + 2)
-        second = memory.bucket.partial_second
-        target = partials_of(S, memory, step) + (head * slices + slice) * ROWS
-        distance = S.kv_heads * slices * ROWS
-        once = (heads < S.group) & in_first_warp()
-        put_apart(step, second, target + columns * distance + heads, m, once)
-        put_apart(step, second, target + columns * distance + S.group + heads, total, once)
-        outputs = target + wide * distance + 2 * S.group + wide_heads * S.head_rows + rows
-        put_apart(step, second, outputs, acc, inside)
+    ROWS: gl.constexpr = S.group * (S.head_rows + 2)
+    second = memory.bucket.partial_second
+    target = partials_of(S, memory, step) + (head * slices + slice) * ROWS
+    distance = S.kv_heads * slices * ROWS
+    once = (heads < S.group) & in_first_warp()
+    put_apart(step, second, target + columns * distance + heads, m, once)
+    put_apart(step, second, target + columns * distance + S.group + heads, total, once)
+    outputs = target + wide * distance + 2 * S.group + wide_heads * S.head_rows + rows
+    put_apart(step, second, outputs, acc, inside)

@@ -1,4 +1,4 @@
-"""The input of a matrix, of several columns: normed and staged in shared memory, or straight to the tensor cores.
+"""The input of a matrix, of several columns, normed and staged in shared memory.
 
 Every column's numbers are those that it would have alone, bit for bit: sums go in the same order.  Rows of the matrix
 instruction that hold no column are zeros.
@@ -14,7 +14,7 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, block_layout
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import STAGED, stamp
-from megakernel.device.values import look, look_again, vacant
+from megakernel.device.values import absent, look, look_again
 
 STAGED_LAYOUT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0]))  # [tiles, columns, columns of a tile]
 HELD = gl.constexpr(16384)  # values in registers at a time: 128 of each of the consumer's threads
@@ -63,7 +63,7 @@ def squares_of(S: gl.constexpr, memory, step, source, distance: gl.constexpr, CO
     if gl.max((squares != squares).to(gl.int32), axis=0) != 0:  # not a number, as a vacant place is none
         begin, waiting = cycles(), 1
         while waiting != 0:
-            waiting = look_again(memory, step, begin, vacant(x))
+            waiting = look_again(memory, step, begin, absent(x))
             if waiting != 0:  # it is 1; but so the compiler does not keep all places for this rare case
                 x = look_columns(S, source + (waiting - 1), distance, COUNT, column, index)
         squares = gl.sum(x * x, axis=1)
@@ -114,27 +114,3 @@ def stage_norms(
             reinterpret(ring.staging, gl.bfloat16, [PAGES, F.TILES, MMA_COLUMNS, TILE], STAGED_LAYOUT).index(page).store(tiles)
     barrier()
     stamp(S, step.trace, STAGED)
-
-
-@gluon.jit
-def fragment(S: gl.constexpr, source, page, distance: gl.constexpr, matrix: gl.constexpr):
-    """Page `page` of the vectors at `source` as they are now, where the B operand has them: fp32 [tiles, columns of a tile,
-    8]."""
-    F: gl.constexpr = matrix.format
-    TILE: gl.constexpr = F.COLUMNS // F.TILES
-    B: gl.constexpr = gl.DotOperandLayout(1, block_layout(), F.LANE)
-    tile = gl.expand_dims(gl.arange(0, F.TILES, gl.SliceLayout(1, gl.SliceLayout(2, B)))[:, None], 2)
-    inner = gl.expand_dims(gl.arange(0, TILE, gl.SliceLayout(0, gl.SliceLayout(2, B)))[None, :], 2)
-    column = gl.expand_dims(gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, gl.SliceLayout(1, B)))[None, :], 1)
-    index = page * F.COLUMNS + tile * TILE + inner
-    return look(source + index + column * distance, (index < matrix.columns) & (column < S.columns))
-
-
-@gluon.jit
-def arrived(S: gl.constexpr, memory, step, begin, values, source, page, distance: gl.constexpr, matrix: gl.constexpr):
-    """What `fragment` saw, looked for again until nothing is vacant; rounded to bf16."""
-    waiting = look_again(memory, step, begin, vacant(values))
-    while waiting != 0:
-        values = fragment(S, source, page, distance, matrix)
-        waiting = look_again(memory, step, begin, vacant(values))
-    return values.to(gl.bfloat16)

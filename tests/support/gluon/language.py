@@ -221,6 +221,13 @@ def elementwise(asm: str, constraints: str, args: list[Any], dtype: Any, is_pure
         for pointer, value in ((target, bits), (other, vacant)):
             Pointer(pointer.numbers.view(torch.int32), pointer.index).store(value, mask != 0)
         return Tensor(torch.tensor(0, dtype=torch.int32))
+    if "missing_here" in text:  # every thread of a block is one actor
+        block, missing = here().block, here().block.missing
+        if not args:
+            block.missing = False
+            return Tensor(torch.tensor(int(missing), dtype=torch.int32))
+        block.missing = missing or bool((tensor(args[0]) != 0).any())
+        return args[0]
     if "barrier.cta.red.or" in text or "vote.sync.any" in text:
         return Tensor((tensor(args[0]) != 0).any().to(torch.int32))
     if "%tid.x" in text:
@@ -231,12 +238,22 @@ def elementwise(asm: str, constraints: str, args: list[Any], dtype: Any, is_pure
         return (args[0] + Tensor(torch.arange(32))).load()
     if found := re.match(r"shfl\.sync\.idx\.b32 \$0, \$1, (\d+),", text):
         return Tensor(tensor(args[0])[..., int(found[1])])
+    if "shfl.sync.bfly.b32 other, $1, 4," in text:
+        return neighbours(*args)
     if "nanosleep" in text:
         block, seen = here().block, here().block.changes()
         here().grid.pause(rather=lambda: block.changes() != seen)
     if not args or "prefetch" in text or "fence" in text or "nanosleep" in text:
         return Tensor(torch.tensor(0, dtype=torch.int32))
     return computed(asm, constraints, args, dtype, pack)
+
+
+def neighbours(values: Tensor, odd: Tensor) -> Tensor:
+    """What accumulators make with those of the neighbouring row, as one word; rows lie along the last axis of `odd`."""
+    axis = max(number for number, size in enumerate(odd.data.shape) if size > 1)
+    pairs = values.data.unflatten(axis, (-1, 2))
+    both = torch.stack([pairs.select(axis + 1, 0), pairs.select(axis + 1, 1)], -1).bfloat16().contiguous()
+    return Tensor(both.view(torch.int32)[..., 0].repeat_interleave(2, axis))
 
 
 def computed(asm: str, constraints: str, args: list[Tensor], dtype: Any, pack: int) -> Any:

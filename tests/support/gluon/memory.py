@@ -164,6 +164,7 @@ class Block:
 
     barriers: dict[int, Barrier] = field(default_factory=dict)
     kept: list[torch.Tensor] = field(default_factory=list)
+    missing: bool = False  # what the consumer's threads have noted in a register of theirs
 
     def allocate(self, dtype: torch.dtype, shape: Sequence[Any], layout: Any) -> Memory:
         """Filled with what is no number, as nobody has written there yet."""

@@ -35,6 +35,11 @@ def bf16_halves(a: torch.Tensor) -> torch.Tensor:
     return register(a)[..., None].view(torch.bfloat16).double()
 
 
+def rounded(a: torch.Tensor) -> torch.Tensor:
+    """fp32 bits as those of the nearest bf16."""
+    return register(a).view(torch.float32).bfloat16().view(torch.int16).long() & 0xFFFF
+
+
 def fma_bf16x2(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     exact = bf16_halves(a) * bf16_halves(b) + bf16_halves(c)
     rounded = exact.to(torch.bfloat16)
@@ -80,6 +85,7 @@ def computed(operation: str, args: list[torch.Tensor]) -> torch.Tensor:
         "fma.rn.bf16x2": fma_bf16x2,
         "setp.eq.s32": lambda a, b: (a == b).long(),
         "setp.eq.or.s32": lambda a, b, c: (a == b).long() | c,
+        "cvt.rn.bf16x2.f32": lambda high, low: rounded(high) << 16 | rounded(low),
         "selp.b32": lambda a, b, c: torch.where(c != 0, a, b),
     }
     return simple[operation](*args)
