@@ -14,9 +14,9 @@ y^2 + eps) of each head, with the row blocks' sums of y^2 beside them in squares
 last one also this token's keys, whose cache row it writes.  Where all queries are normed together, and all keys, every slice
 takes in the sums of all heads.
 
-A sequence may have several columns, each the next position: then a slice's pages serve all of them.  The positions of the
-columns before one are among those that it attends to, but not in the cache yet: their rows stand in new_kv, and take the places
-in the page that they will have.  So a token's numbers are the same in whichever column it is computed.  Where the page plan
+A sequence may have several columns, each the next position: then a slice's pages serve as many of them as share a matrix
+instruction.  The positions of the columns before one are among those that it attends to, but not in the cache yet: their rows
+stand in new_kv, and take the places in the page that they will have.  So a token's numbers are the same in whichever column it is computed.  Where the page plan
 lets a loader run ahead into the next step, it must know where that begins: it reads the token, as `Embed` does.
 
 Of several sequences each is split as it would be alone: the program's slices beyond those stay empty, so that a sequence's
@@ -41,7 +41,7 @@ from models.tape import PAGE_BYTES
 
 @dataclass(frozen=True)
 class Attention(Instruction):
-    """KV head `head`, slice `slice` of the program's slices."""
+    """KV head `head`, slice `slice` of the program's slices, columns from `column` on (`Dimensions.attention_width`)."""
 
     OPCODE = 3
     MNEMONIC = "attention"
@@ -53,14 +53,18 @@ class Attention(Instruction):
 
     head: int
     slice: int
-    sequence: int = 0
+    column: int = 0
 
     def field_ranges(self, shape: Dimensions, sms: int) -> dict[str, tuple[int, int]]:
         heads, slices = shape.config.num_kv_heads, shape.slices
-        return {"head": (0, heads - 1), "slice": (0, slices - 1), "sequence": (0, shape.sequences - 1)}
+        return {"head": (0, heads - 1), "slice": (0, slices - 1), "column": (0, shape.columns - shape.attention_width)}
 
     def columns(self, shape: Dimensions) -> range:
-        return shape.columns_of(self.sequence)
+        return range(self.column, self.column + shape.attention_width)
+
+    def sequence(self, shape: Dimensions) -> int:
+        """Whose columns they are."""
+        return self.column // shape.depth
 
     def reads(self, shape: Dimensions) -> tuple[Region, ...]:
         rows, kv_rows = shape.group_rows, 2 * shape.head_rows
@@ -73,7 +77,7 @@ class Attention(Instruction):
 
     def loads(self, shape: Dimensions) -> tuple[Region, ...]:
         kv_rows = 2 * shape.head_rows
-        first = self.sequence * shape.new_rows + self.head * kv_rows
+        first = self.sequence(shape) * shape.new_rows + self.head * kv_rows
         rows = Region("kv", self.layer, first, first + kv_rows)
         return (rows,) if shape.columns == 1 else (rows, Region("token", 0, 0, 1))
 
@@ -89,7 +93,7 @@ class Attention(Instruction):
         """The rows of the cache that it writes, where any."""
         if not shape.head_norms or self.slice < shape.slices - 1:
             return ()
-        first = self.sequence * shape.new_rows + self.head * 2 * shape.head_rows
+        first = self.sequence(shape) * shape.new_rows + self.head * 2 * shape.head_rows
         return (Region("kv", self.layer, first, first + shape.head_rows),)
 
     def writes(self, shape: Dimensions) -> tuple[Region, ...]:
@@ -99,7 +103,7 @@ class Attention(Instruction):
         return 2 * shape.slice_pages
 
     def tape_page(self, shape: Dimensions) -> int:
-        return shape.cache_page(self.layer, self.head, 0, self.sequence)
+        return shape.cache_page(self.layer, self.head, 0, self.sequence(shape))
 
     def page_source(self, shape: Dimensions, tape: int, use: int, past: int, chosen: Sequence[int] = ()) -> PageSource | None:
         first, stop = shape.slice_range(self.slice, past)
@@ -118,7 +122,8 @@ class Attention(Instruction):
         if shape.head_norms:
             q = q * self.head_factors(machine, machine.column)[:-1, None]
         q, (new_k, new_v) = q.to(dtype).float(), self.current(machine, machine.column)
-        before = [self.current(machine, self.columns(shape)[place]) for place in range(machine.past - machine.cached)]
+        every = shape.columns_of(self.sequence(shape))
+        before = [self.current(machine, every[place]) for place in range(machine.past - machine.cached)]
         state = OnlineSoftmax(config.group, dp, config.attention_scale)
         first, stop = replace(shape, slices=machine.slices).slice_range(self.slice, machine.past)
         for i in range(shape.slice_pages):

@@ -140,9 +140,18 @@ class Dimensions:
         return max(MMA_COLUMNS, next_power_of_two(self.config.group))
 
     @property
+    def attention_width(self) -> int:
+        """Columns of a step that one attention instruction takes, all of one sequence: so many that their queries of a KV head
+        fit one matrix instruction; where heads are normed all, since one instruction writes their keys to the cache."""
+        if self.head_norms:
+            return self.depth
+        return min(self.depth, max(1, MMA_COLUMNS // next_power_of_two(self.config.group)))
+
+    @property
     def attention_columns(self) -> int:
-        """Columns of the matrix instruction that the queries of one KV head take, of all columns of a sequence."""
-        return max(MMA_COLUMNS, self.depth * next_power_of_two(self.config.group))
+        """Columns of the matrix instruction that the queries of one KV head take, of all columns of a step that an attention
+        instruction takes."""
+        return max(MMA_COLUMNS, self.attention_width * next_power_of_two(self.config.group))
 
     @property
     def staged_queries(self) -> int:

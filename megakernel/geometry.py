@@ -99,7 +99,8 @@ class Geometry:
     columns: int  # of all
     group: int
     group_columns: int  # group, rounded up to columns of the matrix instruction
-    attention_columns: int  # the same for the groups of all columns of a sequence
+    attention_width: int  # columns of a step that one attention instruction takes
+    attention_columns: int  # group_columns for the groups of all of these
     kv_heads: int
     head_dim: int
     head_rows: int  # head_dim, rounded up to row blocks
@@ -228,6 +229,7 @@ def make_geometry(program: Program, trace: bool = False) -> Geometry:
         columns=shape.columns,
         group=config.group,
         group_columns=shape.group_columns,
+        attention_width=shape.attention_width,
         attention_columns=shape.attention_columns,
         kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,

@@ -60,9 +60,9 @@ def runs(kind: type[RowBlocks], shape: Shape, layer: int, sms: int) -> Iterator[
 def lower_attention(shape: Shape, layer: int) -> Iterator[Instruction]:
     """Attention of one layer, in slices, and what joins them."""
     heads = range(shape.config.num_kv_heads)
-    for sequence in range(shape.sequences):
+    for column in range(0, shape.columns, shape.attention_width):
         for index in range(shape.slices):
-            yield from (Attention(layer, head, index, sequence) for head in heads)
+            yield from (Attention(layer, head, index, column) for head in heads)
     if shape.slices > 1:
         yield from (Combine(layer, head, column) for column in range(shape.columns) for head in heads)
 

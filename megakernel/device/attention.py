@@ -131,12 +131,12 @@ def add_values(S: gl.constexpr, ring, use, p, acc):
 
 @gluon.jit
 def attention(S: gl.constexpr, memory, ring, step):
-    """KV head `head`, slice `slice`, of a sequence; page uses beyond the slice's pages pass through empty."""
-    head, slice, sequence = step.record.a, step.record.b, step.record.c
+    """KV head `head`, slice `slice`, columns from `column` on; page uses beyond the slice's pages pass through empty."""
+    head, slice, column = step.record.a, step.record.b, step.record.c
     if S.columns == 1:
         attend(S, memory, ring, step, slice)
     else:
-        attend_columns(S, memory, ring, step, head, slice, sequence)
+        attend_columns(S, memory, ring, step, head, slice, column)
 
 
 @gluon.jit

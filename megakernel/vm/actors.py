@@ -183,9 +183,10 @@ class Loader(Actor):
         """Where a sequence stands, which the step before has decided: the positions that are cached, those attended to, and
         into how many slices those are split."""
         self.grid.sight.token.check((slice(0, 1),), self.clock, "looks where its step begins")
-        step, columns = self.grid.step(self.token), record.item.instruction.columns(self.grid.shape)
-        first = step.columns[columns[0]]
-        return first.cached, step.columns[columns[-1]].position, step.slices(first.sequence)
+        step, shape = self.grid.step(self.token), self.grid.shape
+        sequence = step.columns[record.item.instruction.columns(shape)[0]].sequence
+        columns = shape.columns_of(sequence)
+        return step.columns[columns[0]].cached, step.columns[columns[-1]].position, step.slices(sequence)
 
     def load(self, index: int, cached: int, past: int) -> torch.Tensor:
         """A copy of a KV page; its newest row must be visible, and older ones are if their token was seen to end."""

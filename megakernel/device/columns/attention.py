@@ -1,4 +1,4 @@
-"""Attention of all columns of a sequence: the pages of its KV heads are read once for all of them.
+"""Attention of several columns of a sequence: the pages of its KV heads are read once for all of them.
 
 The queries of a column fill as many columns of the matrix instruction as a group has heads, rounded up to a power of two.  The
 positions of the step's own columns are not in the cache yet: their rows take the places in the page that they will have there,
@@ -45,10 +45,11 @@ def row_layout():
 
 
 @gluon.jit
-def column_of(S: gl.constexpr, query, sequence):
-    """The column of a query of the group, and its head within the group."""
-    EACH: gl.constexpr = S.attention_columns // S.depth if S.depth > 1 else S.attention_columns
-    return sequence * S.depth + query // EACH, query % EACH
+def column_of(S: gl.constexpr, query, first):
+    """The column of a query of the group, where `first` is the first of those that the instruction takes, and its head within
+    the group."""
+    EACH: gl.constexpr = S.attention_columns // S.attention_width
+    return first + query // EACH, query % EACH
 
 
 @gluon.jit
@@ -82,16 +83,16 @@ def new_line(S: gl.constexpr, memory, step, head, column, value: gl.constexpr, l
 
 
 @gluon.jit
-def new_lines(S: gl.constexpr, memory, step, head, sequence, value: gl.constexpr, position):
-    """The keys (value 0) or values (1) of the step's own positions, but for the last column's, as lines of pages: a tuple.
+def new_lines(S: gl.constexpr, memory, step, head, last, value: gl.constexpr, position):
+    """The keys (value 0) or values (1) of the step's own positions, up to the column `last`, as lines of pages: a tuple.
 
-    They are there: whoever calls has seen them.
+    They are there: whoever calls has seen them.  There is one sequence where there are any.
     """
     lines = ()
     for place in gl.static_range(S.depth - 1):
         line = (position + place) % S.page_positions
         for tile in gl.static_range(S.head_tiles):
-            lines += (new_line(S, memory, step, head, sequence * S.depth + place, value, line, tile),)
+            lines += (new_line(S, memory, step, head, gl.minimum(place, last), value, line, tile),)
     return lines
 
 
@@ -185,20 +186,23 @@ def weight_of(scores, m):
 
 
 @gluon.jit
-def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
-    """KV head `head`, slice `slice`, for all columns of a sequence; page uses beyond the slice's pages pass through empty."""
+def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, start):
+    """KV head `head`, slice `slice`, for `attention_width` columns from `start` on; page uses beyond the slice's pages pass
+    through empty."""
     MMA: gl.constexpr = score_layout()
     QUERIES: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(0, MMA))
     DIMS: gl.constexpr = S.head_tiles * TILE
     COUNT: gl.constexpr = S.attention_columns
     WIDE: gl.constexpr = queries_together(COUNT)
     PARTS: gl.constexpr = COUNT // WIDE
+    sequence = start // S.depth
+    last = start + S.attention_width - 1
 
     wait_all(S, memory, step, ALL)
     position = first_position(S, memory, sequence)  # on their way together with the queries
     used = gl.load(progress(memory, sequence) + USED, cache_modifier=".cg")
     slices = slices_of(S, memory, sequence)
-    columns, heads = column_of(S, gl.arange(0, COUNT, gl.SliceLayout(1, query_layout())), sequence)
+    columns, heads = column_of(S, gl.arange(0, COUNT, gl.SliceLayout(1, query_layout())), start)
     dims = gl.arange(0, DIMS, gl.SliceLayout(0, query_layout()))
     known = (heads < S.group)[:, None] & (dims < S.head_rows)[None, :]
     query = rows_of(S, memory, step, S.q, step.record.layer) + head * (S.group * S.head_rows)
@@ -210,19 +214,23 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
     new_k, squares, key_squares = q, q, q
     key = rows_of(S, memory, step, S.new_kv, step.record.layer) + head * (2 * S.head_rows)
     key_rows = key + columns[:, None] * S.new_kv.column + dims[None, :]
-    own_columns = gl.minimum(gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, query_layout())), S.depth - 1) + sequence * S.depth
-    value_rows = key + S.head_rows + own_columns[:, None] * S.new_kv.column + dims[None, :]
+    every = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, query_layout()))
+    until = gl.minimum(every + sequence * S.depth, last)  # the columns that stand before the last one, and that one
+    keys_before = key + until[:, None] * S.new_kv.column + dims[None, :]
+    whole = (dims < S.head_rows)[None, :]
     while waiting != 0:
-        q, new_k, new_v = look(query, known), look(key_rows, known), look(value_rows, (dims < S.head_rows)[None, :])
-        missing = absent(q) | absent(new_k)
+        q, new_k, new_v = look(query, known), look(key_rows, known), look(keys_before + S.head_rows, whole)
+        missing, missing_lines = absent(q) | absent(new_k), absent(new_v)
+        if S.attention_width < S.depth:  # else the columns' own keys are all that there are
+            missing_lines = missing_lines | absent(look(keys_before, whole))
         if S.head_norm.first >= 0:
             squares = column_squares(S, memory, step, head, columns[:, None], dims[None, :], heads[:, None], normed)
             key_squares = column_squares(S, memory, step, head, columns[:, None], dims[None, :], S.group, normed)
             missing = missing | absent(squares) | absent(key_squares)
         if COUNT == MMA_COLUMNS:
-            waiting = look_again(memory, step, begin, missing | absent(new_v))
+            waiting = look_again(memory, step, begin, missing | missing_lines)
         else:
-            waiting = look_again(memory, step, begin, missing) | look_again(memory, step, begin, absent(new_v))
+            waiting = look_again(memory, step, begin, missing) | look_again(memory, step, begin, missing_lines)
     first, pages = slice_pages(S, slices, slice, position + used - 1)
     current = slice == slices - 1
     if S.head_norm.first >= 0:
@@ -231,15 +239,16 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
     q, new_k = rounded(q), rounded(new_k)
     reinterpret(ring.staging, gl.bfloat16, [1, COUNT, DIMS], FLAT_TILES).index(0).store(q.to(gl.bfloat16))
     barrier()
-    keys = new_lines(S, memory, step, head, sequence, 0, position)
-    values = new_lines(S, memory, step, head, sequence, 1, position)
+    keys = new_lines(S, memory, step, head, last, 0, position)
+    values = new_lines(S, memory, step, head, last, 1, position)
+    own_lines = gl.minimum(used, last + 1 - sequence * S.depth)
     own = gl.convert_layout(gl.sum(q * new_k, axis=1), QUERIES)  # scores of the columns' own positions, not yet scaled
     owns = in_parts(own, PARTS)
     stamp(S, step.trace, STAGED)
 
     m, totals, acc, positions, news = (), (), (), (), ()
     for part in gl.static_range(PARTS):
-        columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), sequence)
+        columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), start)
         positions += (position + gl.minimum(columns_here - sequence * S.depth, used - 1),)
         if PARTS == 1:  # on their way while the pages are multiplied; of more queries there are no registers for them
             news += (own_values(S, memory, step, head, columns_here, heads_here, current),)
@@ -250,10 +259,10 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
         use, here = step.use + 2 * i, (first + i) * S.page_positions
         after = here + S.page_positions
         both = i + 1 < pages
-        slot = land(S, ring, step, use, keys, here, position, used)
+        slot = land(S, ring, step, use, keys, here, position, own_lines)
         next_slot = slot
         if both:
-            next_slot = land(S, ring, step, use + 2, keys, after, position, used)
+            next_slot = land(S, ring, step, use + 2, keys, after, position, own_lines)
         m_new, totals_new, scaled, weights, weights_after = (), (), (), (), ()
         for part in gl.static_range(PARTS):
             s = scores_of(S, ring, slot, part, WIDE, here, positions[part])
@@ -272,15 +281,15 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, sequence):
         if both:
             mbarrier.arrive(ring.empty.index(next_slot), count=1)
         m, totals = m_new, totals_new
-        acc = add_page(S, ring, step, use + 1, values, here, position, used, weights, scaled)
+        acc = add_page(S, ring, step, use + 1, values, here, position, own_lines, weights, scaled)
         if both:
-            acc = add_page(S, ring, step, use + 3, values, after, position, used, weights_after, acc)
+            acc = add_page(S, ring, step, use + 3, values, after, position, own_lines, weights_after, acc)
     for use in range(step.use + 2 * pages, step.use + step.record.pages):
         slot = wait_page(S, ring, use)
         mbarrier.arrive(ring.empty.index(slot), count=1)
     stamp(S, step.trace, COMPUTED)
     for part in gl.static_range(PARTS):
-        columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), sequence)
+        columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), start)
         top, total, out = m[part], gl.sum(totals[part], axis=0), acc[part]
         if current:
             if PARTS == 1:
