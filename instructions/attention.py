@@ -16,8 +16,9 @@ takes in the sums of all heads.
 
 A sequence may have several columns, each the next position: then a slice's pages serve as many of them as share a matrix
 instruction.  The positions of the columns before one are among those that it attends to, but not in the cache yet: their rows
-stand in new_kv, and take the places in the page that they will have.  So a token's numbers are the same in whichever column it is computed.  Where the page plan
-lets a loader run ahead into the next step, it must know where that begins: it reads the token, as `Embed` does.
+stand in new_kv, and take the places in the page that they will have.  So a token's numbers are the same in whichever column it
+is computed.  Where the page plan lets a loader run ahead into the next step, it must know where that begins: it reads the
+token, as `Embed` does.
 
 Of several sequences each is split as it would be alone: the program's slices beyond those stay empty, so that a sequence's
 numbers do not depend on how long the others are.

@@ -11,7 +11,7 @@ from megakernel.device.formats.layouts import MMA_COLUMNS
 from megakernel.device.formats.plain import TILE
 from megakernel.device.matvec import PAGE_COLUMNS, PAGE_ELEMENTS, ROWS, power_of_two, vector_layout
 from megakernel.device.sync import wait_all
-from megakernel.device.values import put, rows_of
+from megakernel.device.values import put_fours, rows_of
 
 
 @gluon.jit
@@ -48,9 +48,9 @@ def row_of(S: gl.constexpr, place):
 
 @gluon.jit
 def embed_rows(S: gl.constexpr, memory, step, first, index, inside, column):
-    """The values `index` of the rows that begin at `first`, to the rows of x of their columns."""
+    """The values `index` of the rows that begin at `first`, to the rows of x of their columns, four of a thread side by side."""
     row = gl.load(memory.weights + first + (index // TILE) * (ROWS * TILE) + index % TILE, mask=inside, other=0.0)
     values = row.to(gl.float32)
     if S.embedding_multiplier != 1.0:
         values *= S.embedding_multiplier
-    put(S, step, in_column(S, rows_of(S, memory, step, S.x, 0) + index, column, S.x.column), values, inside)
+    put_fours(S, step, in_column(S, rows_of(S, memory, step, S.x, 0) + index, column, S.x.column), values, inside)

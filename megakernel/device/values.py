@@ -24,6 +24,19 @@ STORE = gl.constexpr(f"""{{
     @inside st.relaxed.gpu.global.b32 [$2], {VACANT_BITS};
     mov.b32 $0, 0;
 }}""")
+# Four values of a thread that lie side by side, 16 bytes at a time; the mask is the first one's.
+STORE_FOUR = gl.constexpr(f"""{{
+    .reg .pred inside;
+    .reg .b32 vacant;
+    setp.ne.b32 inside, $16, 0;
+    mov.b32 vacant, {VACANT_BITS};
+    @inside st.relaxed.gpu.global.v4.b32 [$4], {{$12, $13, $14, $15}};
+    @inside st.relaxed.gpu.global.v4.b32 [$8], {{vacant, vacant, vacant, vacant}};
+    mov.b32 $0, 0;
+    mov.b32 $1, 0;
+    mov.b32 $2, 0;
+    mov.b32 $3, 0;
+}}""")
 # Of four values of a thread, one comparison each: each is joined to what those before it have found.
 ANY_ABSENT = gl.constexpr(f"""{{
     .reg .pred any;
@@ -88,6 +101,22 @@ def put_apart(step, second, target, values, mask):
     bits = values.to(gl.int32, bitcast=True)
     gl.inline_asm_elementwise(
         STORE, "=r,l,l,r,r", [target, other, bits, mask.to(gl.int32)], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def put_fours(S: gl.constexpr, step, target, values, mask):
+    """`put` for a tensor of which a thread holds four values side by side, at addresses of which 16 is a divisor, all four inside
+    the mask or none."""
+    other = target + gl.where((step.epoch & 1) == 0, S.second, -S.second)
+    bits = values.to(gl.int32, bitcast=True)
+    gl.inline_asm_elementwise(
+        STORE_FOUR,
+        "=r,=r,=r,=r,l,l,l,l,l,l,l,l,r,r,r,r,r,r,r,r",
+        [target, other, bits, mask.to(gl.int32)],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=4,
     )
 
 

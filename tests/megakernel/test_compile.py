@@ -54,7 +54,7 @@ UNDER_ONE = {
     "granite-8b-code": NEWEST, "qwen3-0.6b": NEWEST, "qwen3-8b": NEWEST, "granite-3.3-8b": NEWEST,
 }  # fmt: skip
 EXPERTS_STACK = 40  # of queries that are normed together
-STACK = {"smollm2-135m": 8, "llama-3-8b": 16, "mistral-7b": 16, "qwen2.5-7b": 16, "qwen3-8b": 16, "granite-3.3-8b": 40, "q8_0-q4_0": 8}
+STACK = {"smollm2-135m": 8} | dict.fromkeys(("llama-3-8b", "mistral-7b", "qwen2.5-7b", "qwen3-8b", "granite-3.3-8b"), 16)
 
 
 ALIKE = {

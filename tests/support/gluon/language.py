@@ -215,9 +215,9 @@ def elementwise(asm: str, constraints: str, args: list[Any], dtype: Any, is_pure
         names = ("place", "record", "counter", "wanted", "seen", "position")
         told = dict(zip(names if len(args) == 7 else ("place", "record", "position"), map(plain, args[1:]), strict=True))
         raise Expired(f"SM {here().program} is stuck: { ({name: int(value) for name, value in told.items()}) }")
-    if "st.relaxed.gpu.global.b32" in text:
+    if "st.relaxed.gpu.global" in text:  # four side by side say for each of them where it lies
         target, other, bits, mask = args
-        vacant = int(re.findall(r"\[\$2\], (-?\d+)", text)[0])
+        vacant = int(re.findall(r"(?:\[\$2\]|mov.b32 vacant), (-?\d+)", text)[0])
         for pointer, value in ((target, bits), (other, vacant)):
             Pointer(pointer.numbers.view(torch.int32), pointer.index).store(value, mask != 0)
         return Tensor(torch.tensor(0, dtype=torch.int32))
