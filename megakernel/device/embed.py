@@ -48,7 +48,7 @@ def row_of(S: gl.constexpr, place):
 
 @gluon.jit
 def embed_rows(S: gl.constexpr, memory, step, first, index, inside, column):
-    """The values `index` of the rows that begin at `first`, to the rows of x of their columns, four of a thread side by side."""
+    """The values `index` of the rows that begin at `first`, to x of their columns; a thread's four lie side by side."""
     row = gl.load(memory.weights + first + (index // TILE) * (ROWS * TILE) + index % TILE, mask=inside, other=0.0)
     values = row.to(gl.float32)
     if S.embedding_multiplier != 1.0:

@@ -106,8 +106,8 @@ def put_apart(step, second, target, values, mask):
 
 @gluon.jit
 def put_fours(S: gl.constexpr, step, target, values, mask):
-    """`put` for a tensor of which a thread holds four values side by side, at addresses of which 16 is a divisor, all four inside
-    the mask or none."""
+    """`put` for a tensor of which a thread holds four values side by side, from multiples of 16 bytes on, where the mask of the
+    first is that of all."""
     other = target + gl.where((step.epoch & 1) == 0, S.second, -S.second)
     bits = values.to(gl.int32, bitcast=True)
     gl.inline_asm_elementwise(

@@ -9,14 +9,17 @@ from typing import cast
 import pytest
 import torch
 
+from instructions.attention import Attention
 from megakernel.loading import LoadRequest, check_sequences, columns_of
 from models.checkpoint import Checkpoint
 from models.errors import UserError
+from models.families import PRESETS
 from models.formats import PLAIN, Formats
 from scheduler.buckets import BucketPrograms
 from scheduler.build import DEFAULT_POLICY, build_program, make_shape, most_depth
 from scheduler.check.machine import shape_findings
 from scheduler.errors import ScheduleError
+from scheduler.lower import lower_attention
 from tests.support.configs import small_config
 
 EXPERTS = "experts, which each token chooses for itself"
@@ -50,6 +53,29 @@ def test_others_have_as_many_as_drafts_are_asked_for() -> None:
     config = small_config("gqa2")
     assert [columns_of(drafts, "gpu", config, PLAIN) for drafts in (0, 1, 2, 3, 4, 7)] == [1, 2, 4, 4, 8, 8]
     assert make_shape(config, sms=4, capacity=64, bucket=64, depth=8).columns == 8
+
+
+@pytest.mark.parametrize(
+    ("preset", "sequences", "depth", "firsts"),
+    [
+        ("llama-3.2-1b", 1, 8, [0, 2, 4, 6]),  # 4 queries a KV head
+        ("smollm2-135m", 1, 8, [0, 2, 4, 6]),  # 3, which take the room of 4
+        ("llama-3.2-1b", 1, 2, [0]),
+        ("granite-8b-code", 1, 4, [0, 2]),
+        ("llama-3.2-1b", 4, 1, [0, 1, 2, 3]),
+        ("llama-3.2-1b", 1, 1, [0]),
+        ("qwen3-0.6b", 1, 8, [0]),  # heads are normed: one instruction writes the keys of all
+    ],
+)
+def test_attention_takes_columns_whose_queries_share_a_matrix_instruction(
+    preset: str, sequences: int, depth: int, firsts: list[int]
+) -> None:
+    """Each column is one instruction's, and each instruction's columns one sequence's."""
+    shape = make_shape(PRESETS[preset], sms=132, capacity=256, bucket=256, sequences=sequences, depth=depth)
+    found = [each for each in lower_attention(shape, 0) if isinstance(each, Attention) and each.head == each.slice == 0]
+    assert [each.column for each in found] == firsts
+    assert [column for each in found for column in each.columns(shape)] == list(range(shape.columns))
+    assert all(set(each.columns(shape)) <= set(shape.columns_of(each.sequence(shape))) for each in found)
 
 
 @pytest.mark.parametrize(
