@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.clocks import cycles
-from megakernel.device.columns.operand import arrived, operand_of, pages_of, pages_together
+from megakernel.device.columns.operand import arrived, operand_of, page_of
 from megakernel.device.columns.staging import stage_norms, staged_page
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, staged
@@ -201,25 +201,22 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
 @gluon.jit
 def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance: gl.constexpr, matrix: gl.constexpr):
     """Multiply the row block whose pages begin at `use` by vectors as long as the matrix's rows, `distance` from one column to
-    the next, whose words lie as `megakernel.device.columns.operand` says, some pages at a time, as soon as they are there;
-    returns what `row_block` does.
+    the next, whose words lie as `megakernel.device.columns.operand` says, as soon as they are there; returns what
+    `row_block` does.
 
-    Nothing is staged: every word is loaded by the one thread that the tensor cores take it from.  The pages after these are on
-    their way meanwhile.
+    Nothing is staged: every word is loaded by the thread that the tensor cores take it from.  The words of the next page are
+    asked for early, but not waited for any later: more of them on their way made it slower (docs/notebook/columns.md).
     """
     F: gl.constexpr = matrix.format
-    TOGETHER: gl.constexpr = pages_together(matrix.pages)
     acc = F.nothing()
     begin = cycles()
-    here = pages_of(S, source, 0, distance, matrix)
-    for group in range(matrix.pages // TOGETHER):
-        first = group * TOGETHER
-        after = pages_of(S, source, first + TOGETHER, distance, matrix)
-        here = arrived(S, memory, step, begin, here, source, first, distance, matrix)
-        for j in gl.static_range(TOGETHER):
-            page = use + first + j
-            acc = multiply_by(S, F, ring, step, page, page % S.ring, operand_of(F, here[j]), acc)
-        here = after
+    words = page_of(S, source, 0, distance, matrix)
+    for page in range(matrix.pages):
+        after = page_of(S, source, page + 1, distance, matrix)
+        words = arrived(S, memory, step, begin, words, source, page, distance, matrix)
+        here = use + page
+        acc = multiply_by(S, F, ring, step, here, here % S.ring, operand_of(F, words), acc)
+        words = after
     stamp(S, step.trace, COMPUTED)
     return gl.sum(F.total(acc), axis=0)
 

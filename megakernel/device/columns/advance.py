@@ -2,8 +2,7 @@
 follow.
 
 A column's choice is that of its position, whoever shares the step.  What it was decoded from is true if it is what the column
-before
-has chosen: so the text is the same with drafts and without.
+before has chosen: so the text is the same with drafts and without.
 """
 
 from __future__ import annotations

@@ -125,8 +125,7 @@ def land(S: gl.constexpr, ring, step, use, lines, first, position, used):
 @gluon.jit
 def scores_of(S: gl.constexpr, ring, slot, part: gl.constexpr, WIDE: gl.constexpr, first, positions):
     """Scores of the K page in a slot and part `part` of the queries, fp32 [positions, queries]; -inf where a query's own
-    position
-    is no later."""
+    position is no later."""
     MMA: gl.constexpr = score_layout()
     PARTS: gl.constexpr = S.attention_columns // WIDE
     queries = reinterpret(ring.staging, gl.bfloat16, [PARTS, WIDE, S.head_tiles, TILE], FLAT_HEADS).index(part)

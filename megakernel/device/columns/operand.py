@@ -16,7 +16,6 @@ from megakernel.device.values import absent, any_missing, in_first_warp, look, l
 
 GROUP = gl.constexpr(16)  # words whose places are shuffled: two matrix instructions of one column
 LANES = gl.constexpr(4)  # that share them
-TOGETHER = gl.constexpr(1)  # pages whose words are looked through at a time
 
 PAIRED = gl.constexpr("""{
     .reg .b32 other, low, high;
@@ -36,12 +35,6 @@ def words_layout(tiles, words):
     registers += [[1 << bit, 0, 0] for bit in range(2, tiles.bit_length() - 1)]
     lanes = [[0, 4, 0], [0, 8, 0], [0, 0, 1], [0, 0, 2], [0, 0, 4]]
     return gl.DistributedLinearLayout(registers, lanes, [[1, 0, 0], [2, 0, 0]], [], [tiles, words, MMA_COLUMNS.value])
-
-
-@gluon.constexpr_function
-def pages_together(pages):
-    """How many of a row block's pages are looked at at a time."""
-    return TOGETHER.value if pages % TOGETHER.value == 0 else 1
 
 
 @gluon.jit
@@ -95,31 +88,13 @@ def page_of(S: gl.constexpr, source, page, distance: gl.constexpr, matrix: gl.co
 
 
 @gluon.jit
-def pages_of(S: gl.constexpr, source, first, distance: gl.constexpr, matrix: gl.constexpr):
-    """`page_of` for as many pages from `first` on as are looked at at a time, a tuple."""
-    pages = ()
-    for j in gl.static_range(pages_together(matrix.pages)):
-        pages += (page_of(S, source, first + j, distance, matrix),)
-    return pages
-
-
-@gluon.jit
-def any_absent(pages):
-    """Which places are vacant in any of some pages, as `absent` says it."""
-    missing = absent(pages[0])
-    for j in gl.static_range(1, len(pages)):
-        missing = missing | absent(pages[j])
-    return missing
-
-
-@gluon.jit
-def arrived(S: gl.constexpr, memory, step, begin, pages, source, first, distance: gl.constexpr, matrix: gl.constexpr):
-    """What `pages_of` saw, looked for again until nothing is vacant."""
-    waiting = any_missing(any_absent(pages))
+def arrived(S: gl.constexpr, memory, step, begin, words, source, page, distance: gl.constexpr, matrix: gl.constexpr):
+    """What `page_of` saw, looked for again until nothing is vacant."""
+    waiting = any_missing(absent(words))
     while waiting != 0:
-        pages = pages_of(S, source, first, distance, matrix)
-        waiting = look_again(memory, step, begin, any_absent(pages))
-    return pages
+        words = page_of(S, source, page, distance, matrix)
+        waiting = look_again(memory, step, begin, absent(words))
+    return words
 
 
 @gluon.jit
