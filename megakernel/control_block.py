@@ -46,6 +46,7 @@ class Source(IntEnum):
 
 MOST_SEQUENCES = 8
 REPORTS = 64  # from here on, what each consumer, then each loader was stuck in
+MOST_STOP_TOKENS = REPORTS - Control.STOP_TOKENS - 1
 REPORT_WORDS = 8  # 1, record, counter, wanted, seen, position; counter -1: a value
 LOADERS = MAX_SMS  # place of the first loader among the reports
 SEQUENCES = REPORTS + 2 * REPORT_WORDS * MAX_SMS  # from here on, a record for each sequence:

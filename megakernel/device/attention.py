@@ -28,16 +28,16 @@ from megakernel.device.heads import (
 )
 from megakernel.device.matvec import power_of_two
 from megakernel.device.opaque import nothing
-from megakernel.device.sync import ALL, agree, proxy_fence, wait_all
+from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import (
     absent,
     any_missing,
     complete,
-    impatient,
     in_first_warp,
     look,
     partials_of,
+    patient,
     put,
     put_apart,
     rows_of,
@@ -175,7 +175,7 @@ def attend(S: gl.constexpr, memory, ring, step, slice):
             missing = missing | absent(squares) | absent(key_squares)[None, :]
         waiting = any_missing(missing)
         if waiting != 0:
-            waiting = 1 - agree(impatient(memory, step, begin))
+            waiting = patient(memory, step, begin)
     if OWN_NORMS:
         q *= head_factor(S, gl.sum(squares, axis=1))[:, None]
         new_k *= head_factor(S, gl.sum(key_squares, axis=0))

@@ -5,14 +5,15 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from megakernel.control_block import MOST_STOP_TOKENS
 from megakernel.device.columns.advance import advance
-from megakernel.device.context import NO_NUMBERS, PROMPT_LENGTH, REPORTS, STOP, STOP_TOKENS, TOP_K, TOP_P
+from megakernel.device.context import NO_NUMBERS, PROMPT_LENGTH, STOP, STOP_TOKENS, TOP_K, TOP_P
 from megakernel.device.draws import draw
+from megakernel.device.matvec import power_of_two
 from megakernel.device.sampling import best_of, load_sampling
 from megakernel.device.sync import wait_all
 
-MOST_STOP_TOKENS = gl.constexpr(REPORTS.value - STOP_TOKENS.value - 1)
-STOP_SLOTS = gl.constexpr(1 << (MOST_STOP_TOKENS.value - 1).bit_length())
+STOPS = gl.constexpr(MOST_STOP_TOKENS)
 
 
 @gluon.jit
@@ -35,8 +36,8 @@ def sample_one(S: gl.constexpr, memory, step, slots):
     slot = gl.arange(0, S.best_slots, gl.BlockedLayout([1], [32], [4], [0]))
     source = memory.activations + S.best + gl.minimum(slot, slots - 1) * 2  # beyond them the last again
     prompt_length, stops = gl.load(memory.control + PROMPT_LENGTH), gl.load(memory.control + STOP_TOKENS)
-    number = gl.arange(0, STOP_SLOTS, gl.BlockedLayout([1], [32], [4], [0]))
-    listed = gl.load(memory.control + STOP_TOKENS + 1 + number, mask=number < MOST_STOP_TOKENS, other=-1)
+    number = gl.arange(0, power_of_two(STOPS), gl.BlockedLayout([1], [32], [4], [0]))
+    listed = gl.load(memory.control + STOP_TOKENS + 1 + number, mask=number < STOPS, other=-1)
     wait_all(S, memory, step)
     scores, rows = gl.load(source, cache_modifier=".cg"), gl.load(source + 1, cache_modifier=".cg")
     best, token = best_of(scores, rows.to(gl.int32))

@@ -70,7 +70,7 @@ FIRST_WARP = gl.constexpr("{ .reg .b32 thread; mov.u32 thread, %tid.x; set.lt.u3
 
 @gluon.jit
 def declare_missing():
-    """Once, before everything else: the register behind `look_again`."""
+    """Once, before everything else: the register behind `any_missing`."""
     gl.inline_asm_elementwise(DECLARE, "=r", [], dtype=gl.int32, is_pure=False, pack=1)
 
 
@@ -177,6 +177,12 @@ def impatient(memory, step, begin):
 
 
 @gluon.jit
+def patient(memory, step, begin):
+    """Whether patience since `begin` is not at its end, int32, the same for all threads.  Also a barrier."""
+    return 1 - agree(impatient(memory, step, begin))
+
+
+@gluon.jit
 def any_missing(missing):
     """Whether anything is missing, int32, the same for all threads.  Also a barrier.
 
@@ -195,7 +201,7 @@ def look_again(memory, step, begin, missing):
     """
     waiting = gl.reduce_or(gl.reshape(missing, [missing.numel]), axis=0)
     if waiting != 0:
-        waiting = 1 - agree(impatient(memory, step, begin))
+        waiting = patient(memory, step, begin)
     return waiting
 
 

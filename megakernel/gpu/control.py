@@ -14,6 +14,7 @@ from instructions.codec import NONE, Scheduled, disassemble
 from megakernel.control_block import (
     CONTROL_WORDS,
     LOADERS,
+    MOST_STOP_TOKENS,
     REPORT_WORDS,
     REPORTS,
     REQUEST,
@@ -28,7 +29,6 @@ from megakernel.gpu.errors import GpuError, KernelFault
 from scheduler.program import Program
 
 NEVER = np.iinfo(np.int32).max
-MOST_STOP_TOKENS = REPORTS - Control.STOP_TOKENS - 1
 
 
 def control_words(prompt_length: int, sampling: SamplingState, stop_tokens: Collection[int]) -> np.ndarray:

@@ -11,8 +11,8 @@ import pytest
 
 from instructions.base import GREEDY, SamplingState
 from instructions.codec import NONE, decode, disassemble, encode
-from megakernel.control_block import CONTROL_WORDS, REPORT_WORDS, REPORTS, Control
-from megakernel.gpu.control import MOST_STOP_TOKENS, NEVER, Outcome, Stuck, control_words
+from megakernel.control_block import CONTROL_WORDS, MOST_STOP_TOKENS, REPORT_WORDS, REPORTS, Control
+from megakernel.gpu.control import NEVER, Outcome, Stuck, control_words
 from megakernel.gpu.errors import GpuError, KernelFault
 from scheduler.build import build_program, make_shape
 from scheduler.check import check
