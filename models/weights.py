@@ -81,6 +81,12 @@ def parameter_count(config: ModelConfig) -> int:
     return config.num_layers * of_layer + embeddings + config.hidden_size
 
 
+def expert_size(config: ModelConfig) -> int:
+    """Numbers in one expert of a layer; 0 where there are none."""
+    linears = [linear for linear in layer_of(config).linears if linear.experts]
+    return sum(sum(linear.rows(config).values()) * getattr(config, linear.columns) for linear in linears)
+
+
 def _layer_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name within its layer and shape of every tensor of a layer."""
     layer = layer_of(config)

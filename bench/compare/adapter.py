@@ -23,12 +23,14 @@ class LoadSpec:
     capacity: most tokens of a sequence, prompt and generated ones, that will be asked for.
     kv_bytes: bytes of K and V that one token leaves in a bf16 cache, for engines that size their cache in bytes.
     batch: how many sequences, of one length each time, are decoded together.
+    made_up: "random:<preset>" where `model` holds a config.json and no weights: the engine is to make up its own.
     """
 
     model: str
     capacity: int
     kv_bytes: int
     batch: int = 1
+    made_up: str = ""
 
 
 class Adapter:
@@ -36,6 +38,7 @@ class Adapter:
 
     streaming = "never"  # "always": generate yields tokens as they come; "asked": only if stream is true
     scoring = ""  # the path that `distribution` takes through the engine, in a few words; "": there is none
+    makes_weights = False  # whether it can make up weights for a configuration
     written_in = ""  # the language of the engine's own kernels, where it knows them by name; "": it does not
 
     def load(self, spec: LoadSpec) -> None:

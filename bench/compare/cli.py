@@ -29,6 +29,7 @@ from models.command import INTERRUPTED, Parser, add_model, command, note, real, 
 from models.config import ModelConfig
 from models.errors import UserError, writing
 from models.families import PRESETS
+from models.hf_config import hf_values
 from models.output import output_path, write_file
 
 SCORED_PROMPTS, SCORED_LENGTH = 4, 32
@@ -86,14 +87,17 @@ def write_random(directory: Path, preset: str) -> None:
 
 def make_plan(options: argparse.Namespace) -> Plan:
     """All checked numbers.  Raises UserError."""
-    from models.checkpoint import open_checkpoint  # here, because it imports torch
+    from models.checkpoint import RANDOM_PREFIX, open_checkpoint  # here, because it imports torch
 
     checkpoint = open_checkpoint(options.model)
-    if checkpoint.directory is None:
-        raise UserError(f"{options.model}: engines need files, write them with --write-random DIR first")
+    directory, made_up = checkpoint.directory, ""
+    if directory is None and str(options.model).startswith(RANDOM_PREFIX):
+        directory, made_up = options.output / "model", str(options.model)
+    if directory is None:
+        raise UserError(f"{options.model}: engines need files in Hugging Face's layout, give such a directory")
     quick = QUICK if options.quick else {}
     plan = Plan(
-        checkpoint.directory.resolve(),
+        directory.resolve(),
         checkpoint.config,
         Prompts((), ()),
         seed=options.seed,
@@ -101,6 +105,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         timeout=options.timeout,
         time_limit=options.time_limit,
         batch=options.batch,
+        made_up=made_up,
         commit=options.commit,
     )
     given = {"tokens": options.tokens, "repeats": options.repeats, "contexts": split_contexts(options.contexts)}
@@ -112,6 +117,14 @@ def make_plan(options: argparse.Namespace) -> Plan:
         raise UserError(f"a prompt of {max(plan.contexts)} and {plan.tokens} tokens are more than the model's "
                         f"{checkpoint.config.max_position} positions: ask for less")  # fmt: skip
     return replace(plan, prompts=make_prompts(plan, options.text))
+
+
+def write_config(config: ModelConfig, directory: Path) -> None:
+    """A directory with the configuration and no weights, for engines that make up their own."""
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        values = {**hf_values(config), "dtype": "bfloat16"}  # some engines look for the type
+        write_file(directory / "config.json", json.dumps(values))
 
 
 def make_prompts(plan: Plan, text: Path | None) -> Prompts:
@@ -150,6 +163,8 @@ def compare(options: argparse.Namespace) -> Record:
     plan = make_plan(options)
     with writing(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
+    if plan.made_up:
+        write_config(plan.config, plan.model)
     began = time.monotonic()
 
     def say(text: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.compare.adapter import LoadSpec
 from bench.compare.prompts import Prompts
 from models.config import ModelConfig
-from models.weights import parameter_count
+from models.weights import expert_size, parameter_count
 
 BF16 = 2  # bytes
 CAPACITY_STEP = 128
@@ -20,7 +20,8 @@ SPARE_POSITIONS = 64  # some engines keep a few positions of a sequence for them
 class Plan:
     """Timeouts and the time limit are in seconds; `scored_tokens` positions are judged after each scored prompt.
 
-    `batch` prompts of each context are decoded together; they stand one behind the other in `prompts.timed`.
+    `batch` prompts of each context are decoded together; they stand one behind the other in `prompts.timed`.  `made_up` is
+    "random:<preset>" where `model` holds its configuration alone.
     """
 
     model: Path
@@ -35,6 +36,7 @@ class Plan:
     start_timeout: float = 420.0
     timeout: float = 120.0
     time_limit: float | None = None
+    made_up: str = ""
     commit: str | None = None  # the one measured, where git cannot tell
 
     @property
@@ -44,9 +46,13 @@ class Plan:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of bf16 weights that one decode step must read: all but an embedding that is not also the head."""
-        embedding = 0 if self.config.tied_embeddings else self.config.vocab_size * self.config.hidden_size
-        return BF16 * (parameter_count(self.config) - embedding)
+        """Bytes of bf16 weights that one decode step must read: all but an embedding that is not also the head, and of experts
+        as many as a token takes."""
+        config = self.config
+        embedding = 0 if config.tied_embeddings else config.vocab_size * config.hidden_size
+        idle = config.num_experts - config.experts_per_token
+        experts = config.num_layers * idle * expert_size(config) if idle else 0
+        return BF16 * (parameter_count(config) - embedding - experts)
 
     def step_bytes(self, context: int) -> int:
         """Bytes that a decode step must read, on average over the measured tokens after prompts so long."""
@@ -61,7 +67,7 @@ class Plan:
         longest = max([*self.contexts, *(len(prompt) for prompt in self.prompts.scored)])
         wanted = longest + max(self.tokens, self.scored_tokens) + SPARE_POSITIONS
         capacity = min(-(-wanted // CAPACITY_STEP) * CAPACITY_STEP, self.config.max_position)
-        return LoadSpec(str(self.model), capacity, self.kv_bytes, self.batch)
+        return LoadSpec(str(self.model), capacity, self.kv_bytes, self.batch, self.made_up)
 
 
 class Deadline:

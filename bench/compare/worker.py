@@ -92,7 +92,10 @@ def scored(adapter: Adapter, request: Reply) -> Reply:
 
 def loaded(adapter: Adapter, request: Reply, packages: Sequence[str]) -> Reply:
     """Load the engine; what it chose and which versions it runs on."""
-    adapter.load(LoadSpec(**request["spec"]))
+    spec = LoadSpec(**request["spec"])
+    if spec.made_up and not adapter.makes_weights:
+        raise NotImplementedError("its adapter makes up no weights, it reads a checkpoint")
+    adapter.load(spec)
     return {
         "settings": adapter.settings(),
         "versions": versions(packages),

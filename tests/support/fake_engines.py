@@ -74,6 +74,19 @@ class Together(Fake):
         return [[token for [token] in self.generate(prompt, tokens, False)] for prompt in prompts]
 
 
+class MakesWeights(Fake):
+    """Says of which preset it was to make weights."""
+
+    makes_weights = True
+
+    def load(self, spec: LoadSpec) -> None:
+        super().load(spec)
+        self.made_up = spec.made_up
+
+    def settings(self) -> dict[str, str]:
+        return {"weights": self.made_up}
+
+
 class Configured(Fake):
     """Says what it was told to be."""
 

@@ -19,6 +19,7 @@ class Megakernel(Adapter):
 
     streaming = "always"
     scoring = "decode steps"
+    makes_weights = True
     engine: Any
 
     def __init__(self, **options: Any) -> None:
@@ -38,8 +39,9 @@ class Megakernel(Adapter):
             sequences = min(spec.batch, MOST_SEQUENCES)
         else:  # where sequences share the capacity
             self.backend = "auto"
-            capacity = min(spec.batch * spec.capacity, open_checkpoint(spec.model).config.max_position)
-        self.engine = load_engine(spec.model, backend=self.backend, capacity=capacity, sequences=sequences, **self.options)
+            capacity = min(spec.batch * spec.capacity, open_checkpoint(spec.made_up or spec.model).config.max_position)
+        options = {"backend": self.backend, "capacity": capacity, "sequences": sequences, **self.options}
+        self.engine = load_engine(spec.made_up or spec.model, **options)
 
     def settings(self) -> dict[str, str]:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())

@@ -20,6 +20,7 @@ class Vllm(Adapter):
     repeat."""
 
     streaming = "asked"
+    makes_weights = True
     scoring = "the sampler's own logits, last token through prefill"
 
     def __init__(self, **chosen: Any) -> None:
@@ -44,6 +45,7 @@ class Vllm(Adapter):
             * spec.capacity
             * spec.kv_bytes,  # twice the need, for the engine's rounding
             "max_logprobs": -1,
+            **({"load_format": "dummy"} if spec.made_up else {}),
             **self.chosen,
         }
         self.llm = LLM(model=spec.model, **self.options)

@@ -50,7 +50,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         ([], "--model DIR"),
         (["--model", "/no/such/model"], "/no/such/model"),
-        (["--model", "random:llama-3.2-1b"], "--write-random"),
+        (["--model", "random:llama-3.2-2b"], "no such preset"),
+        (["--model", "random:smollm2-135m", "--text", "/no/such/text"], "tokenizer.json"),
         (["--merge", "/no/such/record.json"], "/no/such/record.json"),
         (["--model", "MODEL", "--engines", "vllm,llamacpp"], "llamacpp"),
         (["--model", "MODEL", "--engines", ","], "no engine"),
@@ -136,6 +137,13 @@ def test_bytes_of_a_decode_step() -> None:
     assert plan.step_bytes(100) - plan.weight_bytes == 110 * 32768
     large = Plan(Path("m"), PRESETS["llama-3-8b"], Prompts((), ()))
     assert large.weight_bytes == 2 * (parameter_count(large.config) - 128256 * 4096)
+
+
+def test_bytes_of_a_decode_step_with_experts() -> None:
+    """Qwen3-30B-A3B: of each layer's 128 experts, three matrices of 2048 by 768, a token takes 8."""
+    plan = Plan(Path("m"), PRESETS["qwen3-30b-a3b"], Prompts((), ()))
+    idle = 48 * 120 * 3 * 2048 * 768
+    assert plan.weight_bytes == 2 * (parameter_count(plan.config) - 151936 * 2048 - idle) == 6083735552
 
 
 def test_the_capacity_holds_the_longest_sequence() -> None:

@@ -120,6 +120,18 @@ def test_a_batch_is_decoded_together(small_checkpoint: Path, tmp_path: Path) -> 
     assert "2 prompts of one length at once, after each 6 tokens" in text
 
 
+def test_engines_make_up_weights_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a preset they get the configuration, and none is judged; one that must have files is told of."""
+    monkeypatch.setattr(session.Session, "measure_floor", lambda self: None)
+    output = tmp_path / "out"
+    status, record = compare(Path("random:smollm2-135m"), output, "MakesWeights,Fake", "--repeats", "1")
+    engines, run = by_name(record), record["runs"][0]
+    assert status == 0 and engines["MakesWeights"]["settings"] == {"weights": "random:smollm2-135m"}
+    assert engines["Fake"]["status"] == "failed" and "makes up no weights" in engines["Fake"]["error"]
+    assert [path.name for path in (output / "model").iterdir()] == ["config.json"]
+    assert "fidelity" not in engines["MakesWeights"] and "reference" not in run and "no fidelity" in run["notes"][0]
+
+
 @pytest.mark.usefixtures("engines_only")
 def test_kernels_are_listed_from_a_profile(small_checkpoint: Path, tmp_path: Path) -> None:
     _, record = compare(small_checkpoint, tmp_path / "out", "Profiled,Fake", "--repeats", "1")
