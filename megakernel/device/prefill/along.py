@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.prefill.order import let_next_start, wait_for_previous
+from megakernel.device.prefill.pieces import make_rooms
 from megakernel.device.prefill.product import Work, load_operands, make_operands, read_chunk
 from megakernel.device.prefill.projections import ARGUMENTS as PRODUCTS_ARGUMENTS
 from megakernel.device.prefill.projections import LOADER_REGISTERS, Activations, Model, consume
@@ -59,13 +60,13 @@ def read_widened(
     at = Activations(residual, normed, squares, queries, units)
     model = Model(constants, rope, cache, head_pages)
     source = make_source(tape, constants, widened, first_page, scales)
-    operands = make_operands(T, x, w)
+    operands, rooms = make_operands(T, x, w), make_rooms(T.consumers)
     wait_for_previous()
     if T.consumers == 2:
         gl.warp_specialize(
             [
-                (consume, (S, T, model, at, work, chunk, operands, bias, norm, 0)),
-                (consume, (S, T, model, at, work, chunk, operands, bias, norm, 1)),
+                (consume, (S, T, model, at, work, chunk, operands, rooms, bias, norm, 0)),
+                (consume, (S, T, model, at, work, chunk, operands, rooms, bias, norm, 1)),
                 (widen, (W, source, pages, WARPS)),
                 (load_operands, (T, x, w, work, chunk, operands)),
             ],
@@ -75,7 +76,7 @@ def read_widened(
     else:
         gl.warp_specialize(
             [
-                (consume, (S, T, model, at, work, chunk, operands, bias, norm, 0)),
+                (consume, (S, T, model, at, work, chunk, operands, rooms, bias, norm, 0)),
                 (widen, (W, source, pages, WARPS)),
                 (load_operands, (T, x, w, work, chunk, operands)),
             ],

@@ -6,24 +6,25 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.prefill.order import let_next_start, wait_for_previous
+from megakernel.device.prefill.pieces import PIECE, by_lines, later_rows, line_columns, line_rows, make_rooms, piece_of
 from megakernel.device.prefill.product import (
     BLOCK,
+    ROWS,
     Work,
+    add_parts,
     item_at,
     item_count,
     load_operands,
     make_operands,
+    multiply,
     read_chunk,
 )
 from megakernel.device.prefill.projections import (
     CONSUMER_REGISTERS,
     LOADER_REGISTERS,
-    PIECE,
-    column_halves,
     norm_scale,
     scaled,
-    tile_product,
-    token_rows,
+    token_squares,
 )
 
 # Numbers on which nothing is specialised.
@@ -31,29 +32,31 @@ ARGUMENTS = ["layer", "columns", "steps", "split"]
 
 
 @gluon.jit
-def keep_single(T: gl.constexpr, out, chunk, item, scale, acc, first: gl.constexpr, WHO: gl.constexpr):
-    """`acc` are the tile's columns from `first` on."""
-    if acc.shape[1] > PIECE:
-        left, right = column_halves(acc)
-        keep_single(T, out, chunk, item, scale, left, first, WHO)
-        keep_single(T, out, chunk, item, scale, right, first + acc.shape[1] // 2, WHO)
-    else:
-        WIDTH: gl.constexpr = T.blocks * BLOCK
-        rows = token_rows(T, item, WHO, gl.SliceLayout(1, acc.type.layout))
-        columns = item.column * T.tile + first + gl.arange(0, acc.shape[1], gl.SliceLayout(0, acc.type.layout))
-        known = (rows < chunk.count)[:, None] & (columns < WIDTH)[None, :]
-        gl.store(out + rows[:, None] * WIDTH + columns[None, :], scaled(acc, scale), mask=known)
+def keep_single(T: gl.constexpr, out, room, chunk, item, scale, acc, WHO: gl.constexpr):
+    """Store a tile as it is, but for its norm."""
+    WIDTH: gl.constexpr = T.blocks * BLOCK
+    for i in gl.static_range(T.tile // PIECE):
+        values = by_lines(room, scaled(piece_of(acc, i * PIECE, PIECE), scale))
+        row = item.row * T.tokens + WHO * ROWS + line_rows()
+        column = item.column * T.tile + i * PIECE + line_columns()
+        there = (row + later_rows() < chunk.count) & (column < WIDTH)
+        gl.store(out + (row * WIDTH + column) + later_rows() * WIDTH, values, mask=there)
 
 
 @gluon.jit
-def consume_single(S: gl.constexpr, T: gl.constexpr, work, chunk, operands, squares, out, WHO: gl.constexpr):
+def consume_single(S: gl.constexpr, T: gl.constexpr, work, chunk, operands, rooms, squares, out, WHO: gl.constexpr):
     """Consumer `WHO`: its tokens of all of this SM's items."""
     use = 0
     for index in range(gl.program_id(0), item_count(T, work, chunk), gl.num_programs(0)):
         item = item_at(T, work, chunk, index)
-        acc, whole, use = tile_product(T, work, chunk, operands, use, item, WHO)
+        ahead = token_squares(T, squares, chunk, item, WHO)
+        acc = multiply(T, operands, use, item.last - item.first, WHO)
+        use += item.last - item.first
+        whole = True
+        if work.split > 1:
+            acc, whole = add_parts(T, work, chunk, item, acc, WHO)
         if whole:
-            keep_single(T, out, chunk, item, norm_scale(S, T, squares, chunk, item, WHO), acc, 0, WHO)
+            keep_single(T, out, rooms.index(WHO), chunk, item, norm_scale(S, ahead), acc, WHO)
 
 
 @gluon.jit(do_not_specialize=ARGUMENTS)
@@ -65,13 +68,13 @@ def read_single(
     let_next_start()
     chunk = read_chunk(chunk)
     work = Work(layer, layer, tiles, columns, steps, split, parts, arrivals)
-    operands = make_operands(T, x, w)
+    operands, rooms = make_operands(T, x, w), make_rooms(T.consumers)
     wait_for_previous()
     if T.consumers == 2:
         gl.warp_specialize(
             [
-                (consume_single, (S, T, work, chunk, operands, squares, out, 0)),
-                (consume_single, (S, T, work, chunk, operands, squares, out, 1)),
+                (consume_single, (S, T, work, chunk, operands, rooms, squares, out, 0)),
+                (consume_single, (S, T, work, chunk, operands, rooms, squares, out, 1)),
                 (load_operands, (T, x, w, work, chunk, operands)),
             ],
             [4, 1],
@@ -80,7 +83,7 @@ def read_single(
     else:
         gl.warp_specialize(
             [
-                (consume_single, (S, T, work, chunk, operands, squares, out, 0)),
+                (consume_single, (S, T, work, chunk, operands, rooms, squares, out, 0)),
                 (load_operands, (T, x, w, work, chunk, operands)),
             ],
             [1],
