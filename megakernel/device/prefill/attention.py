@@ -18,6 +18,7 @@ from megakernel.options import TMA_LAYOUT
 
 QUERIES = gl.constexpr(64)  # of one consumer
 LOG2_E = gl.constexpr(1.4426950408889634)
+LEAST = gl.constexpr(-1.0e37)  # below every score but those of keys that are not seen, and finite times the scale
 OPERAND = gl.constexpr(TMA_LAYOUT)
 CONSUMER_REGISTERS = gl.constexpr(240)
 LOADER_REGISTERS = gl.constexpr(40)
@@ -39,6 +40,17 @@ class Tile:
     head: gl.tensor
     first: gl.tensor
     blocks: gl.tensor
+
+
+@aggregate
+class Part:
+    """One consumer's queries of a tile: the chunk's token `first` and on, the blocks that the last of them sees, and how many
+    blocks come before them that only later queries of the tile see."""
+
+    head: gl.tensor
+    first: gl.tensor
+    seen: gl.tensor
+    later: gl.tensor
 
 
 @gluon.jit
@@ -96,21 +108,30 @@ def load_heads(A: gl.constexpr, queries, cache, chunk, layer, head_pages, staged
 
 @gluon.jit
 def masked(A: gl.constexpr, scores, positions, block):
-    """Scores [64, keys] of a block, -inf for keys after the query's own position."""
-    keys = block * A.keys + gl.arange(0, A.keys, gl.SliceLayout(0, scores.type.layout))
-    return gl.where(keys[None, :] <= positions[:, None], scores, float("-inf"))
+    """Scores [64, keys] of a block, -inf for keys after the query's own position.
+
+    Keys are compared by eights, whose numbers are constants in the machine code.
+    """
+    eights = gl.reshape(scores, [QUERIES, A.keys // 8, 8])
+    LAYOUT: gl.constexpr = eights.type.layout
+    own = gl.convert_layout(positions, gl.SliceLayout(1, gl.SliceLayout(1, LAYOUT))) - block * A.keys
+    last = own[:, None] - gl.arange(0, 8, gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))[None, :]
+    firsts = 8 * gl.arange(0, A.keys // 8, gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))
+    seen = gl.expand_dims(firsts[None, :], 2) <= gl.expand_dims(last, 1)
+    seen_scores = gl.where(seen, eights, float("-inf"))
+    return gl.convert_layout(gl.reshape(seen_scores, [QUERIES, A.keys]), scores.type.layout)
 
 
 @gluon.jit
 def weigh(A: gl.constexpr, scores, most, total):
     """One step of online softmax: the block's weights [64, keys], the new maximum and sums, and what earlier results shrink by.
 
-    A query that has seen no key yet has the maximum -inf, and weighs all with 0.  A query's sum is kept in 8 parts, of every
+    A query that has seen no key yet has the maximum LEAST, and weighs all with 0.  A query's sum is kept in 8 parts, of every
     eighth key, so that no threads need to exchange them before the end.
     """
     FACTOR: gl.constexpr = A.scale * LOG2_E
     peak = gl.maximum(most, gl.max(scores, axis=1))
-    base = gl.where(peak == float("-inf"), 0.0, peak * FACTOR)
+    base = peak * FACTOR
     weights = gl.exp2(scores * FACTOR - base[:, None])
     shrink = gl.exp2(most * FACTOR - base)
     sums = gl.sum(gl.reshape(weights, [QUERIES, A.keys // 8, 8]), axis=1)
@@ -124,78 +145,140 @@ def no_sums(A: gl.constexpr, scores):
 
 
 @gluon.jit
+def finish_weights(total):
+    """Have all weights that are summed in `total` computed here.
+
+    The assembler moves a wait for the matrix instruction ahead of all arithmetic that does not need its result, and so would
+    have the values' product finished before the weights are begun.  It moves none ahead of an event that depends on them; no
+    sum is negative, and the event never happens.  Wide heads gain by it, whose product takes longer than the weights; of
+    narrow ones the two consumers overlap by themselves, better without.
+    """
+    gl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 signs;
+        .reg .pred negative;
+        or.b32 signs, $4, $5;
+        or.b32 signs, signs, $6;
+        or.b32 signs, signs, $7;
+        setp.lt.s32 negative, signs, 0;
+        @negative pmevent 0;
+        mov.b32 $0, 0;
+        mov.b32 $1, 0;
+        mov.b32 $2, 0;
+        mov.b32 $3, 0;
+        }
+        """,
+        "=r,=r,=r,=r,r,r,r,r",
+        [total],
+        gl.int32,
+        is_pure=False,
+        pack=4,
+    )
+
+
+@gluon.jit
 def keys_of(A: gl.constexpr, blocks, slot):
     """A block of keys or values [keys, width] in shared memory."""
     return reinterpret(blocks.index(slot), gl.bfloat16, [A.keys, A.width], OPERAND)
 
 
 @gluon.jit
-def attend_tile(A: gl.constexpr, chunk, tile, queries, blocks, ring, use, out, WHO: gl.constexpr):
-    """64 queries of one head; returns the ring's use after the tile."""
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, A.keys, 16])
-    RESULT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, A.width, 16])
-    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, RESULT, 2)
-    TOKENS: gl.constexpr = gl.SliceLayout(1, SCORES)
+def part_at(A: gl.constexpr, share, chunk, turn, WHO: gl.constexpr):
+    """Consumer `WHO`'s part of this SM's tile of a turn; of a part past the chunk's end, which nobody stores, one block."""
+    tile = tile_at(A, share, chunk, tile_number(turn))
     first = tile.first + WHO * QUERIES
-    mine = gl.where(first < chunk.count, blocks_seen(A, chunk, first + QUERIES - 1), 0)
-    clear = (chunk.start + first + 1) // A.keys  # blocks of which every query sees all
-    positions = chunk.start + first + gl.arange(0, QUERIES, TOKENS)
-    for _ in range(2 * (tile.blocks - mine)):  # blocks that only later queries see
-        wait_landed(A.slots, ring, use)
-        release(A.slots, ring, use)
-        use += 1
-    if mine > 0:
-        nothing = gl.zeros([QUERIES, A.keys], gl.float32, SCORES)
-        slot = wait_landed(A.slots, ring, use)
-        scores = warpgroup_mma(queries, keys_of(A, blocks, slot).permute([1, 0]), nothing, use_acc=False)
-        release(A.slots, ring, use)
-        scores = masked(A, scores, positions, mine - 1)
-        most = gl.full([QUERIES], float("-inf"), gl.float32, TOKENS)
-        weights, most, total, shrink = weigh(A, scores, most, no_sums(A, scores))
-        p = gl.convert_layout(weights.to(gl.bfloat16), WEIGHTS)
-        acc = gl.zeros([QUERIES, A.width], gl.float32, RESULT)
-        for i in range(1, mine):
-            slot = wait_landed(A.slots, ring, use + 2)
-            flying = warpgroup_mma(queries, keys_of(A, blocks, slot).permute([1, 0]), nothing, use_acc=False, is_async=True)
-            slot = wait_landed(A.slots, ring, use + 1)
-            adding = warpgroup_mma(p, keys_of(A, blocks, slot), acc, is_async=True)
-            scores = warpgroup_mma_wait(1, deps=[flying])
-            release(A.slots, ring, use + 2)
-            block = mine - 1 - i
-            if block >= clear:
-                scores = masked(A, scores, positions, block)
-            weights, most, total, shrink = weigh(A, scores, most, total)
-            acc, p = warpgroup_mma_wait(0, deps=[adding, p])
-            release(A.slots, ring, use + 1)
-            acc *= gl.convert_layout(shrink, gl.SliceLayout(1, RESULT))[:, None]
-            p = gl.convert_layout(weights.to(gl.bfloat16), WEIGHTS)
-            use += 2
+    seen = gl.where(first < chunk.count, blocks_seen(A, chunk, first + QUERIES - 1), 1)
+    return Part(tile.head, first, seen, tile.blocks - seen)
+
+
+@gluon.jit
+def attend_blocks(A: gl.constexpr, chunk, part, scores, queries, blocks, ring, use, RESULT: gl.constexpr):
+    """All of a part but the last product, whose scores with the first block are there: the last block's weights, the results
+    and sums before it, and the ring's use of that block."""
+    TOKENS: gl.constexpr = gl.SliceLayout(1, scores.type.layout)
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, RESULT, 2)
+    clear = (chunk.start + part.first + 1) // A.keys  # blocks of which every query sees all
+    positions = chunk.start + part.first + gl.arange(0, QUERIES, TOKENS)
+    nothing = gl.zeros_like(scores)
+    scores = masked(A, scores, positions, part.seen - 1)
+    most = gl.full([QUERIES], LEAST, gl.float32, TOKENS)
+    weights, most, total, shrink = weigh(A, scores, most, no_sums(A, scores))
+    p = gl.convert_layout(weights.to(gl.bfloat16), WEIGHTS)
+    acc = gl.zeros([QUERIES, A.width], gl.float32, RESULT)
+    for i in range(1, part.seen):
+        slot = wait_landed(A.slots, ring, use + 2)
+        flying = warpgroup_mma(queries, keys_of(A, blocks, slot).permute([1, 0]), nothing, use_acc=False, is_async=True)
         slot = wait_landed(A.slots, ring, use + 1)
-        acc = warpgroup_mma(p, keys_of(A, blocks, slot), acc)
+        adding = warpgroup_mma(p, keys_of(A, blocks, slot), acc, is_async=True)
+        scores = warpgroup_mma_wait(1, deps=[flying])
+        release(A.slots, ring, use + 2)
+        block = part.seen - 1 - i
+        if block >= clear:
+            scores = masked(A, scores, positions, block)
+        weights, most, total, shrink = weigh(A, scores, most, total)
+        if A.width > 64:
+            finish_weights(total)
+        acc, p = warpgroup_mma_wait(0, deps=[adding, p])
         release(A.slots, ring, use + 1)
+        acc *= gl.convert_layout(shrink, gl.SliceLayout(1, RESULT))[:, None]
+        p = gl.convert_layout(weights.to(gl.bfloat16), WEIGHTS)
         use += 2
-        acc = acc / gl.convert_layout(gl.sum(total, axis=1), gl.SliceLayout(1, RESULT))[:, None]
-        rows = first + gl.arange(0, QUERIES, gl.SliceLayout(1, RESULT))[:, None]
-        dims = gl.arange(0, A.width, gl.SliceLayout(0, RESULT))[None, :]
-        place = out + rows * (A.heads * A.head_rows) + tile.head * A.head_rows + dims
-        gl.store(place, acc.to(gl.bfloat16), mask=(rows < chunk.count) & (dims < A.head_rows))
-    return use
+    return p, acc, total, use
+
+
+@gluon.jit
+def store_part(A: gl.constexpr, chunk, part, acc, total, out):
+    """64 queries' results, divided by their sums."""
+    acc *= gl.convert_layout(1.0 / gl.sum(total, axis=1), gl.SliceLayout(1, acc.type.layout))[:, None]
+    rows = part.first + gl.arange(0, QUERIES, gl.SliceLayout(1, acc.type.layout))[:, None]
+    dims = gl.arange(0, A.width, gl.SliceLayout(0, acc.type.layout))[None, :]
+    place = out + rows * (A.heads * A.head_rows) + part.head * A.head_rows + dims
+    gl.store(place, acc.to(gl.bfloat16), mask=(rows < chunk.count) & (dims < A.head_rows))
 
 
 @gluon.jit
 def attend_heads(A: gl.constexpr, chunk, out, staged, turns, blocks, ring, WHO: gl.constexpr):
-    """Consumer `WHO`: its part of every tile of this SM."""
+    """Consumer `WHO`: its part of every tile of this SM.
+
+    The next tile's first product is under way while this one's last is finished and stored, unless blocks come before it that
+    only later queries see.  Where it is not, what flies reads whatever is there, and nobody reads what comes of it.
+    """
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, A.keys, 16])
+    RESULT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, A.width, 16])
     share = share_of(A, chunk)
+    count = share.rounds - gl.where(tile_number(share.rounds - 1) < share.tiles, 0, 1)
+    nothing = gl.zeros([QUERIES, A.keys], gl.float32, SCORES)
+    scores = nothing
+    under_way = False
     use = 0
-    taken = 0
-    for turn in range(share.rounds):
-        number = tile_number(turn)
-        if number < share.tiles:
-            tile = tile_at(A, share, chunk, number)
-            place = wait_landed(2, turns, taken)
-            use = attend_tile(A, chunk, tile, staged.index(place * A.consumers + WHO), blocks, ring, use, out, WHO)
-            release(2, turns, taken)
-            taken += 1
+    for turn in range(count):
+        part = part_at(A, share, chunk, turn, WHO)
+        queries = staged.index(turn % 2 * A.consumers + WHO)
+        if not under_way:
+            for _ in range(2 * part.later):
+                wait_landed(A.slots, ring, use)
+                release(A.slots, ring, use)
+                use += 1
+            wait_landed(2, turns, turn)
+            slot = wait_landed(A.slots, ring, use)
+            scores = warpgroup_mma(queries, keys_of(A, blocks, slot).permute([1, 0]), nothing, use_acc=False)
+            release(A.slots, ring, use)
+        p, acc, total, use = attend_blocks(A, chunk, part, scores, queries, blocks, ring, use, RESULT)
+        under_way = (turn + 1 < count) & (part_at(A, share, chunk, turn + 1, WHO).later == 0)
+        slot = wait_landed(A.slots, ring, use + 1)
+        adding = warpgroup_mma(p, keys_of(A, blocks, slot), acc, is_async=True)
+        wait_landed(2, turns, turn + 1, under_way)
+        slot = wait_landed(A.slots, ring, use + 2, under_way)
+        next_queries = staged.index((turn + 1) % 2 * A.consumers + WHO)
+        flying = warpgroup_mma(next_queries, keys_of(A, blocks, slot).permute([1, 0]), nothing, use_acc=False, is_async=True)
+        acc, p = warpgroup_mma_wait(1, deps=[adding, p])
+        release(A.slots, ring, use + 1)
+        release(2, turns, turn)
+        use += 2
+        store_part(A, chunk, part, acc, total, out)
+        scores = warpgroup_mma_wait(0, deps=[flying])
+        release(A.slots, ring, use, under_way)
 
 
 @gluon.jit(do_not_specialize=["layer", "head_pages"])

@@ -31,10 +31,10 @@ def make_ring(SLOTS: gl.constexpr, CONSUMERS: gl.constexpr):
 
 
 @gluon.jit
-def wait_landed(SLOTS: gl.constexpr, ring, use):
-    """Wait until use number `use` of the ring has landed; returns its slot."""
+def wait_landed(SLOTS: gl.constexpr, ring, use, pred=True):
+    """Wait until use number `use` of the ring has landed, if `pred`; returns its slot."""
     slot = use % SLOTS
-    mbarrier.wait(ring.full.index(slot), (use // SLOTS) & 1)
+    mbarrier.wait(ring.full.index(slot), (use // SLOTS) & 1, pred=pred)
     return slot
 
 
@@ -48,6 +48,6 @@ def wait_free(SLOTS: gl.constexpr, ring, use, bytes: gl.constexpr):
 
 
 @gluon.jit
-def release(SLOTS: gl.constexpr, ring, use):
-    """A consumer has read use number `use`."""
-    mbarrier.arrive(ring.empty.index(use % SLOTS), count=1)
+def release(SLOTS: gl.constexpr, ring, use, pred=True):
+    """A consumer has read use number `use`, if `pred`."""
+    mbarrier.arrive(ring.empty.index(use % SLOTS), count=1, pred=pred)

@@ -106,7 +106,7 @@ def where(condition: Any, yes: Any, no: Any) -> Any:
 def nvmma_layout(swizzle_byte_width: int, element_bitwidth: int, rank: int, transposed: bool = False) -> Swizzled:
     """As TMA and wgmma have it; one that is transposed is for stores and loads alone, wherever they lie."""
     pieces = 128 // element_bitwidth
-    return Swizzled(pieces, 1, 8) if swizzle_byte_width == 128 and not transposed else Swizzled(1, 1, 1)
+    return Swizzled(pieces, 1, 8, cut=True) if swizzle_byte_width == 128 and not transposed else Swizzled(1, 1, 1)
 
 
 def both(apply: Callable[..., torch.Tensor]) -> Callable[[Any, Any], Tensor]:
@@ -160,9 +160,9 @@ def expect(memory: Memory, count: Any) -> None:
     found.arrive()
 
 
-def wait(memory: Memory, parity: Any) -> None:
+def wait(memory: Memory, parity: Any, pred: Any = True) -> None:
     found, wanted = barrier_of(memory), int(parity)
-    if not found.passed(wanted):
+    if pred and not found.passed(wanted):
         here().grid.pause(lambda: found.passed(wanted))
 
 
@@ -243,7 +243,7 @@ def elementwise(asm: str, constraints: str, args: list[Any], dtype: Any, is_pure
     if "nanosleep" in text:
         block, seen = here().block, here().block.changes()
         here().grid.pause(rather=lambda: block.changes() != seen)
-    if not args or "prefetch" in text or "fence" in text or "nanosleep" in text:
+    if not args or any(word in text for word in ("prefetch", "fence", "nanosleep", "pmevent")):
         return Tensor(torch.tensor(0, dtype=torch.int32))
     return computed(asm, constraints, args, dtype, pack)
 
@@ -353,7 +353,7 @@ def emulated() -> Iterator[Callable[[str], ModuleType]]:
     gl = language()
     gluon = SimpleNamespace(jit=jit, constexpr_function=lambda function: function, language=gl)
     barriers = SimpleNamespace(init=init, expect=expect, wait=wait, MBarrierLayout=lambda: Swizzled(1, 1, 1))
-    barriers.arrive = lambda memory, count=1: barrier_of(memory).arrive(count)
+    barriers.arrive = lambda memory, count=1, pred=True: barrier_of(memory).arrive(count) if pred else None
     fakes: dict[str, Any] = {
         "triton.experimental": SimpleNamespace(gluon=gluon),
         "triton.experimental.gluon": gluon,

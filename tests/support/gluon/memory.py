@@ -16,11 +16,13 @@ from tests.support.gluon.tensor import Tensor, shaped
 
 @dataclass(frozen=True)
 class Swizzled:
-    """Rows of which each has its pieces of `vec` elements exchanged, by its number; of the last two dimensions."""
+    """Rows of which each has its pieces of `vec` elements exchanged, by its number; of the last two dimensions.  Where wide
+    rows are `cut`, lines of `vec * max_phase` elements lie together, those of all rows one after another."""
 
     vec: int
     per_phase: int
     max_phase: int
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,11 @@ def places(layout: Swizzled | Linear, shape: tuple[int, ...]) -> torch.Tensor:
         width = shape[-1]
         row, column = place // width, place % width
         phase = row % shape[-2] // layout.per_phase % layout.max_phase
-        return (row * width + ((column // layout.vec) ^ phase) * layout.vec + column % layout.vec).view(shape)
+        swizzled = ((column // layout.vec) ^ phase) * layout.vec + column % layout.vec
+        if layout.cut and width > (line := layout.vec * layout.max_phase):
+            whole, row = row // shape[-2] * shape[-2], row % shape[-2]
+            return (whole * width + (swizzled // line * shape[-2] + row) * line + swizzled % line).view(shape)
+        return (row * width + swizzled).view(shape)
     at = torch.zeros(len(shape), len(place), dtype=torch.int64)
     for bit, basis in enumerate(layout.offset_bases):
         at ^= (place >> bit & 1) * torch.tensor(basis)[:, None]
