@@ -1,9 +1,9 @@
 """The backend of several sequences: those that decode share steps, those that begin are read by prefill between launches.
 
-Each has a slot (`megakernel.gpu.slot`).  Launches go into one stream, in this order of what is due: a piece of the prompt of
-whoever began first, then some steps of all that decode, in turn.  One that decodes alone has the program of one column, on its
-slot; several have the program of as many columns as reach their slots, in which those that take no part leave their cache as
-it is.  Nothing of that changes a token: columns do not mix.
+Each has a slot (`megakernel.gpu.slot`).  Launches go into one stream, in this order of what is due: prompts with their first
+tokens, whoever began first, as many pieces as those that decode may be kept waiting for, then some steps of all that decode.
+One that decodes alone has the program of one column, on its slot; several have the program of as many columns as reach their
+slots, in which those that take no part leave their cache as it is.  Nothing of that changes a token: columns do not mix.
 
 The host knows where every sequence stands without waiting: a step moves each on by one.  Only a sequence that joins those that
 decode waits until the launches under way have landed, since a program's launches may end early, when all of their sequences
@@ -27,7 +27,7 @@ from megakernel.backend import sampling_state, shared_length
 from megakernel.control_block import MOST_SEQUENCES, SEQUENCE_WORDS, SEQUENCES, Progress
 from megakernel.errors import NotNumbers
 from megakernel.gpu.backend import CHUNK, FLIGHTS, Prefill, Reading
-from megakernel.gpu.base import OnGpu
+from megakernel.gpu.base import SLOW_BANDWIDTH, OnGpu
 from megakernel.gpu.columns import ColumnFlight, ColumnProgram, join_sequence
 from megakernel.gpu.control import Outcome, control_words, progress_words
 from megakernel.gpu.errors import KernelFault
@@ -39,8 +39,10 @@ from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
 
 HURRY = 4  # steps a launch while somebody's prompt waits to be read
-PIECE = 0.03  # seconds that a piece of a prompt may take, while others wait for their tokens
+ROOM = 8  # likewise while a slot is free, or will be once what is under way has landed
+PIECES = 0.03  # seconds that pieces of prompts may take together, while others wait for their tokens
 FLOPS = 6.0e14  # a second, of prefill's products
+LAUNCHES = 0.001  # seconds that a piece takes at least
 
 
 class SharedPrefill(Prefill, Protocol):
@@ -77,12 +79,13 @@ class SharingBackend(OnGpu):
         super().__init__(model, programs, device, self.columns)
         self.slots = [Slot(number, self.state.alone(number)) for number in range(self.columns)]
         shape = programs.shape(self.capacity)
+        self.weight_bytes = model.tape.streamed_bytes
         self.page_positions, self.head_pages = shape.page_positions, shape.head_pages
         self.slices = [programs.shape(size).slices for size in programs.sizes]
         self.flights: deque[Enqueued] = deque()
         self.moment = 0  # counts those that have joined or left
         self.placed: tuple[object, ...] = ()  # where the GPU knows the sequences to stand and to end, by its own steps
-        self.decoded = False  # whether the last launch enqueued was one that decodes
+        self.kept_waiting = 0.0  # seconds that pieces take which were enqueued since the last steps
         self.settled = False  # whether nothing has been interrupted
         self.prefills: list[SharedPrefill] = []
         with self.on_device("compiling the kernels"):
@@ -91,7 +94,7 @@ class SharingBackend(OnGpu):
             if prefill is not None:
                 first = prefill(self.slots[0].state, self.program(0).result().sizes, programs.sms)
                 self.prefills = [first, *(first.on(slot.state) for slot in self.slots[1:])]
-                piece = next_power_of_two(int(PIECE * FLOPS / model.tape.streamed_bytes) + 1) // 2
+                piece = next_power_of_two(int(PIECES * FLOPS / self.weight_bytes) + 1) // 2
                 self.piece = min(first.chunk, max(piece, 1))
 
     @contextmanager
@@ -219,10 +222,11 @@ class SharingBackend(OnGpu):
         """Enqueue what is due next; False where nothing can be."""
         readers = sorted((slot for slot in self.slots if slot.going and self.reads(slot)), key=lambda slot: slot.used)
         group = [slot for slot in self.slots if slot.going and not self.reads(slot)]
-        if readers and (self.decoded or not group):
+        if readers and (not group or self.may_read(readers[0])):
             self.read_prompt(readers[0])
             return True
-        if group and self.steps(group, HURRY if readers else CHUNK):
+        room = not all(slot.going for slot in self.slots)  # for whoever comes next, who waits for two launches at most
+        if group and self.steps(group, HURRY if readers else ROOM if room else CHUNK):
             return True
         if readers:
             self.read_prompt(readers[0])
@@ -232,14 +236,26 @@ class SharingBackend(OnGpu):
         """Whether what is next of a slot is prefill's business."""
         return bool(self.prefills) and slot.in_prompt
 
+    def next_piece(self, slot: Slot) -> tuple[int, float]:
+        """Up to where the next piece of a prompt goes, and the seconds that it takes at most, a tail after it included; none
+        where all has been read."""
+        stop = min(slot.read + self.piece, len(slot.sequence.prompt))
+        seconds = self.weight_bytes * ((stop - slot.read) / FLOPS + 1 / SLOW_BANDWIDTH)
+        return stop, max(LAUNCHES, seconds) if stop > slot.read else 0.0
+
+    def may_read(self, slot: Slot) -> bool:
+        """Whether those that decode can wait for what is next of a prompt."""
+        _, seconds = self.next_piece(slot)
+        return not (seconds and self.kept_waiting) or self.kept_waiting + seconds <= PIECES
+
     def read_prompt(self, slot: Slot) -> None:
         """Enqueue the next piece of a prompt, or after the last one the tail, which draws the first token."""
-        self.decoded = False
         length, state = len(slot.sequence.prompt), slot.state
         if slot.read == slot.sequence.kept:
             self.look_again(slot)
         if slot.read < length:
-            stop = min(slot.read + self.piece, length)
+            stop, seconds = self.next_piece(slot)
+            self.kept_waiting += seconds
             reading = Reading(self.prefills[slot.number], slot.read, stop)
             self.flights.append(Enqueued(reading, ((slot, slot.sequence),)))
             slot.read = stop
@@ -279,7 +295,7 @@ class SharingBackend(OnGpu):
         self.enqueue(flight, group)
         for slot, end in zip(group, ends, strict=True):
             slot.position = min(slot.position + steps, end)
-        self.decoded = True
+        self.kept_waiting = 0.0
         return True
 
     def program_of(self, group: list[Slot]) -> GpuProgram:
