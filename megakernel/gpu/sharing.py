@@ -24,14 +24,14 @@ import torch
 
 from instructions.dimensions import ceil_div, next_power_of_two
 from megakernel.backend import sampling_state, shared_length
-from megakernel.control_block import MOST_SEQUENCES, SEQUENCE_WORDS, SEQUENCES, Progress
+from megakernel.control_block import MOST_SEQUENCES, REQUEST, SEQUENCE_WORDS, SEQUENCES, Progress
 from megakernel.errors import NotNumbers
 from megakernel.gpu.backend import CHUNK, FLIGHTS, Prefill, Reading
 from megakernel.gpu.base import SLOW_BANDWIDTH, OnGpu
-from megakernel.gpu.columns import ColumnFlight, ColumnProgram, join_sequence
-from megakernel.gpu.control import Outcome, control_words, progress_words
+from megakernel.gpu.columns import ColumnFlight, ColumnProgram
+from megakernel.gpu.control import Outcome, progress_words, request_place
 from megakernel.gpu.errors import KernelFault
-from megakernel.gpu.machine import Flight, GpuProgram, GpuState
+from megakernel.gpu.machine import Flight, GpuProgram, GpuState, upload
 from megakernel.gpu.slot import Slot
 from megakernel.options import Sizes
 from megakernel.sequence import Sequence
@@ -143,27 +143,29 @@ class SharingBackend(OnGpu):
             kept, source = self.most_shared(free, sequence)
             unwanted = source if kept == len(source.known) > 0 else min(free, key=lambda each: each.used)
             slot = free[0]  # the first that is free, so that few columns reach all
-            if unwanted is not slot:
+            if unwanted is not slot and unwanted is source:
                 self.exchange(slot, unwanted)
-                source = {slot: unwanted, unwanted: slot}.get(source, source)
+                source = slot
+            elif unwanted is not slot:
+                self.move(slot, unwanted)
             self.moment += 1
             slot.forget()
             if kept and source is not slot:
                 self.rows(slot, kept).copy_(self.rows(source, kept))
-            prompt, sampling, stops = sequence.prompt, sampling_state(sequence.sampling), sequence.sampling.stop_token_ids
-            slot.state.control.copy_(torch.from_numpy(control_words(len(prompt), sampling, stops)))
-            join_sequence(self.state, slot.number, prompt, sampling, stops, kept)
+            slot.state.start(sequence.prompt, sampling_state(sequence.sampling), sequence.sampling.stop_token_ids, kept)
+            place = request_place(slot.number)
+            self.state.control[place : place + REQUEST].copy_(slot.state.control[:REQUEST])
             slot.begin(sequence, kept, self.moment)
             self.foresee(slot)
         return True
 
-    def shared_rows(self, slot: Slot, sequence: Sequence) -> int:
-        """How much of a prompt the cache holds in a slot.  The last token is computed in any case: its logits are asked for."""
-        return shared_length(slot.known, sequence.prompt[:-1]) if sequence.reuse else 0
-
     def most_shared(self, slots: list[Slot], sequence: Sequence) -> tuple[int, Slot]:
-        """How much of a prompt the cache holds at most in one of these slots, and the first in which it does."""
-        return max(((self.shared_rows(slot, sequence), slot) for slot in slots), key=lambda found: found[0])
+        """How much of a prompt the cache holds at most in one of these slots, and the first in which it does.
+
+        The last token is computed in any case: its logits are asked for.
+        """
+        wanted = sequence.prompt[:-1] if sequence.reuse else []
+        return max(((shared_length(slot.known, wanted), slot) for slot in slots), key=lambda found: found[0])
 
     def rows(self, slot: Slot, count: int) -> torch.Tensor:
         """The pages of a slot's cache that hold its first positions, [heads, pages, elements]."""
@@ -177,11 +179,16 @@ class SharingBackend(OnGpu):
         rows = self.rows(one, counts[0]).clone()
         self.rows(one, counts[1]).copy_(self.rows(other, counts[1]))
         self.rows(other, counts[0]).copy_(rows)
-        for slot, (sequence, count) in zip((other, one), zip(held, counts, strict=True), strict=True):
-            tokens = torch.tensor(sequence.tokens[:count], dtype=torch.int32)
-            slot.state.tokens[:count] = tokens
-            slot.sequence = sequence
+        other.sequence, one.sequence = held
         one.used, other.used = other.used, one.used
+
+    def move(self, one: Slot, other: Slot) -> None:
+        """What the cache holds in a slot that is free to another, whose own is given up."""
+        count, held = len(one.known), one.forget()
+        other.forget()
+        if count:
+            self.rows(other, count).copy_(self.rows(one, count))
+        other.sequence, other.used = held, one.used
 
     def foresee(self, slot: Slot) -> None:
         """Ask for the programs that a slot's sequence will need, in this order."""
@@ -317,7 +324,7 @@ class SharingBackend(OnGpu):
         placed = tuple((slot.number, id(slot.sequence), *words[slot.number, 1:]) for slot in group)
         if placed != self.placed:
             rows = self.state.control[SEQUENCES:].view(MOST_SEQUENCES, SEQUENCE_WORDS)
-            rows[:, : words.shape[1]].copy_(torch.from_numpy(words))
+            upload(rows[:, : words.shape[1]], torch.from_numpy(words))
             self.placed = placed
 
     def enqueue(self, flight: Flight | ColumnFlight, group: list[Slot]) -> None:
