@@ -3,10 +3,10 @@
     python -m bench.serve --model random:llama-3.2-1b
 
 First one stream: milliseconds to the first token and a token, of the engine alone in a process of its own, then of the server
-over HTTP, the same prompts.  Then an open loop: requests arrive at random, at several shares of what the server can do, and
-wait for nobody; time to the first token, time a token and time between pieces at their percentiles.  Between them, tokens a
-second of several streams at once.  Prints a table, writes a
-record and a picture, and ends with the record as one line of JSON.
+with such an engine over HTTP, the same prompts.  Then tokens a second of several streams at once.  Then an open loop: requests
+arrive at random, at several shares of what the server can do, and wait for nobody; time to the first token, time a token and
+time between pieces at their percentiles.  Prints a table, writes a record and a picture, and ends with the record as one line
+of JSON.
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ def prompts(length: int, runs: int, vocab_size: int, seed: int = 0) -> list[list
     return [[draws.randrange(vocab_size) for _ in range(length)] for _ in range(runs + 1)]
 
 
-def engine_alone(model: str, backend: str, capacity: int | None, asked: Sequence[Sequence[int]], tokens: int) -> Times:
-    """The engine without a server, its tokens taken as the server takes them."""
+def engine_alone(
+    model: str, backend: str, capacity: int | None, sequences: int | None, asked: Sequence[Sequence[int]], tokens: int
+) -> Times:
+    """The server's engine without it, its tokens taken as the server takes them."""
     times: Times = {"first_ms": [], "ms_per_token": []}
-    with load_engine(model, backend=backend, capacity=capacity) as engine:
+    with load_engine(model, backend=backend, capacity=capacity, sequences=sequences) as engine:
         sampling = SamplingParams(stop_token_ids=tuple(engine.config.eos_token_ids))
         for prompt in asked:
             began = time.perf_counter()
@@ -188,7 +190,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "prompt": options.prompt,
         "tokens": options.tokens,
     }
-    engine = apart(options.model, options.backend, options.context, asked, options.tokens)
+    engine = apart(options.model, options.backend, options.context, options.sequences, asked, options.tokens)
     with server(options.model, options.backend, options.context, options.sequences) as url:
         record["one_stream"] = overhead(engine, served_stream(url, asked, options.tokens))
         cost = record["one_stream"]["cost_ms"]

@@ -55,6 +55,8 @@ def sampling_state(sampling: SamplingParams) -> SamplingState:
 def shared_length(one: list[int], other: list[int]) -> int:
     """How many tokens two sequences have in common from their beginning: halves are compared whole, which is fast."""
     low, high = 0, min(len(one), len(other))
+    if one[:1] != other[:1]:  # most often so
+        return 0
     while low < high:
         middle = (low + high + 1) // 2
         if one[low:middle] == other[low:middle]:

@@ -227,7 +227,7 @@ class WindowDetokenizer:
         self._decode = decode
         self._window, text = self._end_of(prompt_ids)
         self._settled = len(self._window)  # tokens of the window whose text has all been returned
-        self._returned = len(text)  # characters of the window's text
+        self._returned: int | None = len(text)  # characters of the window's text; None: not counted yet
 
     def _end_of(self, prompt_ids: Sequence[int]) -> tuple[list[int], str]:
         """The prompt's last tokens that are text by themselves, and that; none where its end is not text."""
@@ -242,21 +242,27 @@ class WindowDetokenizer:
         return self.steps([token_id])
 
     def steps(self, token_ids: Sequence[int]) -> str:
+        returned = self._count()
         self._window.extend(token_ids)
         text = self._decode(self._window)
         unfinished = min(len(text) - len(text.rstrip(REPLACEMENT)), _MOST_UNFINISHED)
-        piece = text[self._returned : len(text) - unfinished]
-        self._returned += len(piece)
+        piece = text[returned : len(text) - unfinished]
+        self._returned = returned + len(piece)
         if piece and not unfinished:
             self._window = self._window[self._settled :]
             self._settled = len(self._window)
-            self._returned = len(self._decode(self._window))
+            self._returned = None  # nobody shall wait for that with the piece in hand
         return piece
 
     def finish(self) -> str:
-        piece = self._decode(self._window)[self._returned :]
-        self._returned += len(piece)
+        returned = self._count()
+        piece = self._decode(self._window)[returned:]
+        self._returned = returned + len(piece)
         return piece
+
+    def _count(self) -> int:
+        """Characters of the window's text that have been returned."""
+        return len(self._decode(self._window)) if self._returned is None else self._returned
 
 
 def checked(prompt: str) -> str:

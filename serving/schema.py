@@ -6,11 +6,11 @@ Only the form is checked here; whether a prompt fits the context is known later.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic_core import from_json
 
 from megakernel.request import SEED_LIMIT
 from serving.errors import ApiError
@@ -154,8 +154,8 @@ B = TypeVar("B", bound=Body)
 def read(body: bytes, kind: type[B]) -> B:
     """The request in a body.  Raises ApiError."""
     try:
-        fields = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        fields = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ApiError(400, "the body must be a JSON object")
@@ -163,9 +163,7 @@ def read(body: bytes, kind: type[B]) -> B:
     fields = without_unbuilt(fields, table)
     try:
         return kind.model_validate(fields)
-    except (ValidationError, RecursionError) as error:
-        if isinstance(error, RecursionError):
-            raise ApiError(400, "the body is nested too deeply") from None
+    except ValidationError as error:
         raise refusal(error, fields) from None
 
 
@@ -192,7 +190,3 @@ def name_of(places: Sequence[str | int], fields: Any, missing: bool) -> str | No
         elif isinstance(here, list) and isinstance(place, int) and place < len(here):
             name, here = f"{name}[{place}]", here[place]
     return name or None
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")

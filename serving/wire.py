@@ -68,9 +68,12 @@ class Form:
         return self._around("chat.completion.chunk" if self.chat else "text_completion", []) | {"usage": usage.body()}
 
 
+written = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def event(data: dict[str, Any]) -> bytes:
     """A server-sent event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + written(data).encode() + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"

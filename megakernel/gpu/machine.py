@@ -47,6 +47,14 @@ def page_descriptor(pages: torch.Tensor, parts: int = 1) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(pages.view(-1, 64), [128 // parts, 64], TMA_LAYOUT)
 
 
+def upload(target: torch.Tensor, values: torch.Tensor) -> None:
+    """Enqueue that GPU memory takes values of the host.  Waits for nothing: a copy from memory that is not pinned would, for
+    all that was enqueued before it."""
+    staged = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
+    staged.copy_(values)
+    target.copy_(staged, non_blocking=True)
+
+
 class GpuState:
     """The model, its sequences and their KV cache, in GPU memory; shared by the programs of all context buckets.
 
@@ -86,8 +94,8 @@ class GpuState:
     def start(self, prompt: Sequence[int], sampling: SamplingState, stop_tokens: Collection[int], kept: int = 0) -> None:
         """Begin a new sequence; its first `kept` tokens are there already."""
         words = control_words(len(prompt), sampling, stop_tokens)
-        self.tokens[kept : len(prompt)] = torch.tensor(prompt[kept:], dtype=torch.int32)
-        self.control.copy_(torch.from_numpy(words))
+        upload(self.tokens[kept : len(prompt)], torch.tensor(prompt[kept:], dtype=torch.int32))
+        upload(self.control, torch.from_numpy(words))
         self.steps = 0
 
 

@@ -1,9 +1,9 @@
 """The backend of several sequences: those that decode share steps, those that begin are read by prefill between launches.
 
-Each has a slot (`megakernel.gpu.slot`).  Launches go into one stream, in this order of what is due: a piece of the prompt of
-whoever began first, then some steps of all that decode, in turn.  One that decodes alone has the program of one column, on its
-slot; several have the program of as many columns as reach their slots, in which those that take no part leave their cache as
-it is.  Nothing of that changes a token: columns do not mix.
+Each has a slot (`megakernel.gpu.slot`).  Launches go into one stream, in this order of what is due: prompts with their first
+tokens, whoever began first, as many pieces as those that decode may be kept waiting for, then some steps of all that decode.
+One that decodes alone has the program of one column, on its slot; several have the program of as many columns as reach their
+slots, in which those that take no part leave their cache as it is.  Nothing of that changes a token: columns do not mix.
 
 The host knows where every sequence stands without waiting: a step moves each on by one.  Only a sequence that joins those that
 decode waits until the launches under way have landed, since a program's launches may end early, when all of their sequences
@@ -24,14 +24,14 @@ import torch
 
 from instructions.dimensions import ceil_div, next_power_of_two
 from megakernel.backend import sampling_state, shared_length
-from megakernel.control_block import MOST_SEQUENCES, SEQUENCE_WORDS, SEQUENCES, Progress
+from megakernel.control_block import MOST_SEQUENCES, REQUEST, SEQUENCE_WORDS, SEQUENCES, Progress
 from megakernel.errors import NotNumbers
 from megakernel.gpu.backend import CHUNK, FLIGHTS, Prefill, Reading
-from megakernel.gpu.base import OnGpu
-from megakernel.gpu.columns import ColumnFlight, ColumnProgram, join_sequence
-from megakernel.gpu.control import Outcome, control_words, progress_words
+from megakernel.gpu.base import SLOW_BANDWIDTH, OnGpu
+from megakernel.gpu.columns import ColumnFlight, ColumnProgram
+from megakernel.gpu.control import Outcome, progress_words, request_place
 from megakernel.gpu.errors import KernelFault
-from megakernel.gpu.machine import Flight, GpuProgram, GpuState
+from megakernel.gpu.machine import Flight, GpuProgram, GpuState, upload
 from megakernel.gpu.slot import Slot
 from megakernel.options import Sizes
 from megakernel.sequence import Sequence
@@ -39,8 +39,10 @@ from models.packed import PackedModel
 from scheduler.buckets import BucketPrograms
 
 HURRY = 4  # steps a launch while somebody's prompt waits to be read
-PIECE = 0.03  # seconds that a piece of a prompt may take, while others wait for their tokens
+ROOM = 8  # likewise while a slot is free, or will be once what is under way has landed
+PIECES = 0.03  # seconds that pieces of prompts may take together, while others wait for their tokens
 FLOPS = 6.0e14  # a second, of prefill's products
+LAUNCHES = 0.001  # seconds that a piece takes at least
 
 
 class SharedPrefill(Prefill, Protocol):
@@ -77,12 +79,13 @@ class SharingBackend(OnGpu):
         super().__init__(model, programs, device, self.columns)
         self.slots = [Slot(number, self.state.alone(number)) for number in range(self.columns)]
         shape = programs.shape(self.capacity)
+        self.weight_bytes = model.tape.streamed_bytes
         self.page_positions, self.head_pages = shape.page_positions, shape.head_pages
         self.slices = [programs.shape(size).slices for size in programs.sizes]
         self.flights: deque[Enqueued] = deque()
         self.moment = 0  # counts those that have joined or left
         self.placed: tuple[object, ...] = ()  # where the GPU knows the sequences to stand and to end, by its own steps
-        self.decoded = False  # whether the last launch enqueued was one that decodes
+        self.kept_waiting = 0.0  # seconds that pieces take which were enqueued since the last steps
         self.settled = False  # whether nothing has been interrupted
         self.prefills: list[SharedPrefill] = []
         with self.on_device("compiling the kernels"):
@@ -91,7 +94,7 @@ class SharingBackend(OnGpu):
             if prefill is not None:
                 first = prefill(self.slots[0].state, self.program(0).result().sizes, programs.sms)
                 self.prefills = [first, *(first.on(slot.state) for slot in self.slots[1:])]
-                piece = next_power_of_two(int(PIECE * FLOPS / model.tape.streamed_bytes) + 1) // 2
+                piece = next_power_of_two(int(PIECES * FLOPS / self.weight_bytes) + 1) // 2
                 self.piece = min(first.chunk, max(piece, 1))
 
     @contextmanager
@@ -140,27 +143,29 @@ class SharingBackend(OnGpu):
             kept, source = self.most_shared(free, sequence)
             unwanted = source if kept == len(source.known) > 0 else min(free, key=lambda each: each.used)
             slot = free[0]  # the first that is free, so that few columns reach all
-            if unwanted is not slot:
+            if unwanted is not slot and unwanted is source:
                 self.exchange(slot, unwanted)
-                source = {slot: unwanted, unwanted: slot}.get(source, source)
+                source = slot
+            elif unwanted is not slot:
+                self.move(slot, unwanted)
             self.moment += 1
             slot.forget()
             if kept and source is not slot:
                 self.rows(slot, kept).copy_(self.rows(source, kept))
-            prompt, sampling, stops = sequence.prompt, sampling_state(sequence.sampling), sequence.sampling.stop_token_ids
-            slot.state.control.copy_(torch.from_numpy(control_words(len(prompt), sampling, stops)))
-            join_sequence(self.state, slot.number, prompt, sampling, stops, kept)
+            slot.state.start(sequence.prompt, sampling_state(sequence.sampling), sequence.sampling.stop_token_ids, kept)
+            place = request_place(slot.number)
+            self.state.control[place : place + REQUEST].copy_(slot.state.control[:REQUEST])
             slot.begin(sequence, kept, self.moment)
             self.foresee(slot)
         return True
 
-    def shared_rows(self, slot: Slot, sequence: Sequence) -> int:
-        """How much of a prompt the cache holds in a slot.  The last token is computed in any case: its logits are asked for."""
-        return shared_length(slot.known, sequence.prompt[:-1]) if sequence.reuse else 0
-
     def most_shared(self, slots: list[Slot], sequence: Sequence) -> tuple[int, Slot]:
-        """How much of a prompt the cache holds at most in one of these slots, and the first in which it does."""
-        return max(((self.shared_rows(slot, sequence), slot) for slot in slots), key=lambda found: found[0])
+        """How much of a prompt the cache holds at most in one of these slots, and the first in which it does.
+
+        The last token is computed in any case: its logits are asked for.
+        """
+        wanted = sequence.prompt[:-1] if sequence.reuse else []
+        return max(((shared_length(slot.known, wanted), slot) for slot in slots), key=lambda found: found[0])
 
     def rows(self, slot: Slot, count: int) -> torch.Tensor:
         """The pages of a slot's cache that hold its first positions, [heads, pages, elements]."""
@@ -174,11 +179,16 @@ class SharingBackend(OnGpu):
         rows = self.rows(one, counts[0]).clone()
         self.rows(one, counts[1]).copy_(self.rows(other, counts[1]))
         self.rows(other, counts[0]).copy_(rows)
-        for slot, (sequence, count) in zip((other, one), zip(held, counts, strict=True), strict=True):
-            tokens = torch.tensor(sequence.tokens[:count], dtype=torch.int32)
-            slot.state.tokens[:count] = tokens
-            slot.sequence = sequence
+        other.sequence, one.sequence = held
         one.used, other.used = other.used, one.used
+
+    def move(self, one: Slot, other: Slot) -> None:
+        """What the cache holds in a slot that is free to another, whose own is given up."""
+        count, held = len(one.known), one.forget()
+        other.forget()
+        if count:
+            self.rows(other, count).copy_(self.rows(one, count))
+        other.sequence, other.used = held, one.used
 
     def foresee(self, slot: Slot) -> None:
         """Ask for the programs that a slot's sequence will need, in this order."""
@@ -219,10 +229,11 @@ class SharingBackend(OnGpu):
         """Enqueue what is due next; False where nothing can be."""
         readers = sorted((slot for slot in self.slots if slot.going and self.reads(slot)), key=lambda slot: slot.used)
         group = [slot for slot in self.slots if slot.going and not self.reads(slot)]
-        if readers and (self.decoded or not group):
+        if readers and (not group or self.may_read(readers[0])):
             self.read_prompt(readers[0])
             return True
-        if group and self.steps(group, HURRY if readers else CHUNK):
+        room = not all(slot.going for slot in self.slots)  # for whoever comes next, who waits for two launches at most
+        if group and self.steps(group, HURRY if readers else ROOM if room else CHUNK):
             return True
         if readers:
             self.read_prompt(readers[0])
@@ -232,14 +243,26 @@ class SharingBackend(OnGpu):
         """Whether what is next of a slot is prefill's business."""
         return bool(self.prefills) and slot.in_prompt
 
+    def next_piece(self, slot: Slot) -> tuple[int, float]:
+        """Up to where the next piece of a prompt goes, and the seconds that it takes at most, a tail after it included; none
+        where all has been read."""
+        stop = min(slot.read + self.piece, len(slot.sequence.prompt))
+        seconds = self.weight_bytes * ((stop - slot.read) / FLOPS + 1 / SLOW_BANDWIDTH)
+        return stop, max(LAUNCHES, seconds) if stop > slot.read else 0.0
+
+    def may_read(self, slot: Slot) -> bool:
+        """Whether those that decode can wait for what is next of a prompt."""
+        _, seconds = self.next_piece(slot)
+        return not (seconds and self.kept_waiting) or self.kept_waiting + seconds <= PIECES
+
     def read_prompt(self, slot: Slot) -> None:
         """Enqueue the next piece of a prompt, or after the last one the tail, which draws the first token."""
-        self.decoded = False
         length, state = len(slot.sequence.prompt), slot.state
         if slot.read == slot.sequence.kept:
             self.look_again(slot)
         if slot.read < length:
-            stop = min(slot.read + self.piece, length)
+            stop, seconds = self.next_piece(slot)
+            self.kept_waiting += seconds
             reading = Reading(self.prefills[slot.number], slot.read, stop)
             self.flights.append(Enqueued(reading, ((slot, slot.sequence),)))
             slot.read = stop
@@ -279,7 +302,7 @@ class SharingBackend(OnGpu):
         self.enqueue(flight, group)
         for slot, end in zip(group, ends, strict=True):
             slot.position = min(slot.position + steps, end)
-        self.decoded = True
+        self.kept_waiting = 0.0
         return True
 
     def program_of(self, group: list[Slot]) -> GpuProgram:
@@ -301,7 +324,7 @@ class SharingBackend(OnGpu):
         placed = tuple((slot.number, id(slot.sequence), *words[slot.number, 1:]) for slot in group)
         if placed != self.placed:
             rows = self.state.control[SEQUENCES:].view(MOST_SEQUENCES, SEQUENCE_WORDS)
-            rows[:, : words.shape[1]].copy_(torch.from_numpy(words))
+            upload(rows[:, : words.shape[1]], torch.from_numpy(words))
             self.placed = placed
 
     def enqueue(self, flight: Flight | ColumnFlight, group: list[Slot]) -> None:

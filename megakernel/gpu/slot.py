@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 from megakernel.gpu.machine import GpuProgram, GpuState
 from megakernel.request import SamplingParams
 from megakernel.sequence import Sequence
 
 
+@cache
 def nobody() -> Sequence:
     """A sequence of which the cache holds nothing."""
     return Sequence([], 0, SamplingParams())

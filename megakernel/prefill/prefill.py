@@ -16,7 +16,7 @@ from copy import copy
 
 import torch
 
-from megakernel.gpu.machine import GpuState
+from megakernel.gpu.machine import GpuState, upload
 from megakernel.options import Sizes
 from megakernel.prefill.chain import Chain
 from megakernel.prefill.plan import Plan
@@ -76,5 +76,5 @@ class Prefill:
 
     def read(self, start: int, count: int) -> None:
         """Enqueue one chunk."""
-        self.chain.words.copy_(torch.tensor([start, count], dtype=torch.int32))
+        upload(self.chain.words, torch.tensor([start, count], dtype=torch.int32))
         self.graphs[self.plan.classes[bisect_left(self.plan.classes, count)]].replay()

@@ -56,7 +56,7 @@ def test_no_prompt_begins_like_another() -> None:
 def test_the_engine_alone_and_the_server_beside_it(model_server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.serve.NAME", "bundled")
     asked = prompts(8, 2, 2048)
-    engine, served = engine_alone(str(BUNDLED), "torch", 512, asked, 6), served_stream(model_server.url, asked, 6)
+    engine, served = engine_alone(str(BUNDLED), "torch", 512, 8, asked, 6), served_stream(model_server.url, asked, 6)
     found = overhead(engine, served)
     assert len(found["first_ms"]["engine"]["runs"]) == len(found["first_ms"]["served"]["runs"]) == 2
     cost = found["first_ms"]["served"]["median"] - found["first_ms"]["engine"]["median"]

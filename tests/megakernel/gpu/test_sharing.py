@@ -161,8 +161,60 @@ def test_conversations_that_begin_alike_keep_their_own_turns(engine: Engine) -> 
         assert generation.kept >= 69, f"of conversation {number}"
 
 
-def test_two_that_decode_do_not_wait_for_a_long_prompt(engine: Engine) -> None:
+@pytest.mark.parametrize("others", [0, 1])
+def test_prompts_that_come_together_are_read_before_anybody_goes_on(engine: Engine, others: int) -> None:
+    """A wait for each piece and one for each first token, beside those for what was under way."""
+    if not backend_of(engine).prefills:
+        pytest.skip("prompts are decoded")
+    first = [engine.generate(prompt_of(90 + place, 10), 200) for place in range(others)]
+    for generation in first:
+        next(generation)
+    generations = [engine.generate(prompt_of(place, 10), 60) for place in range(4 - others)]
+    waits = 0
+    while not all(generation.count for generation in generations):
+        engine.step()
+        waits += 1
+    assert waits <= 2 * (len(generations) + others)
+    assert [generation.count for generation in generations] == [1] * len(generations), "nobody went on before"
+    assert all(generation.count <= 1 + 2 * sharing.ROOM for generation in first)
+    found = finished(*first, *generations)
+    assert found[others:] == [expected(60, prompt_of(place, 10)) for place in range(4 - others)]
+
+
+def test_those_that_decode_wait_for_so_many_prompts_and_no_more(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = backend_of(engine)
+    if not backend.prefills:
+        pytest.skip("prompts are decoded")
+    monkeypatch.setattr(sharing, "PIECES", 2 * sharing.LAUNCHES)
+    first = engine.generate(prompt_of(90, 10), 200)
+    next(first)
+    generations = [engine.generate(prompt_of(place, 10), 60) for place in range(3)]
+    counts = []
+    for generation in generations:
+        while not generation.count:
+            engine.step()
+        counts.append(first.count)
+    assert counts[0] == counts[1] < counts[2] <= counts[1] + sharing.HURRY, "two were read, then the others went on"
+    assert finished(*generations) == [expected(60, prompt_of(place, 10)) for place in range(3)]
+    first.stop()
+
+
+@pytest.mark.parametrize("sequences", range(1, 5))
+def test_launches_are_short_while_a_slot_is_free(engine: Engine, sequences: int) -> None:
+    """So are those behind the last of one that ends."""
+    generations = [engine.generate(prompt_of(place, 5), 180 if place else 70) for place in range(sequences)]
+    brought: dict[bool, list[int]] = {False: [], True: []}  # tokens of the newest, a launch; by whether the oldest has ended
+    while not generations[-1].ended:
+        ended = generations[0].ended
+        engine.step()
+        brought[ended].append(len(generations[-1].taken()))
+    assert max(brought[False]) == (CHUNK if sequences == 4 else sharing.ROOM)
+    assert sequences == 1 or max(brought[True]) == sharing.ROOM
+
+
+def test_two_that_decode_do_not_wait_for_a_long_prompt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two pieces of it both are given tokens."""
+    monkeypatch.setattr(sharing, "PIECES", sharing.LAUNCHES)
     backend = backend_of(engine)
     if not backend.prefills:
         pytest.skip("prompts are decoded")
