@@ -15,7 +15,8 @@ from megakernel.device.clocks import cycles
 from megakernel.device.columns.operand import arrived, operand_of, page_of
 from megakernel.device.columns.staging import stage_norms, staged_page
 from megakernel.device.compat import barrier, reinterpret
-from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, staged
+from megakernel.device.formats.layouts import ROWS, staged
+from megakernel.device.sums import result_layout, sum_of, width
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import absent, any_missing, look, look_again, vacant
@@ -135,19 +136,12 @@ def multiply_pages(S: gl.constexpr, F: gl.constexpr, ring, step, use, first, PAG
 
 
 @gluon.jit
-def accumulate(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
-    """Multiply the next row block of a matrix by the staged activation; returns the sums of its tiles, fp32 [tiles, 16 rows, 8
-    columns], equal ones where there is but one."""
-    sums = multiply_pages(S, matrix.format, ring, step, use, 0, matrix.pages)
-    stamp(S, step.trace, COMPUTED)
-    return sums
-
-
-@gluon.jit
 def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
-    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 columns], equal ones where
-    there is but one."""
-    return gl.sum(accumulate(S, ring, step, use, matrix), axis=0)
+    """Multiply the next row block of a matrix by the staged activation; returns what
+    `megakernel.device.sums.sum_of` does."""
+    tiles = multiply_pages(S, matrix.format, ring, step, use, 0, matrix.pages)
+    stamp(S, step.trace, COMPUTED)
+    return sum_of(S, tiles)
 
 
 @gluon.jit
@@ -195,7 +189,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
                     page = group * GROUP + j
                     acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
-    return gl.sum(F.total(acc), axis=0)
+    return sum_of(S, F.total(acc))
 
 
 @gluon.jit
@@ -218,7 +212,7 @@ def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance:
         acc = multiply_by(S, F, ring, step, here, here % S.ring, operand_of(F, words), acc)
         words = after
     stamp(S, step.trace, COMPUTED)
-    return gl.sum(F.total(acc), axis=0)
+    return sum_of(S, F.total(acc))
 
 
 @gluon.jit
@@ -228,14 +222,15 @@ def layer_constants(memory, places: gl.constexpr, layer):
 
 
 @gluon.jit
-def block_index(OUT: gl.constexpr):
-    """16 * row + column of every element of a row block's result, int32 [16, 8], in its layout."""
-    rows = gl.arange(0, ROWS, gl.SliceLayout(1, OUT))
-    columns = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, OUT))
+def block_index(S: gl.constexpr):
+    """16 * row + column of every element of a row block's result, int32 [16 rows, `width`]."""
+    RESULT: gl.constexpr = result_layout(S.columns)
+    rows = gl.arange(0, ROWS, gl.SliceLayout(1, RESULT))
+    columns = gl.arange(0, width(S.columns), gl.SliceLayout(0, RESULT))
     return rows[:, None] * 16 + columns[None, :]
 
 
 @gluon.jit
 def halves(block):
-    """Rows 0 to 7 and rows 8 to 15 of a [16, 8] block, element for element beside each other: two [8, 8]."""
-    return gl.split(gl.permute(gl.reshape(block, [2, ROWS // 2, MMA_COLUMNS]), [1, 2, 0]))
+    """Rows 0 to 7 and rows 8 to 15 of a row block, element for element beside each other: two [8 rows, columns]."""
+    return gl.split(gl.permute(gl.reshape(block, [2, ROWS // 2, block.shape[1]]), [1, 2, 0]))
