@@ -16,6 +16,7 @@ from megakernel.device.columns.operand import arrived, operand_of, page_of
 from megakernel.device.columns.staging import stage_norms, staged_page
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import ROWS, staged
+from megakernel.device.pages import release
 from megakernel.device.sums import result_layout, sum_of, width
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
@@ -118,7 +119,7 @@ def multiply_by(S: gl.constexpr, F: gl.constexpr, ring, step, use, slot, x, acc)
         if use == step.use:
             stamp(S, step.trace, LANDED)
     taken = F.take(S, ring, slot)
-    mbarrier.arrive(ring.empty.index(slot), count=1)
+    release(ring, slot)
     return F.product(taken, x, acc)
 
 

@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.compat import barrier
+from megakernel.device.pages import give_back
 from megakernel.device.sums import leave, make_places, parts_of, result_of, take
 from megakernel.device.trace import COMPUTED, LANDED, stamp
 
@@ -61,7 +62,7 @@ def hand_in(S: gl.constexpr, ring, use, pages: gl.constexpr, places, number, sum
     leave(S, places, number, sums)
     barrier()
     for page in gl.static_range(pages):
-        mbarrier.arrive(ring.empty.index((use + page) % S.ring), count=1)
+        give_back(ring, (use + page) % S.ring)
 
 
 @gluon.jit
