@@ -17,7 +17,7 @@ from megakernel.device.columns.staging import stage_norms, staged_page
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import ROWS, staged
 from megakernel.device.pages import release
-from megakernel.device.sums import result_layout, sum_of, width
+from megakernel.device.sums import result_layout, sum_of, sum_of_vector, width
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import absent, any_missing, look, look_again, vacant
@@ -84,14 +84,14 @@ def stage_one(
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
     wait_all(S, memory, step, SIGNALS)
     x = look(source + index, index < COUNT)
-    squares = gl.sum(x * x, axis=0)
+    squares = sum_of_vector(x * x)
     if squares != squares:  # not a number, as a vacant place is none
         begin, waiting = cycles(), 1
         while waiting != 0:
             waiting = look_again(memory, step, begin, vacant(x))
             if waiting != 0:
                 x = look(source + index, index < COUNT)
-        squares = gl.sum(x * x, axis=0)
+        squares = sum_of_vector(x * x)
     scale = gl.rsqrt(squares / COUNT + S.epsilon)
     values = (x * scale * w).to(gl.bfloat16)
     staging.store(values)

@@ -12,6 +12,8 @@ from triton.experimental.gluon import language as gl
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS
 
+WARP_VALUES = gl.constexpr(128)  # of a vector, side by side: four of each thread
+FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 PAIRS = gl.constexpr(MMA_COLUMNS.value // 2)  # of columns: a thread holds both of one
 
 
@@ -108,6 +110,24 @@ def sum_of(S: gl.constexpr, tiles):
     places = make_places(S, 1)
     leave(S, places, 0, parts_of(tiles))
     barrier()
-    parts = take(S, places, 0)
+    return result_of(S, in_pairs(take(S, places, 0)))
+
+
+@gluon.jit
+def in_pairs(parts):
+    """The sum of four warps' parts over dimension 0, those two apart first."""
     pairs = gl.sum(gl.reshape(parts, [2, 2] + parts.shape[1:]), axis=0)
-    return result_of(S, gl.sum(pairs, axis=0))
+    return gl.sum(pairs, axis=0)
+
+
+@gluon.jit
+def sum_of_vector(values):
+    """The sum of fp32 values that lie as `vector_layout` says, bit for bit that of `gl.sum`, but the warps meet once."""
+    WARPS: gl.constexpr = gl.num_warps()
+    ROUNDS: gl.constexpr = values.shape[0] // (WARPS * WARP_VALUES)
+    of_warps = gl.permute(gl.reshape(values, [ROUNDS, WARPS, WARP_VALUES]), [1, 0, 2])
+    parts = gl.sum(gl.reshape(of_warps, [WARPS, ROUNDS * WARP_VALUES]), axis=1)
+    place = gl.allocate_shared_memory(gl.float32, [WARPS], FLAT)
+    place.store(parts)
+    barrier()
+    return in_pairs(place.load(gl.BlockedLayout([WARPS], [32], [WARPS], [0])))
