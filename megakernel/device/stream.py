@@ -79,8 +79,9 @@ def each_row_block(S: gl.constexpr, memory, ring, step, block, blocks, matrix: g
     held = held_activation(S, ring, matrix)
     for i in range(blocks):
         use = step.use + i * PAGES
+        before = handed_in(S, places, (i + 1) % 2)
         sums = warp_sums(S, ring, step, use, matrix, held)
-        state = finish(S, memory, step, block + i - 1, handed_in(S, places, (i + 1) % 2), i > 0, state)
+        state = finish(S, memory, step, block + i - 1, before, i > 0, state)
         hand_in(S, ring, use, PAGES, places, i % 2, sums)
     stamp(S, step.trace, COMPUTED)
     return finish(S, memory, step, block + blocks - 1, handed_in(S, places, (blocks + 1) % 2), True, state)
