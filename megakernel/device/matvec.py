@@ -20,7 +20,7 @@ from megakernel.device.pages import release
 from megakernel.device.sums import result_layout, sum_of, sum_of_vector, width
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import absent, any_missing, look, look_again, vacant
+from megakernel.device.values import absent, any_missing, look, look_again, look_at_vector_again, vacant
 from megakernel.geometry import ITEM_BYTES
 from models.tape import PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 
@@ -168,7 +168,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
         waiting = any_missing(absent(values))
         while waiting != 0:
             values = look(source + column, column < COUNT)
-            waiting = look_again(memory, step, begin, absent(values))
+            waiting = look_at_vector_again(memory, step, begin, absent(values))
         rounded = values.to(gl.bfloat16)
         staging.index(part).store(rounded)
         F.stage_sums(S, ring, part, rounded)

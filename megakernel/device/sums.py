@@ -121,13 +121,31 @@ def in_pairs(parts):
 
 
 @gluon.jit
-def sum_of_vector(values):
-    """The sum of fp32 values that lie as `vector_layout` says, bit for bit that of `gl.sum`, but the warps meet once."""
+def of_warps(values):
+    """A vector that lies as `vector_layout` says as [warps, values of each]."""
     WARPS: gl.constexpr = gl.num_warps()
     ROUNDS: gl.constexpr = values.shape[0] // (WARPS * WARP_VALUES)
-    of_warps = gl.permute(gl.reshape(values, [ROUNDS, WARPS, WARP_VALUES]), [1, 0, 2])
-    parts = gl.sum(gl.reshape(of_warps, [WARPS, ROUNDS * WARP_VALUES]), axis=1)
-    place = gl.allocate_shared_memory(gl.float32, [WARPS], FLAT)
+    apart = gl.permute(gl.reshape(values, [ROUNDS, WARPS, WARP_VALUES]), [1, 0, 2])
+    return gl.reshape(apart, [WARPS, ROUNDS * WARP_VALUES])
+
+
+@gluon.jit
+def shared_by_warps(parts):
+    """A number of each warp, [warps], in every thread; also a barrier."""
+    WARPS: gl.constexpr = gl.num_warps()
+    place = gl.allocate_shared_memory(parts.dtype, [WARPS], FLAT)
     place.store(parts)
     barrier()
-    return in_pairs(place.load(gl.BlockedLayout([WARPS], [32], [WARPS], [0])))
+    return place.load(gl.BlockedLayout([WARPS], [32], [WARPS], [0]))
+
+
+@gluon.jit
+def sum_of_vector(values):
+    """The sum of fp32 values that lie as `vector_layout` says, bit for bit that of `gl.sum`, but the warps meet once."""
+    return in_pairs(shared_by_warps(gl.sum(of_warps(values), axis=1)))
+
+
+@gluon.jit
+def any_of_vector(values):
+    """Whether any of int32 values is not 0, int32, the same for all threads; the warps of `vector_layout` meet once."""
+    return gl.reduce_or(shared_by_warps(gl.reduce_or(of_warps(values), axis=1)), axis=0)
