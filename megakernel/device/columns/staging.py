@@ -96,7 +96,8 @@ def stage_norms(
     S: gl.constexpr, memory, ring, step, source, distance: gl.constexpr, weight, matrix: gl.constexpr, SIZE: gl.constexpr
 ):
     """`megakernel.device.matvec.stage_norm` for all columns, `distance` from one to the next.  It waits for every signal,
-    and for a value of every row block: of so many values some would be vacant otherwise, and all are loaded again then."""
+    and of one sequence for a value of every row block (of several that takes longer): of so many values some would be vacant
+    otherwise, and all are loaded again then."""
     F: gl.constexpr = matrix.format
     TILE: gl.constexpr = F.COLUMNS // F.TILES
     COUNT: gl.constexpr = matrix.columns
@@ -107,7 +108,8 @@ def stage_norms(
     if TOGETHER == MMA_COLUMNS:
         w = gl.load(weight + index, mask=index < COUNT, other=0.0)
         wait_all(S, memory, step)
-        await_row_blocks(S, memory, step, source, distance, COUNT)
+        if S.sequences == 1:
+            await_row_blocks(S, memory, step, source, distance, COUNT)
         x, squares = squares_of(S, memory, step, source, distance, COUNT, column, index)
         scale = gl.rsqrt(squares / COUNT + S.epsilon)
         y = (x * scale[:, None] * w[None, :]).to(gl.bfloat16)
@@ -115,7 +117,8 @@ def stage_norms(
         staged_tiles(ring, SIZE, TILE).store(tiles)
     else:
         wait_all(S, memory, step)
-        await_row_blocks(S, memory, step, source, distance, COUNT)
+        if S.sequences == 1:
+            await_row_blocks(S, memory, step, source, distance, COUNT)
         every = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, L))
         scales = gl.zeros([MMA_COLUMNS], gl.float32, gl.SliceLayout(1, L))
         for first in gl.static_range(0, MMA_COLUMNS, TOGETHER):
