@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, mma_v2
+from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
 from megakernel.device.cache import cache_address, finite
 from megakernel.device.clocks import cycles
@@ -28,6 +28,7 @@ from megakernel.device.heads import (
 )
 from megakernel.device.matvec import power_of_two
 from megakernel.device.opaque import nothing
+from megakernel.device.pages import release
 from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import (
@@ -109,7 +110,7 @@ def page_scores(S: gl.constexpr, ring, step, use, qt, left):
             stamp(S, step.trace, LANDED)
     k = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
     s = mma_v2(k.load(A), qt, gl.zeros([S.head_tiles, S.page_positions, S.group_columns], gl.float32, MMA))
-    mbarrier.arrive(ring.empty.index(slot), count=1)
+    release(ring, slot)
     positions = gl.arange(0, S.page_positions, gl.SliceLayout(1, gl.SliceLayout(0, MMA)))
     return gl.where((positions < left)[:, None], gl.sum(s, axis=0) * S.scale, float("-inf"))
 
@@ -125,7 +126,7 @@ def add_values(S: gl.constexpr, ring, use, p, acc):
     slot = wait_page(S, ring, use)
     v = reinterpret(ring.pages.index(slot), gl.bfloat16, [S.head_tiles, S.page_positions, TILE], PAGE_LAYOUT)
     acc = mma_v2(v.permute([0, 2, 1]).load(A), weights, acc)
-    mbarrier.arrive(ring.empty.index(slot), count=1)
+    release(ring, slot)
     return acc
 
 
@@ -215,7 +216,7 @@ def attend(S: gl.constexpr, memory, ring, step, slice):
             acc = add_values(S, ring, use + 3, r, acc)
     for use in range(step.use + 2 * pages, step.use + step.record.pages):
         slot = wait_page(S, ring, use)
-        mbarrier.arrive(ring.empty.index(slot), count=1)
+        release(ring, slot)
     total = gl.sum(totals, axis=0)
     stamp(S, step.trace, COMPUTED)
     if current:

@@ -21,6 +21,7 @@ from megakernel.device.gate_up import gate_up
 from megakernel.device.hand_over import hand_over
 from megakernel.device.lm_head import lm_head
 from megakernel.device.o_proj import o_proj
+from megakernel.device.pages import release
 from megakernel.device.qkv import qkv
 from megakernel.device.router import router
 from megakernel.device.sample import sample
@@ -116,7 +117,7 @@ def drain_token(S: gl.constexpr, ring, first_use, uses):
     for use in range(first_use, first_use + uses):
         slot = use % S.ring
         mbarrier.wait(ring.full.index(slot), (use // S.ring) & 1)
-        mbarrier.arrive(ring.empty.index(slot), count=1)
+        release(ring, slot)
 
 
 @gluon.jit

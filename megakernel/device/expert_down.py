@@ -7,7 +7,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.experts import multiply_slots, stage_slots_and_multiply
-from megakernel.device.formats.layouts import block_layout
 from megakernel.device.matvec import ROWS, block_index
 from megakernel.device.sync import wait_all
 from megakernel.device.values import complete, look, put_once, rows_of
@@ -22,7 +21,7 @@ def expert_down(S: gl.constexpr, memory, ring, step):
     source, residual = rows_of(S, memory, step, S.expert_mlp, layer), rows_of(S, memory, step, S.x_mid, layer)
     target = rows_of(S, memory, step, S.x, layer + 1)
     wait_all(S, memory, step, EARLY)
-    index = block_index(gl.SliceLayout(0, block_layout()))
+    index = block_index(S)
     row, column = index // 16, index % 16
     block, blocks = step.record.a, step.record.b
     for i in range(blocks):

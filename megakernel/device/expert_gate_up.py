@@ -5,7 +5,6 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.formats.layouts import block_layout
 from megakernel.device.gate_up import swiglu
 from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
 from megakernel.device.values import complete, look, put_once, rows_of
@@ -30,7 +29,7 @@ def expert_gate_up(S: gl.constexpr, memory, ring, step):
         S.expert_gate_up,
         EARLY,
     )
-    index, index_high = halves(block_index(gl.SliceLayout(0, block_layout())))
+    index, index_high = halves(block_index(S))
     row, column = index // 16, index % 16
     block, blocks = step.record.a, step.record.b
     slot, first = block // S.experts.blocks, block % S.experts.blocks

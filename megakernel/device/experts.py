@@ -10,6 +10,7 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.context import LOADERS, lanes
 from megakernel.device.formats.layouts import staged
 from megakernel.device.matvec import largest_divisor, multiply_pages, power_of_two, vector_layout
+from megakernel.device.sums import sum_of
 from megakernel.device.sync import LONG_WAIT, agree_in_warp, given_up, report_value
 from megakernel.device.trace import COMPUTED, STAGED, stamp
 from megakernel.device.values import look, look_again, vacant
@@ -69,7 +70,7 @@ def multiply_slots(S: gl.constexpr, ring, step, use):
     for slot in range(S.experts.chosen):
         sums += multiply_slot(S, ring, step, use + slot * S.experts.down_pages, slot)
     stamp(S, step.trace, COMPUTED)
-    return gl.sum(sums, axis=0)
+    return sum_of(S, sums)
 
 
 @gluon.jit
@@ -112,4 +113,4 @@ def stage_slots_and_multiply(S: gl.constexpr, memory, ring, step, source):
             slot = part // PARTS
             sums += multiply_slot(S, ring, step, step.use + slot * PAGES, slot)
     stamp(S, step.trace, COMPUTED)
-    return gl.sum(sums, axis=0)
+    return sum_of(S, sums)

@@ -22,8 +22,7 @@ def put_units(S: gl.constexpr, memory, step, here, y, known, state):
     """Store the activations of a row block, where it is `known`, of whose products rows 0 to 7 are gates, 8 to 15 their ups."""
     UNITS: gl.constexpr = ROWS // 2
     gate, up = halves(y)
-    OUT: gl.constexpr = y.type.layout
-    index, index_high = halves(block_index(OUT))
+    index, index_high = halves(block_index(S))
     row, column = index // 16, index % 16
     if S.gate_up.bias.first >= 0:
         bias = layer_constants(memory, S.gate_up.bias, step.record.layer) + here * ROWS + row

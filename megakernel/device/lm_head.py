@@ -6,10 +6,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.columns.places import position_of, request, sequence_of
-from megakernel.device.formats.layouts import MMA_COLUMNS, block_layout
+from megakernel.device.formats.layouts import MMA_COLUMNS
 from megakernel.device.matvec import ROWS, block_index, row_block, stage_norm
 from megakernel.device.sampling import NO_ROW, best_of, load_sampling, score
-from megakernel.device.stream import each_row_block, result_layout, streams
+from megakernel.device.stream import each_row_block, streams
+from megakernel.device.sums import result_layout, width
 from megakernel.device.values import rows_of
 
 
@@ -18,8 +19,7 @@ def put_logits(S: gl.constexpr, memory, step, here, logits, known, state):
     """Store the logits of a row block, where it is `known`; returns the state with what is best of them and of those before,
     and its rows."""
     best, best_row, inverse_temperature, seed_low, seed_high = state
-    OUT: gl.constexpr = logits.type.layout
-    index = block_index(OUT)
+    index = block_index(S)
     row, column = index // 16, index % 16
     rows = here * ROWS + row
     inside = known & (rows < S.vocabulary)
@@ -56,9 +56,9 @@ def lm_head(S: gl.constexpr, memory, ring, step):
 def score_one(S: gl.constexpr, memory, ring, step):
     """The row blocks' logits, and the best of them, of a single column."""
     block, blocks, slot = step.record.a, step.record.b, step.record.c
-    LAYOUT: gl.constexpr = result_layout(S.head, gl.num_warps())
-    best = gl.full([ROWS, MMA_COLUMNS], float("-inf"), gl.float32, LAYOUT)
-    best_row = gl.full([ROWS, MMA_COLUMNS], 0, gl.int32, LAYOUT)
+    OUT: gl.constexpr = result_layout(S.columns)
+    best = gl.full([ROWS, width(S.columns)], float("-inf"), gl.float32, OUT)
+    best_row = gl.full([ROWS, width(S.columns)], 0, gl.int32, OUT)
     state = (best, best_row) + load_sampling(memory.control)
     if streams(S.head):
         state = each_row_block(S, memory, ring, step, block, blocks, S.head, put_logits, state)
@@ -76,8 +76,8 @@ def score_one(S: gl.constexpr, memory, ring, step):
 @gluon.jit
 def score_columns(S: gl.constexpr, memory, ring, step):
     """The same of several columns, each by its own request and position."""
-    OUT: gl.constexpr = gl.SliceLayout(0, block_layout())
-    index = block_index(OUT)
+    OUT: gl.constexpr = result_layout(S.columns)
+    index = block_index(S)
     row, column = index // 16, index % 16
     columns = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, OUT))
     inverse, seed_low, seed_high = load_sampling(request(S, memory, sequence_of(S, columns)))

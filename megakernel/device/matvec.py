@@ -15,10 +15,12 @@ from megakernel.device.clocks import cycles
 from megakernel.device.columns.operand import arrived, operand_of, page_of
 from megakernel.device.columns.staging import stage_norms, staged_page
 from megakernel.device.compat import barrier, reinterpret
-from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, staged
+from megakernel.device.formats.layouts import ROWS, staged
+from megakernel.device.pages import release
+from megakernel.device.sums import result_layout, sum_of, sum_of_vector, width
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
-from megakernel.device.values import absent, any_missing, look, look_again, vacant
+from megakernel.device.values import absent, any_missing, look, look_again, look_at_vector_again, vacant
 from megakernel.geometry import ITEM_BYTES
 from models.tape import PAGE_BYTES, TILE_BYTES, TILES_PER_PAGE
 
@@ -82,14 +84,14 @@ def stage_one(
     w = gl.load(weight + index, mask=index < COUNT, other=0.0)
     wait_all(S, memory, step, SIGNALS)
     x = look(source + index, index < COUNT)
-    squares = gl.sum(x * x, axis=0)
+    squares = sum_of_vector(x * x)
     if squares != squares:  # not a number, as a vacant place is none
         begin, waiting = cycles(), 1
         while waiting != 0:
             waiting = look_again(memory, step, begin, vacant(x))
             if waiting != 0:
                 x = look(source + index, index < COUNT)
-        squares = gl.sum(x * x, axis=0)
+        squares = sum_of_vector(x * x)
     scale = gl.rsqrt(squares / COUNT + S.epsilon)
     values = (x * scale * w).to(gl.bfloat16)
     staging.store(values)
@@ -117,7 +119,7 @@ def multiply_by(S: gl.constexpr, F: gl.constexpr, ring, step, use, slot, x, acc)
         if use == step.use:
             stamp(S, step.trace, LANDED)
     taken = F.take(S, ring, slot)
-    mbarrier.arrive(ring.empty.index(slot), count=1)
+    release(ring, slot)
     return F.product(taken, x, acc)
 
 
@@ -135,19 +137,12 @@ def multiply_pages(S: gl.constexpr, F: gl.constexpr, ring, step, use, first, PAG
 
 
 @gluon.jit
-def accumulate(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
-    """Multiply the next row block of a matrix by the staged activation; returns the sums of its tiles, fp32 [tiles, 16 rows, 8
-    columns], equal ones where there is but one."""
-    sums = multiply_pages(S, matrix.format, ring, step, use, 0, matrix.pages)
-    stamp(S, step.trace, COMPUTED)
-    return sums
-
-
-@gluon.jit
 def row_block(S: gl.constexpr, ring, step, use, matrix: gl.constexpr):
-    """Multiply the next row block of a matrix by the staged activation; returns fp32 [16 rows, 8 columns], equal ones where
-    there is but one."""
-    return gl.sum(accumulate(S, ring, step, use, matrix), axis=0)
+    """Multiply the next row block of a matrix by the staged activation; returns what
+    `megakernel.device.sums.sum_of` does."""
+    tiles = multiply_pages(S, matrix.format, ring, step, use, 0, matrix.pages)
+    stamp(S, step.trace, COMPUTED)
+    return sum_of(S, tiles)
 
 
 @gluon.jit
@@ -173,7 +168,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
         waiting = any_missing(absent(values))
         while waiting != 0:
             values = look(source + column, column < COUNT)
-            waiting = look_again(memory, step, begin, absent(values))
+            waiting = look_at_vector_again(memory, step, begin, absent(values))
         rounded = values.to(gl.bfloat16)
         staging.index(part).store(rounded)
         F.stage_sums(S, ring, part, rounded)
@@ -195,7 +190,7 @@ def stage_and_multiply(S: gl.constexpr, memory, ring, step, source, matrix: gl.c
                     page = group * GROUP + j
                     acc = multiply_page(S, F, ring, step, step.use + page, page, acc)
     stamp(S, step.trace, COMPUTED)
-    return gl.sum(F.total(acc), axis=0)
+    return sum_of(S, F.total(acc))
 
 
 @gluon.jit
@@ -218,7 +213,7 @@ def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance:
         acc = multiply_by(S, F, ring, step, here, here % S.ring, operand_of(F, words), acc)
         words = after
     stamp(S, step.trace, COMPUTED)
-    return gl.sum(F.total(acc), axis=0)
+    return sum_of(S, F.total(acc))
 
 
 @gluon.jit
@@ -228,14 +223,15 @@ def layer_constants(memory, places: gl.constexpr, layer):
 
 
 @gluon.jit
-def block_index(OUT: gl.constexpr):
-    """16 * row + column of every element of a row block's result, int32 [16, 8], in its layout."""
-    rows = gl.arange(0, ROWS, gl.SliceLayout(1, OUT))
-    columns = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, OUT))
+def block_index(S: gl.constexpr):
+    """16 * row + column of every element of a row block's result, int32 [16 rows, `width`]."""
+    RESULT: gl.constexpr = result_layout(S.columns)
+    rows = gl.arange(0, ROWS, gl.SliceLayout(1, RESULT))
+    columns = gl.arange(0, width(S.columns), gl.SliceLayout(0, RESULT))
     return rows[:, None] * 16 + columns[None, :]
 
 
 @gluon.jit
 def halves(block):
-    """Rows 0 to 7 and rows 8 to 15 of a [16, 8] block, element for element beside each other: two [8, 8]."""
-    return gl.split(gl.permute(gl.reshape(block, [2, ROWS // 2, MMA_COLUMNS]), [1, 2, 0]))
+    """Rows 0 to 7 and rows 8 to 15 of a row block, element for element beside each other: two [8 rows, columns]."""
+    return gl.split(gl.permute(gl.reshape(block, [2, ROWS // 2, block.shape[1]]), [1, 2, 0]))

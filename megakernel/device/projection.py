@@ -6,7 +6,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.columns.places import in_column, kept
-from megakernel.device.formats.layouts import block_layout
 from megakernel.device.matvec import ROWS, block_index, layer_constants, multiply_columns, row_block, stage_and_multiply
 from megakernel.device.sync import wait_all
 from megakernel.device.values import complete, look, put_once
@@ -34,7 +33,7 @@ def projection(
         wait_all(S, memory, step, EARLY)
     else:
         wait_all(S, memory, step)  # of so many values some would be vacant
-    index = block_index(gl.SliceLayout(0, block_layout()))
+    index = block_index(S)
     row, column = index // 16, index % 16
     block, blocks = step.record.a, step.record.b
     for i in range(blocks):

@@ -7,7 +7,6 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.cache import cache_address, finite
 from megakernel.device.columns.places import caches, in_column, kept, position_of, sequence_rows
-from megakernel.device.formats.layouts import block_layout
 from megakernel.device.matvec import ROWS, block_index, halves, layer_constants, row_block, stage_norm
 from megakernel.device.sync import proxy_fence
 from megakernel.device.values import put_once, rows_of, values_of
@@ -34,7 +33,7 @@ def qkv(S: gl.constexpr, memory, ring, step):
     HALF: gl.constexpr = ROWS // 2
     CACHED: gl.constexpr = S.group if S.head_norm.first < 0 else S.group + 1  # `attention` caches keys that are normed
     layer = step.record.layer
-    index, index_high = halves(block_index(gl.SliceLayout(0, block_layout())))
+    index, index_high = halves(block_index(S))
     row, column = index // 16, index % 16  # rows 0 to 7 of the block; index_high has the same rows, 8 further
     position = position_of(S, memory, step, column)
     inside = kept(S, column)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.formats.layouts import block_layout
 from megakernel.device.matvec import ROWS, block_index, layer_constants, row_block, stage_norm
 from megakernel.device.values import put_once, rows_of
 
@@ -24,7 +23,7 @@ def router(S: gl.constexpr, memory, ring, step):
         layer_constants(memory, S.router.norm, layer),
         S.router,
     )
-    index = block_index(gl.SliceLayout(0, block_layout()))
+    index = block_index(S)
     row, column = index // 16, index % 16
     target = rows_of(S, memory, step, S.scores, layer)
     block, blocks = step.record.a, step.record.b

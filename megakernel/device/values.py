@@ -13,6 +13,7 @@ from triton.experimental.gluon import language as gl
 
 from instructions.shape import VACANT as VACANT_BITS
 from megakernel.device.clocks import cycles
+from megakernel.device.sums import any_of_vector
 from megakernel.device.sync import LONG_WAIT, agree, agree_in_warp, given_up, report_value
 
 VACANT = gl.constexpr(VACANT_BITS)
@@ -199,7 +200,18 @@ def look_again(memory, step, begin, missing):
 
     `missing` is a tensor of 0 and 1 of which each warp holds its own part, so that its maximum is one that all threads share.
     """
-    waiting = gl.reduce_or(gl.reshape(missing, [missing.numel]), axis=0)
+    return while_patient(memory, step, begin, gl.reduce_or(gl.reshape(missing, [missing.numel]), axis=0))
+
+
+@gluon.jit
+def look_at_vector_again(memory, step, begin, missing):
+    """`look_again` for what lies as `vector_layout` says: the warps meet once to find out what is missing."""
+    return while_patient(memory, step, begin, any_of_vector(missing))
+
+
+@gluon.jit
+def while_patient(memory, step, begin, waiting):
+    """`waiting`, the same for all threads, or 0 when patience since `begin` is at its end."""
     if waiting != 0:
         waiting = patient(memory, step, begin)
     return waiting

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, mma_v2
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mma_v2
 
 from megakernel.device.cache import cache_address, finite
 from megakernel.device.clocks import cycles
@@ -29,6 +29,7 @@ from megakernel.device.heads import (
     slice_pages,
     wait_page,
 )
+from megakernel.device.pages import release
 from megakernel.device.sync import ALL, proxy_fence, wait_all
 from megakernel.device.trace import COMPUTED, LANDED, STAGED, stamp
 from megakernel.device.values import absent, in_first_warp, look, look_again, partials_of, put, put_apart, rows_of
@@ -156,7 +157,7 @@ def add_page(S: gl.constexpr, ring, step, use, lines, first, position, used, wei
     added = ()
     for part in gl.static_range(len(acc)):
         added += (add_rows(S, ring, slot, weights[part], acc[part]),)
-    mbarrier.arrive(ring.empty.index(slot), count=1)
+    release(ring, slot)
     return added
 
 
@@ -276,16 +277,16 @@ def attend_columns(S: gl.constexpr, memory, ring, step, head, slice, start):
             scaled += (acc[part] * gl.expand_dims(gl.expand_dims(decay, 0), 0),)
             weights += (p.to(gl.bfloat16),)
             weights_after += (r.to(gl.bfloat16),)
-        mbarrier.arrive(ring.empty.index(slot), count=1)
+        release(ring, slot)
         if both:
-            mbarrier.arrive(ring.empty.index(next_slot), count=1)
+            release(ring, next_slot)
         m, totals = m_new, totals_new
         acc = add_page(S, ring, step, use + 1, values, here, position, own_lines, weights, scaled)
         if both:
             acc = add_page(S, ring, step, use + 3, values, after, position, own_lines, weights_after, acc)
     for use in range(step.use + 2 * pages, step.use + step.record.pages):
         slot = wait_page(S, ring, use)
-        mbarrier.arrive(ring.empty.index(slot), count=1)
+        release(ring, slot)
     stamp(S, step.trace, COMPUTED)
     for part in gl.static_range(PARTS):
         columns_here, heads_here = column_of(S, part * WIDE + gl.arange(0, WIDE, QUERIES), start)

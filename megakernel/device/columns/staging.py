@@ -11,10 +11,10 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
-from megakernel.device.formats.layouts import MMA_COLUMNS, block_layout
+from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import STAGED, stamp
-from megakernel.device.values import absent, look, look_again
+from megakernel.device.values import absent, any_missing, look, look_again, vacant
 
 STAGED_LAYOUT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0]))  # [tiles, columns, columns of a tile]
 HELD = gl.constexpr(16384)  # values in registers at a time: 128 of each of the consumer's threads
@@ -30,6 +30,12 @@ def norm_layout():
 def columns_together(size):
     """How many columns of so many values are normed at a time."""
     return max(1, min(MMA_COLUMNS.value, HELD.value // size))
+
+
+@gluon.constexpr_function
+def blocks_looked_for(count):
+    """Row blocks of so many values, as many as the consumer has threads at least: no two of them look for the same."""
+    return max(128, 1 << (-(-count // ROWS.value) - 1).bit_length())
 
 
 @gluon.jit
@@ -56,6 +62,21 @@ def look_columns(S: gl.constexpr, source, distance: gl.constexpr, COUNT: gl.cons
 
 
 @gluon.jit
+def await_row_blocks(S: gl.constexpr, memory, step, source, distance: gl.constexpr, COUNT: gl.constexpr):
+    """Look for one value of each row block that the vectors were made in until none is vacant: of others some still may be, but
+    those few looks find out when one at all of them is worth while."""
+    BLOCKS: gl.constexpr = blocks_looked_for(COUNT)
+    block = gl.arange(0, BLOCKS, gl.BlockedLayout([1], [32], [4], [0]))
+    place = source + (S.columns - 1) * distance + gl.minimum(block * ROWS + ROWS - 1, COUNT - 1)
+    seen = look(place, block * ROWS < COUNT)
+    begin = cycles()
+    waiting = any_missing(vacant(seen))
+    while waiting != 0:
+        seen = look(place, block * ROWS < COUNT)
+        waiting = look_again(memory, step, begin, vacant(seen))
+
+
+@gluon.jit
 def squares_of(S: gl.constexpr, memory, step, source, distance: gl.constexpr, COUNT: gl.constexpr, column, index):
     """Vectors [columns, values] as soon as all of them are there, and the sum of squares of each."""
     x = look_columns(S, source, distance, COUNT, column, index)
@@ -74,8 +95,9 @@ def squares_of(S: gl.constexpr, memory, step, source, distance: gl.constexpr, CO
 def stage_norms(
     S: gl.constexpr, memory, ring, step, source, distance: gl.constexpr, weight, matrix: gl.constexpr, SIZE: gl.constexpr
 ):
-    """`megakernel.device.matvec.stage_norm` for all columns, `distance` from one to the next.  It waits for every signal: of so
-    many values some would be vacant otherwise, and all are loaded again then."""
+    """`megakernel.device.matvec.stage_norm` for all columns, `distance` from one to the next.  It waits for every signal,
+    and of one sequence for a value of every row block (of several that takes longer): of so many values some would be vacant
+    otherwise, and all are loaded again then."""
     F: gl.constexpr = matrix.format
     TILE: gl.constexpr = F.COLUMNS // F.TILES
     COUNT: gl.constexpr = matrix.columns
@@ -86,6 +108,8 @@ def stage_norms(
     if TOGETHER == MMA_COLUMNS:
         w = gl.load(weight + index, mask=index < COUNT, other=0.0)
         wait_all(S, memory, step)
+        if S.sequences == 1:
+            await_row_blocks(S, memory, step, source, distance, COUNT)
         x, squares = squares_of(S, memory, step, source, distance, COUNT, column, index)
         scale = gl.rsqrt(squares / COUNT + S.epsilon)
         y = (x * scale[:, None] * w[None, :]).to(gl.bfloat16)
@@ -93,6 +117,8 @@ def stage_norms(
         staged_tiles(ring, SIZE, TILE).store(tiles)
     else:
         wait_all(S, memory, step)
+        if S.sequences == 1:
+            await_row_blocks(S, memory, step, source, distance, COUNT)
         every = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, L))
         scales = gl.zeros([MMA_COLUMNS], gl.float32, gl.SliceLayout(1, L))
         for first in gl.static_range(0, MMA_COLUMNS, TOGETHER):

@@ -21,16 +21,6 @@ def block_layout():
 
 
 @gluon.constexpr_function
-def handed_layout(warps):
-    """[warps, 16 rows, 8 columns] where a thread holds all warps' parts of two rows, half a block apart; the first warp's
-    threads have the first column."""
-    registers = [[0, ROWS.value // 2, 0]] + [[1 << bit, 0, 0] for bit in range(warps.bit_length() - 1)]
-    across = [[0, 0, 4]] + [[0, 0, 0] for _ in range(warps.bit_length() - 2)]
-    lanes = [[0, 1, 0], [0, 2, 0], [0, 4, 0], [0, 0, 1], [0, 0, 2]]
-    return gl.DistributedLinearLayout(registers, lanes, across, [], [warps, ROWS.value, MMA_COLUMNS.value])
-
-
-@gluon.constexpr_function
 def staged(together, shape):
     """Staged bf16 values [columns] or [tiles, columns] where a lane holds `together` columns side by side of either half of an
     operand: what one instruction takes of both halves lies together, so that 16 bytes are the operands of two."""
