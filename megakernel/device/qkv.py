@@ -14,15 +14,19 @@ from megakernel.device.values import put_once, rows_of, values_of
 
 @gluon.jit
 def rotate(low, high, cosine, sine):
-    """The two halves of RoPE pairs, turned by an angle."""
-    return low * cosine - high * sine, high * cosine + low * sine
+    """The two halves of RoPE pairs, turned by an angle.
+
+    Which of two products is rounded before they are added is said here: left to the compiler, it could be the one for one
+    column and the other for several, and bits would differ.
+    """
+    return gl.fma(low, cosine, -(high * sine)), gl.fma(low, sine, high * cosine)
 
 
 @gluon.jit
 def put_squares(S: gl.constexpr, memory, step, place, low, high):
     """Store the sum of squares of a row block, two [8, 8], for those who read its head."""
     columns = gl.arange(0, low.shape[1], gl.SliceLayout(0, low.type.layout))
-    squares = gl.sum(low * low + high * high, axis=0)
+    squares = gl.sum(gl.fma(low, low, high * high), axis=0)
     target = rows_of(S, memory, step, S.squares, step.record.layer) + place
     put_once(S, step, in_column(S, target + columns, columns, S.squares.column - 1), squares, kept(S, columns))
 

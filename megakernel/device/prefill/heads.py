@@ -54,7 +54,7 @@ def keep_heads(S: gl.constexpr, T: gl.constexpr, model, chunk, products, queries
         low += gl.load(bias, mask=known, other=0.0)
         high += gl.load(bias + HALF, mask=known, other=0.0)
     if KIND != VALUES:
-        factor = gl.rsqrt(gl.sum(low * low + high * high, axis=0) / (HEADS * S.head_dim) + S.epsilon)
+        factor = gl.rsqrt(gl.sum(gl.fma(low, low, high * high), axis=0) / (HEADS * S.head_dim) + S.epsilon)
         FIRST: gl.constexpr = KIND * (S.kv_heads * S.group)
         weight = layer_constants(model, S.head_norm, layer) + (FIRST + head) * S.head_rows + place
         low *= factor * gl.load(weight)

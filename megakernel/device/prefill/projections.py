@@ -181,7 +181,7 @@ def norm_heads(S: gl.constexpr, T: gl.constexpr, model, layer, item, low, high, 
     LAYOUT: gl.constexpr = low.type.layout
     BLOCKS: gl.constexpr = low.shape[1]
     HEADS: gl.constexpr = BLOCKS // S.head_blocks
-    squares = gl.reshape(gl.sum(low * low + high * high, axis=2), [ROWS, HEADS, S.head_blocks])
+    squares = gl.reshape(gl.sum(gl.fma(low, low, high * high), axis=2), [ROWS, HEADS, S.head_blocks])
     factor = gl.rsqrt(gl.sum(squares, axis=2) / S.head_dim + S.epsilon)
     factor, _ = gl.broadcast(factor[:, :, None], squares)
     factor = gl.convert_layout(gl.reshape(factor, [ROWS, BLOCKS]), gl.SliceLayout(2, LAYOUT))[:, :, None]

@@ -309,6 +309,7 @@ def language() -> SimpleNamespace:
         associative_scan=associative_scan,
         minimum=both(torch.fmin),
         maximum=both(torch.fmax),
+        fma=lambda one, other, more: one * other + more,
         exp=lambda x: Tensor(x.data.exp()),
         exp2=lambda x: Tensor(x.data.exp2()),
         log=lambda x: Tensor(x.data.log()),
