@@ -38,7 +38,7 @@ class Answer(Response):
         self._places: dict[Job, int] = {choice.job: place for place, choice in enumerate(order.choices)}
         self._open = len(order.choices)
         self._last = 0.0  # when the newest token came; 0: none yet
-        self._seen: set[int] = set()  # choices of which something has come
+        self._noted: dict[int, int] = {}  # tokens of each choice of which something has come
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limits, inbox = self._service.limits, self._order.inbox
@@ -66,15 +66,14 @@ class Answer(Response):
             pass
         self._order.inbox.put(Left())
 
-    async def _next(self) -> tuple[Choice, int, str]:
-        """The next text of some choice, and which it is.  Raises ApiError and ClientLeft."""
+    async def _next(self) -> tuple[int, Burst]:
+        """What came next for some choice that has not ended, and for which.  Raises ApiError and ClientLeft."""
         while True:
             news = await self._order.inbox.get()
             if isinstance(news, Burst):
                 place = self._places[news.job]
-                choice = self._order.choices[place]
-                if choice.finish is None:
-                    return choice, place, self._take(choice, place, news)
+                if self._order.choices[place].finish is None:
+                    return place, news
             elif isinstance(news, Failure):
                 raise news.error if isinstance(news.error, ApiError) else ApiError(500, str(news.error))
             elif isinstance(news, Left):
@@ -82,25 +81,30 @@ class Answer(Response):
             else:
                 self._check_time()
 
-    def _take(self, choice: Choice, place: int, burst: Burst) -> str:
-        metrics, known = self._service.metrics, choice.tokens
+    def _take(self, choice: Choice, burst: Burst) -> str:
+        """The text of what came."""
+        text = choice.take(burst)
+        if choice.finish is not None:
+            self._open -= 1
+            if burst.finish is None:  # a stop string ends it before the engine does
+                self._service.scheduler.cancel(choice.job)
+        return text
+
+    def _note(self, place: int, burst: Burst) -> None:
+        """Count what came: once it has been sent, for nobody waits for that."""
+        metrics, choice, known = self._service.metrics, self._order.choices[place], self._noted.get(place)
         if not self._last:
             metrics.first_token.observe(burst.at - self._arrived)
-        elif place in self._seen:
+        elif known is not None:
             each = (burst.at - self._last) / len(burst.tokens)
             for _ in burst.tokens:
                 metrics.between.observe(each)
-        if place not in self._seen:
-            self._seen.add(place)
+        if known is None:
             metrics.prompt_tokens.inc(len(choice.job.prompt))
             metrics.kept_tokens.inc(burst.kept)
         self._last = burst.at
-        text = choice.take(burst)
-        metrics.tokens.inc(choice.tokens - known)
-        if choice.finish is not None:
-            self._open -= 1
-            self._service.scheduler.cancel(choice.job)  # a stop string ends it before the engine does
-        return text
+        metrics.tokens.inc(choice.tokens - (known or 0))
+        self._noted[place] = choice.tokens
 
     def _check_time(self) -> None:
         """Raises ApiError where the time for the whole answer is over, or none of it has begun in the time for the queue."""
@@ -118,36 +122,43 @@ class Answer(Response):
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         texts = [""] * len(self._order.choices)
         while self._open:
-            _, place, text = await self._next()
-            texts[place] += text
+            place, burst = await self._next()
+            texts[place] += self._take(self._order.choices[place], burst)
+            self._note(place, burst)
         ends = [choice.finish or "" for choice in self._order.choices]
         body = self._form.whole(list(zip(texts, ends, strict=True)), self._usage())
         await JSONResponse(body)(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
         started: set[int] = set()
+        self._form.prepare()
         while self._open:
             try:
-                choice, place, text = await self._next()
+                place, burst = await self._next()
             except ApiError as error:
                 if not started:
                     raise
                 await self._send(send, event(error.body()), more=False)
                 return
-            pieces = b""
+            choice = self._order.choices[place]
+            text, pieces = self._take(choice, burst), b""
             if text or place not in started:
-                pieces = event(self._form.piece(place, text, first=place not in started))
+                pieces = self._form.piece(place, text, first=place not in started)
             if choice.finish is not None:
-                pieces += event(self._form.piece(place, "", choice.finish))
+                pieces += self._form.piece(place, "", choice.finish)
             if not started:
                 await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
             started.add(place)
-            if pieces and self._open:
-                await self._send(send, pieces)
+            if not self._open:
+                pieces += self._end()
+            if pieces:
+                await self._send(send, pieces, more=self._open > 0)
+            self._note(place, burst)
+
+    def _end(self) -> bytes:
+        """The events after the last piece."""
         options = self._order.request.stream_options
-        if options is not None and options.include_usage:
-            pieces += event(self._form.usage(self._usage()))
-        await self._send(send, pieces + DONE, more=False)
+        return (self._form.usage(self._usage()) if options is not None and options.include_usage else b"") + DONE
 
     async def _send(self, send: Send, body: bytes, more: bool = True) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": more})
