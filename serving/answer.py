@@ -23,6 +23,8 @@ STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx shall pass on what comes when it comes
 ]
+# After a request was queued.  The engine's thread joins it and enqueues its prompt meanwhile, and shall not wait for this one.
+PREPARE_SECONDS = 0.001
 
 
 class ClientLeft(Exception):
@@ -38,16 +40,13 @@ class Answer(Response):
         self._places: dict[Job, int] = {choice.job: place for place, choice in enumerate(order.choices)}
         self._open = len(order.choices)
         self._last = 0.0  # when the newest token came; 0: none yet
+        self._pending: list[asyncio.Task[None] | asyncio.TimerHandle] = []  # what watches the client and the clock
         self._noted: dict[int, int] = {}  # tokens of each choice of which something has come
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limits, inbox = self._service.limits, self._order.inbox
-        leaving = asyncio.create_task(self._listen(receive))
-        loop = asyncio.get_running_loop()
-        timers = [loop.call_later(seconds, inbox.put, Late()) for seconds in (limits.queue_seconds, limits.answer_seconds)]
+        preparing = asyncio.get_running_loop().call_later(PREPARE_SECONDS, self._prepare, receive)
         try:
-            answering = self._stream(send) if self._order.request.stream else self._whole(scope, receive, send)
-            await answering
+            await (self._stream(send) if self._order.request.stream else self._whole(scope, receive, send))
         except ApiError as error:
             await error.response()(scope, receive, send)
         except (ClientLeft, OSError):  # the latter where it left while something was sent
@@ -56,10 +55,20 @@ class Answer(Response):
             for choice in self._order.choices:
                 if choice.finish is None:
                     self._service.scheduler.cancel(choice.job)
-            leaving.cancel()
-            for timer in timers:
-                timer.cancel()
+            for pending in (preparing, *self._pending):
+                pending.cancel()
             scope.setdefault("state", {})["tokens"] = sum(choice.tokens for choice in self._order.choices)
+
+    def _prepare(self, receive: Receive) -> None:
+        """Watch the client and the clock, and make ready what the first text needs."""
+        limits, inbox, loop = self._service.limits, self._order.inbox, asyncio.get_running_loop()
+        self._pending = [
+            loop.create_task(self._listen(receive)),
+            *(loop.call_later(seconds, inbox.put, Late()) for seconds in (limits.queue_seconds, limits.answer_seconds)),
+        ]
+        for choice in self._order.choices:
+            choice.prepare()
+        self._form.prepare()
 
     async def _listen(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -131,7 +140,6 @@ class Answer(Response):
 
     async def _stream(self, send: Send) -> None:
         started: set[int] = set()
-        self._form.prepare()
         while self._open:
             try:
                 place, burst = await self._next()
