@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import os
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,6 +19,7 @@ from serving.metrics import Metrics
 
 OPEN = ("/", "/health")  # no key is asked for: the page asks its user, and whoever watches over the server has none
 BODY_SECONDS = 30.0  # for a body to arrive
+LATE = "the body is late"  # why its task is cancelled
 UNKNOWN = "other"  # in the metrics, for paths that are none
 
 log = logging.getLogger("serving")
@@ -45,7 +46,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status, name = time.perf_counter(), 0, uuid.uuid4().hex
+        began, status, name = time.perf_counter(), 0, os.urandom(16).hex()
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -100,22 +101,32 @@ class Gate:
 
 async def body_of(request: Request, limit: int) -> bytes:
     """The whole body.  Raises ApiError for one that is too long, or does not come."""
-    too_long = ApiError(413, f"the body is longer than {limit} bytes")
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared[:20]) > limit:
-        raise too_long
-    body = bytearray()
+    declared = dict(request.scope["headers"]).get(b"content-length", b"0")
+    if not declared.isdigit() or int(declared[:20]) > limit:
+        raise too_long(limit)
+    task = asyncio.current_task()
+    assert task is not None
+    timer = asyncio.get_running_loop().call_later(BODY_SECONDS, task.cancel, LATE)  # asyncio.timeout takes longer
+    body, more = b"", True
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            more = True
-            while more:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ApiError(400, "the client left before its request was whole")
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-                if len(body) > limit:
-                    raise too_long
-    except TimeoutError:
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ApiError(400, "the client left before its request was whole")
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > limit:
+                raise too_long(limit)
+    except asyncio.CancelledError as error:
+        if error.args != (LATE,):
+            raise
+        task.uncancel()
         raise ApiError(408, f"the body has not come within {BODY_SECONDS:g} s") from None
-    return bytes(body)
+    finally:
+        timer.cancel()
+    return body
+
+
+def too_long(limit: int) -> ApiError:
+    """What is told of a body beyond the limit."""
+    return ApiError(413, f"the body is longer than {limit} bytes")
