@@ -13,10 +13,11 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from serving.answer import Answer
 from serving.errors import ApiError
-from serving.gate import Answering, Gate, body_of
+from serving.gate import MISTAKE, Answering, Gate, body_of
 from serving.page import page
 from serving.schema import Body, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, read
 from serving.service import Order, Service
@@ -33,6 +34,19 @@ BODIES: dict[str, type[Body]] = {
 log = logging.getLogger("serving")
 
 B = TypeVar("B", bound=Body)
+
+
+class Gated(FastAPI):
+    """With a gate in front of all of FastAPI: of its layers, each takes time of every request and of every event."""
+
+    gate: Gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.gate(scope, receive, send)
+
+    async def behind(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is left to FastAPI."""
+        await super().__call__(scope, receive, send)
 
 
 def who_answers(service: Service, log_prompts: bool) -> dict[str, Answering]:
@@ -76,7 +90,7 @@ def who_answers(service: Service, log_prompts: bool) -> dict[str, Answering]:
 
 def make_app(service: Service, key: str | None = None, log_prompts: bool = False) -> FastAPI:
     """The ASGI application.  key: what clients must send; log_prompts: write the bodies of requests to the log."""
-    app = FastAPI(title="llama-megakernel", docs_url=None, redoc_url=None)  # those pages load scripts from elsewhere
+    app = Gated(title="llama-megakernel", docs_url=None, redoc_url=None)  # those pages load scripts from elsewhere
     identity, created = service.identity, int(time.time())
     card = {"id": identity.model, "object": "model", "created": created, "owned_by": "llama-megakernel"}
     card |= {"max_model_len": service.capacity}
@@ -118,11 +132,11 @@ def make_app(service: Service, key: str | None = None, log_prompts: bool = False
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        return await refused(request, ApiError(500, "the server made a mistake; its log says which"))
+        return await refused(request, ApiError(500, MISTAKE))
 
     app.openapi = lambda: described(app)  # type: ignore[method-assign]
     paths = frozenset({*(str(route.path) for route in app.routes if hasattr(route, "path")), "/openapi.json"})
-    app.add_middleware(Gate, key=key, metrics=service.metrics, paths=lambda: paths, direct=direct)
+    app.gate = Gate(app.behind, key, service.metrics, paths, direct)
     return app
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
-from megakernel.text import TextCodec
+from megakernel.text import Detokenizer, TextCodec
 from serving.job import Burst, Job
 from serving.stops import StopFinder
 
@@ -16,10 +17,18 @@ class Choice:
     def __init__(self, job: Job, text: TextCodec, stops: Sequence[str]) -> None:
         self.job, self.finish = job, None
         self.tokens = 0
-        self._detokenizer = text.detokenizer(job.prompt)
+        self._text = text
         self._stops = StopFinder(stops) if stops else None
 
     finish: str | None
+
+    @cached_property
+    def _detokenizer(self) -> Detokenizer:
+        return self._text.detokenizer(self.job.prompt)
+
+    def prepare(self) -> None:
+        """Do before the first token what needs none."""
+        _ = self._detokenizer
 
     def take(self, burst: Burst) -> str:
         """The text that these tokens bring."""

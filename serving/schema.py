@@ -108,12 +108,6 @@ class Generation(Body):
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """What is asked for of it, but the seed."""
-        asked = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        return {name: value for name, value in asked.items() if value is not None}
-
 
 class ChatRequest(Generation):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 from megakernel.engine import check_length, checked_prompt
@@ -42,6 +43,9 @@ SLOW = 0.05  # seconds; a template that has taken longer once is never waited fo
 COMPLETION_TOKENS = 16  # where a completion does not say how many, as OpenAI has it
 
 T = TypeVar("T")
+
+# To check them anew takes longer than to find them; where no temperature asks for a draw, no seed matters.
+sampling_params = lru_cache(SamplingParams)
 
 
 @dataclass(frozen=True)
@@ -172,4 +176,8 @@ class Service:
 
     def _sampling(self, request: Generation, seed: int) -> SamplingParams:
         """The server's, but for what the request says."""
-        return replace(self.identity.sampling, **request.sampling, seed=seed, stop_token_ids=self.identity.end_tokens)
+        own = self.identity.sampling
+        temperature = own.temperature if request.temperature is None else request.temperature
+        top_k = own.top_k if request.top_k is None else request.top_k
+        top_p = own.top_p if request.top_p is None else request.top_p
+        return sampling_params(temperature, top_k, top_p, seed if temperature else 0, self.identity.end_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -35,6 +36,19 @@ class Form:
     id: str
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @cached_property
+    def _opening(self) -> str:
+        """What every event begins with, up to its choices."""
+        return "data: " + written(self._around(self._part, [])).removesuffix("]}")
+
+    @property
+    def _part(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+    def prepare(self) -> None:
+        """Write what does not depend on the text, before there is any."""
+        _ = self._opening
+
     def _around(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}",
@@ -53,21 +67,24 @@ class Form:
             choices.append({"index": index, **said, "logprobs": None, "finish_reason": finish})
         return self._around("chat.completion" if self.chat else "text_completion", choices) | {"usage": usage.body()}
 
-    def piece(self, index: int, text: str, finish: str | None = None, first: bool = False) -> dict[str, Any]:
-        """A part of a streamed answer."""
-        if self.chat:
-            delta = {"role": "assistant"} if first else {}
-            said: dict[str, Any] = {"delta": delta | ({} if finish and not text else {"content": text})}
+    def piece(self, index: int, text: str, finish: str | None = None, first: bool = False) -> bytes:
+        """The event with a part of a streamed answer."""
+        if not self.chat:
+            said = f'"text":{quoted(text)}'
+        elif finish and not text:
+            said = '"delta":{}'
         else:
-            said = {"text": text}
-        choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
-        return self._around("chat.completion.chunk" if self.chat else "text_completion", [choice])
+            said = f'"delta":{{{ROLE if first else ""}"content":{quoted(text)}}}'
+        ends = "null" if finish is None else quoted(finish)
+        return f'{self._opening}{{"index":{index},{said},"logprobs":null,"finish_reason":{ends}}}]}}\n\n'.encode()
 
-    def usage(self, usage: Usage) -> dict[str, Any]:
-        """The last object of a stream that was asked for its usage."""
-        return self._around("chat.completion.chunk" if self.chat else "text_completion", []) | {"usage": usage.body()}
+    def usage(self, usage: Usage) -> bytes:
+        """The last event of a stream that was asked for its usage."""
+        return event(self._around(self._part, []) | {"usage": usage.body()})
 
 
+ROLE = '"role":"assistant",'
+quoted = json.encoder.encode_basestring  # a string as JSON
 written = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
