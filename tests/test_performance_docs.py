@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PERFORMANCE = ROOT / "docs" / "performance.md"
 NOTEBOOK = ROOT / "docs" / "notebook"
-TODAY = {"h100": "207ffd8", "h200": "9c58719"}  # the commits whose records of the 1B model performance.md quotes
+TODAY = {"h100": "dd21996", "h200": "9c58719"}  # the commits whose records of the 1B model performance.md quotes
 LARGER = "9c58719"  # and of the larger models
 POSITIONS = (32, 96, 1024, 4096, 16384)
 CELL = 100  # characters of a table's cell, at most
@@ -20,7 +20,7 @@ CELL = 100  # characters of a table's cell, at most
 
 def record(gpu: str, model: str, commit: str) -> dict[int, dict[str, Any]]:
     """What a record of `bench.decode` says of each position."""
-    (path,) = ROOT.glob(f"bench/results/decode_{gpu}*_{model}_*_{commit}.json")
+    (path,) = ROOT.glob(f"bench/results/decode_{gpu}*_{model}_????-??-??_{commit}.json")
     return {context["context"]: context for context in json.loads(path.read_text(encoding="utf-8"))["contexts"]}
 
 
