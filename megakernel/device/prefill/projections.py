@@ -342,6 +342,17 @@ def keep_residual(
 
 
 @gluon.jit
+def tile_product(T: gl.constexpr, work, chunk, operands, use, item, WHO: gl.constexpr):
+    """The product of an item, whether it is whole, and the ring's use after it."""
+    steps = item.last - item.first
+    acc = multiply(T, operands, use, steps, WHO)
+    whole = True
+    if work.split > 1:
+        acc, whole = add_parts(T, work, chunk, item, acc, WHO)
+    return acc, whole, use + steps
+
+
+@gluon.jit
 def load_ahead(S: gl.constexpr, T: gl.constexpr, at, chunk, item, WHO: gl.constexpr):
     """What finishing a tile begins with: it is on its way while the tile is multiplied."""
     if T.kind == "residual":
@@ -370,12 +381,9 @@ def consume(S: gl.constexpr, T: gl.constexpr, model, at, work, chunk, operands, 
     for index in range(gl.program_id(0), item_count(T, work, chunk), gl.num_programs(0)):
         item = item_at(T, work, chunk, index)
         ahead = load_ahead(S, T, at, chunk, item, WHO)
-        acc = multiply(T, operands, use, item.last - item.first, WHO)
-        use += item.last - item.first
-        whole = True
+        acc, whole, use = tile_product(T, work, chunk, operands, use, item, WHO)
         if work.split > 1:
-            acc, whole = add_parts(T, work, chunk, item, acc, WHO)
-            ahead = load_ahead(S, T, at, chunk, item, WHO)  # again: it would be kept in local memory
+            ahead = load_ahead(S, T, at, chunk, item, WHO)  # again: while parts are added it would be kept in local memory
         if whole:
             keep(S, T, model, at, work, rooms.index(WHO), chunk, item, ahead, acc, bias, norm, WHO)
 

@@ -11,12 +11,10 @@ from megakernel.device.prefill.product import (
     BLOCK,
     ROWS,
     Work,
-    add_parts,
     item_at,
     item_count,
     load_operands,
     make_operands,
-    multiply,
     read_chunk,
 )
 from megakernel.device.prefill.projections import (
@@ -24,6 +22,7 @@ from megakernel.device.prefill.projections import (
     LOADER_REGISTERS,
     norm_scale,
     scaled,
+    tile_product,
     token_squares,
 )
 
@@ -50,11 +49,7 @@ def consume_single(S: gl.constexpr, T: gl.constexpr, work, chunk, operands, room
     for index in range(gl.program_id(0), item_count(T, work, chunk), gl.num_programs(0)):
         item = item_at(T, work, chunk, index)
         ahead = token_squares(T, squares, chunk, item, WHO)
-        acc = multiply(T, operands, use, item.last - item.first, WHO)
-        use += item.last - item.first
-        whole = True
-        if work.split > 1:
-            acc, whole = add_parts(T, work, chunk, item, acc, WHO)
+        acc, whole, use = tile_product(T, work, chunk, operands, use, item, WHO)
         if whole:
             keep_single(T, out, rooms.index(WHO), chunk, item, norm_scale(S, ahead), acc, WHO)
 
