@@ -41,6 +41,7 @@ from models.output import output_path
 
 SHARES = (0.2, 0.5, 0.8, 0.95)  # of what the server can do, one request after the other
 PERCENTILES = (50, 95, 99)
+WARM = 12  # requests before those that count: an engine's first ten have been seen to take a third longer
 STREAMS, ROUNDS = (1, 2, 4, 8), 2  # at once, and how often the most of them ask
 QUEUE = 100_000  # in the open loop nobody is refused: the time in the queue is what is measured
 NAME = "measured"
@@ -49,16 +50,16 @@ TOKEN_LIMIT_MS, FIRST_LIMIT_MS = 0.03, 1.0  # of what serving one stream may cos
 Times = dict[str, list[float]]  # "first_ms" and "ms_per_token" of each run
 
 
-def prompts(length: int, runs: int, vocab_size: int, seed: int = 0) -> list[list[int]]:
-    """One warm-up and the runs; no two begin alike, so that nothing of one is kept for the next."""
+def prompts(length: int, count: int, vocab_size: int, seed: int = 0) -> list[list[int]]:
+    """No two begin alike, so that nothing of one is kept for the next."""
     draws = random.Random(seed)
-    return [[draws.randrange(vocab_size) for _ in range(length)] for _ in range(runs + 1)]
+    return [[draws.randrange(vocab_size) for _ in range(length)] for _ in range(count)]
 
 
 def engine_alone(
     model: str, backend: str, capacity: int | None, sequences: int | None, asked: Sequence[Sequence[int]], tokens: int
 ) -> Times:
-    """The server's engine without it, its tokens taken as the server takes them."""
+    """The server's engine without it, its tokens taken as the server takes them; `WARM` of the prompts do not count."""
     times: Times = {"first_ms": [], "ms_per_token": []}
     with load_engine(model, backend=backend, capacity=capacity, sequences=sequences) as engine:
         sampling = SamplingParams(stop_token_ids=tuple(engine.config.eos_token_ids))
@@ -71,7 +72,7 @@ def engine_alone(
             ended = time.perf_counter()
             times["first_ms"].append(1000 * (first - began))
             times["ms_per_token"].append(1000 * (ended - first) / max(1, count - 1))
-    return {name: values[1:] for name, values in times.items()}
+    return {name: values[WARM:] for name, values in times.items()}
 
 
 def apart(*arguments: Any) -> Times:
@@ -83,7 +84,7 @@ def apart(*arguments: Any) -> Times:
 def served_stream(url: str, asked: Sequence[Sequence[int]], tokens: int) -> Times:
     """The same over HTTP, on one connection."""
     stream = Stream(url)
-    answers = [stream.ask(NAME, prompt, tokens) for prompt in asked][1:]
+    answers = [stream.ask(NAME, prompt, tokens) for prompt in asked][WARM:]
     stream.close()
     return {"first_ms": [one.first_ms for one in answers], "ms_per_token": [one.ms_per_token for one in answers]}
 
@@ -177,7 +178,7 @@ def overhead(engine: Times, served: Times) -> dict[str, Any]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything, as the record."""
     vocab_size = open_checkpoint(options.model).config.vocab_size
-    asked = prompts(options.prompt, options.runs, vocab_size)
+    asked = prompts(options.prompt, WARM + options.runs, vocab_size)
     record: dict[str, Any] = {
         "benchmark": "serve",
         "model": options.model,
@@ -200,7 +201,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         )
         record["streams"] = {}
         for streams in STREAMS:
-            others = prompts(options.prompt, ROUNDS * max(STREAMS) - 1, vocab_size, seed=streams)
+            others = prompts(options.prompt, ROUNDS * max(STREAMS), vocab_size, seed=streams)
             record["streams"][streams] = round(together(url, others, options.tokens, streams), 1)
         rates = ", ".join(f"{rate:.0f} of {streams}" for streams, rate in record["streams"].items())
         print(f"tokens a second of so many streams together: {rates}", flush=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.serve import engine_alone, line, load_record, overhead, percentiles, prompts, served_stream, together
+from bench.serve import WARM, engine_alone, line, load_record, overhead, percentiles, prompts, served_stream, together
 from bench.serve_chart import draw
 from bench.serve_client import Answer, Load, Reading, Stream, open_loop
 from tests.support import BUNDLED
@@ -50,12 +50,12 @@ def test_a_refusal_is_no_answer() -> None:
 
 def test_no_prompt_begins_like_another() -> None:
     made = prompts(8, 20, 2048)
-    assert len(made) == 21 and len({prompt[0] for prompt in made}) > 18 and made == prompts(8, 20, 2048)
+    assert len(made) == 20 and len({prompt[0] for prompt in made}) > 18 and made == prompts(8, 20, 2048)
 
 
 def test_the_engine_alone_and_the_server_beside_it(model_server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.serve.NAME", "bundled")
-    asked = prompts(8, 2, 2048)
+    asked = prompts(8, WARM + 2, 2048)
     engine, served = engine_alone(str(BUNDLED), "torch", 512, 8, asked, 6), served_stream(model_server.url, asked, 6)
     found = overhead(engine, served)
     assert len(found["first_ms"]["engine"]["runs"]) == len(found["first_ms"]["served"]["runs"]) == 2
