@@ -21,8 +21,8 @@ def draw(record: dict[str, Any], path: Path) -> Path:
         figure, (times, rates) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
         lengths = sorted(first)
         times.loglog(lengths, [first[length] for length in lengths], "o-", color=OURS, label="first token")
-        last = lengths[-1]
-        linear = [first[last] * length / last for length in lengths]
+        best = min(lengths, key=lambda length: first[length] / length)
+        linear = [first[best] * length / best for length in lengths]
         times.loglog(lengths, linear, ":", color=GUIDE, label="in proportion to the length")
         times.set(xlabel="tokens of the prompt", ylabel="ms", title="Time to the first token")
         times.legend(frameon=False)
@@ -35,8 +35,9 @@ def draw(record: dict[str, Any], path: Path) -> Path:
             rates.semilogx(ends, [chunk[name] for chunk in chunks], "o-", color=colour, label=label)
             their = {"cublas": "cuBLAS", "sdpa": "SDPA"}[other]
             rates.semilogx(ends, [chunk[other] for chunk in chunks], "x:", color=colour, label=f"{their}, the same")
-        rates.set(xlabel="tokens up to the chunk's end", ylabel="TFLOP/s", title="Rates of the last chunk's kernels", ylim=0)
-        rates.legend(frameon=False)
+        rates.set(xlabel="tokens up to the chunk's end", ylabel="TFLOP/s", title="Rates of the last chunk's kernels")
+        rates.set_ylim(0, 1.3 * max(max(chunk["cublas"], chunk["projections"]) for chunk in chunks))
+        rates.legend(frameon=False, loc="upper left", ncols=2)
         for axes in (times, rates):
             axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=45)
             axes.minorticks_off()

@@ -76,21 +76,23 @@ def test_records_are_named_for_what_they_hold_and_can_be_drawn(path: Path, tmp_p
     assert draw(record, tmp_path / "again.svg").read_text() == picture, "the same figures give the same file"
 
 
-def test_the_page_s_table_is_the_record_s() -> None:
-    """docs/prompt.md quotes the record that it names."""
+def test_the_page_s_tables_are_the_records_s() -> None:
+    """docs/prompt.md quotes the records that it names, each in a table whose first cell names the model."""
     page = (ROOT / "docs" / "prompt.md").read_text()
-    (path,) = [path for path in RECORDS if path.name in page]
-    record = json.loads(path.read_text())
-    rows = {row.split("|")[1].strip(): row for row in page.splitlines() if row.startswith("| ") and " to " in row}
-    for kernels in record["kernels"]:
-        length = f"{kernels['start'] + kernels['tokens']:,}"
-        cells = [cell.strip() for cell in rows[length].split("|")[2:-1]]
-        spread = record["first_token_ms"][length.replace(",", "")]
-        assert [float(figure) for figure in cells[0].replace("(", "").replace(")", "").split(" ") if figure != "to"] == [
-            float(f"{spread[part]:.3g}") for part in ("median", "least", "most")
-        ]
-        rates = [round(kernels[name]) for name in ("projections", "cublas", "attention", "sdpa")]
-        assert [int(cell) for cell in cells[1:]] == rates
+    named = [json.loads(path.read_text()) for path in RECORDS if path.name in page]
+    assert named
+    for record in named:
+        model = record["model"].removeprefix("random:")
+        (table,) = [table for table in page.split("\n\n") if table.lower().startswith(f"| {model}, tokens |")]
+        rows = {row.split("|")[1].strip(): row for row in table.splitlines()[2:]}
+        for kernels in record["kernels"]:
+            length = f"{kernels['start'] + kernels['tokens']:,}"
+            cells = [cell.strip() for cell in rows[length].split("|")[2:-1]]
+            spread = record["first_token_ms"][length.replace(",", "")]
+            quoted = [float(figure.strip("()").replace(",", "")) for figure in cells[0].split(" ") if figure != "to"]
+            assert quoted == [float(f"{spread[part]:.3g}") for part in ("median", "least", "most")]
+            rates = [round(kernels[name]) for name in ("projections", "cublas", "attention", "sdpa")]
+            assert [int(cell) for cell in cells[1:]] == rates
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"first_token_ms": {"a": 1}}'])
