@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from models.checkpoint import INDEX_FILE
 from models.config import ModelConfig
 from models.hf_config import hf_values
+from models.output import write_file
 from models.random_weights import RandomWeights
 
 
@@ -27,5 +28,9 @@ def write_synthetic(config: ModelConfig, directory: Path, shard_limit: int) -> N
         weight_map[name] = f"model-{number:05d}.safetensors"
     save_file(shard, directory / f"model-{number:05d}.safetensors")
     (directory / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    values = {**hf_values(config), "dtype": "bfloat16"}  # some engines look for the type
-    (directory / "config.json").write_text(json.dumps(values))
+    write_config(config, directory)
+
+
+def write_config(config: ModelConfig, directory: Path) -> None:
+    """Write the configuration of a checkpoint in bf16, which some engines look for."""
+    write_file(directory / "config.json", json.dumps({**hf_values(config), "dtype": "bfloat16"}))

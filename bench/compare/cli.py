@@ -29,7 +29,6 @@ from models.command import INTERRUPTED, Parser, add_model, command, note, real, 
 from models.config import ModelConfig
 from models.errors import UserError, writing
 from models.families import PRESETS
-from models.hf_config import hf_values
 from models.output import output_path, write_file
 
 SCORED_PROMPTS, SCORED_LENGTH = 4, 32
@@ -119,14 +118,6 @@ def make_plan(options: argparse.Namespace) -> Plan:
     return replace(plan, prompts=make_prompts(plan, options.text))
 
 
-def write_config(config: ModelConfig, directory: Path) -> None:
-    """A directory with the configuration and no weights, for engines that make up their own."""
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        values = {**hf_values(config), "dtype": "bfloat16"}  # some engines look for the type
-        write_file(directory / "config.json", json.dumps(values))
-
-
 def make_prompts(plan: Plan, text: Path | None) -> Prompts:
     config: ModelConfig = plan.config
     length = min(SCORED_LENGTH, config.max_position - plan.scored_tokens)
@@ -164,7 +155,11 @@ def compare(options: argparse.Namespace) -> Record:
     with writing(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
     if plan.made_up:
-        write_config(plan.config, plan.model)
+        from models.synthetic import write_config  # here, because it imports torch
+
+        with writing(plan.model):
+            plan.model.mkdir(parents=True, exist_ok=True)
+            write_config(plan.config, plan.model)
     began = time.monotonic()
 
     def say(text: str) -> None:

@@ -26,7 +26,7 @@ from megakernel.device.heads import (
     slice_pages,
     wait_page,
 )
-from megakernel.device.matvec import power_of_two
+from megakernel.device.numbers import power_of_two
 from megakernel.device.opaque import nothing
 from megakernel.device.pages import release
 from megakernel.device.sync import ALL, proxy_fence, wait_all

@@ -7,7 +7,8 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.clocks import cycles
 from megakernel.device.columns.operand import place_of, words_of
-from megakernel.device.matvec import power_of_two, vector_layout
+from megakernel.device.matvec import vector_layout
+from megakernel.device.numbers import power_of_two
 from megakernel.device.sync import ALL, LONG_WAIT, agree, wait_all
 from megakernel.device.trace import STAGED, stamp
 from megakernel.device.values import look, look_again, partials_of, put, rows_of, vacant

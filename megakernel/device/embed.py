@@ -9,7 +9,8 @@ from megakernel.device.columns.places import in_column, position_of, sequence_of
 from megakernel.device.columns.staging import HELD, norm_layout
 from megakernel.device.formats.layouts import MMA_COLUMNS
 from megakernel.device.formats.plain import TILE
-from megakernel.device.matvec import PAGE_COLUMNS, PAGE_ELEMENTS, ROWS, power_of_two, vector_layout
+from megakernel.device.matvec import PAGE_COLUMNS, PAGE_ELEMENTS, ROWS, vector_layout
+from megakernel.device.numbers import power_of_two
 from megakernel.device.sync import wait_all
 from megakernel.device.values import put_fours, rows_of
 

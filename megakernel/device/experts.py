@@ -9,7 +9,8 @@ from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.context import LOADERS, lanes
 from megakernel.device.formats.layouts import staged
-from megakernel.device.matvec import largest_divisor, multiply_pages, power_of_two, vector_layout
+from megakernel.device.matvec import multiply_pages, vector_layout
+from megakernel.device.numbers import largest_divisor, power_of_two
 from megakernel.device.sums import sum_of
 from megakernel.device.sync import LONG_WAIT, agree_in_warp, given_up, report_value
 from megakernel.device.trace import COMPUTED, STAGED, stamp

@@ -5,7 +5,8 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.matvec import PAGE_COLUMNS, power_of_two, vector_layout
+from megakernel.device.matvec import PAGE_COLUMNS, vector_layout
+from megakernel.device.numbers import power_of_two
 from megakernel.device.sync import wait_all
 from megakernel.device.values import put, rows_of
 

@@ -16,6 +16,7 @@ from megakernel.device.columns.operand import arrived, operand_of, page_of
 from megakernel.device.columns.staging import stage_norms, staged_page
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import ROWS, staged
+from megakernel.device.numbers import largest_divisor, power_of_two
 from megakernel.device.pages import release
 from megakernel.device.sums import result_layout, sum_of, sum_of_vector, width
 from megakernel.device.sync import wait_all
@@ -34,21 +35,6 @@ EARLY = gl.constexpr(8)  # signals before the last when a norm's input is looked
 def vector_layout():
     """Activation vectors: 16 bytes a thread, a warp's loads side by side."""
     return gl.BlockedLayout([4], [32], [4], [0])
-
-
-@gluon.constexpr_function
-def largest_divisor(n, most):
-    """The largest power of two that divides n and is at most `most`."""
-    d = 1
-    while d * 2 <= most and n % (d * 2) == 0:
-        d *= 2
-    return d
-
-
-@gluon.constexpr_function
-def power_of_two(n):
-    """The smallest power of two not below n."""
-    return 1 << (n - 1).bit_length()
 
 
 @gluon.jit

@@ -9,7 +9,7 @@ from megakernel.control_block import MOST_STOP_TOKENS
 from megakernel.device.columns.advance import advance
 from megakernel.device.context import NO_NUMBERS, PROMPT_LENGTH, STOP, STOP_TOKENS, TOP_K, TOP_P
 from megakernel.device.draws import draw
-from megakernel.device.matvec import power_of_two
+from megakernel.device.numbers import power_of_two
 from megakernel.device.sampling import best_of, load_sampling
 from megakernel.device.sync import wait_all
 

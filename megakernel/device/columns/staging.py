@@ -12,6 +12,7 @@ from triton.experimental.gluon import language as gl
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout
+from megakernel.device.numbers import power_of_two
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import STAGED, stamp
 from megakernel.device.values import absent, any_missing, look, look_again, vacant
@@ -35,7 +36,7 @@ def columns_together(size):
 @gluon.constexpr_function
 def blocks_looked_for(count):
     """Row blocks of so many values, as many as the consumer has threads at least: no two of them look for the same."""
-    return max(128, 1 << (-(-count // ROWS.value) - 1).bit_length())
+    return max(128, power_of_two(-(-count // ROWS.value)))
 
 
 @gluon.jit
@@ -77,6 +78,15 @@ def await_row_blocks(S: gl.constexpr, memory, step, source, distance: gl.constex
 
 
 @gluon.jit
+def wait_made(S: gl.constexpr, memory, step, source, distance: gl.constexpr, COUNT: gl.constexpr):
+    """Wait for every signal, and of one sequence for a value of every row block (of several that takes longer): of so many
+    values some would be vacant otherwise, and all are loaded again then."""
+    wait_all(S, memory, step)
+    if S.sequences == 1:
+        await_row_blocks(S, memory, step, source, distance, COUNT)
+
+
+@gluon.jit
 def squares_of(S: gl.constexpr, memory, step, source, distance: gl.constexpr, COUNT: gl.constexpr, column, index):
     """Vectors [columns, values] as soon as all of them are there, and the sum of squares of each."""
     x = look_columns(S, source, distance, COUNT, column, index)
@@ -95,9 +105,7 @@ def squares_of(S: gl.constexpr, memory, step, source, distance: gl.constexpr, CO
 def stage_norms(
     S: gl.constexpr, memory, ring, step, source, distance: gl.constexpr, weight, matrix: gl.constexpr, SIZE: gl.constexpr
 ):
-    """`megakernel.device.matvec.stage_norm` for all columns, `distance` from one to the next.  It waits for every signal,
-    and of one sequence for a value of every row block (of several that takes longer): of so many values some would be vacant
-    otherwise, and all are loaded again then."""
+    """`megakernel.device.matvec.stage_norm` for all columns, `distance` from one to the next."""
     F: gl.constexpr = matrix.format
     TILE: gl.constexpr = F.COLUMNS // F.TILES
     COUNT: gl.constexpr = matrix.columns
@@ -107,18 +115,14 @@ def stage_norms(
     column = gl.arange(0, TOGETHER, gl.SliceLayout(1, L))
     if TOGETHER == MMA_COLUMNS:
         w = gl.load(weight + index, mask=index < COUNT, other=0.0)
-        wait_all(S, memory, step)
-        if S.sequences == 1:
-            await_row_blocks(S, memory, step, source, distance, COUNT)
+        wait_made(S, memory, step, source, distance, COUNT)
         x, squares = squares_of(S, memory, step, source, distance, COUNT, column, index)
         scale = gl.rsqrt(squares / COUNT + S.epsilon)
         y = (x * scale[:, None] * w[None, :]).to(gl.bfloat16)
         tiles = gl.permute(gl.reshape(y, [MMA_COLUMNS, SIZE // TILE, TILE]), [1, 0, 2])
         staged_tiles(ring, SIZE, TILE).store(tiles)
     else:
-        wait_all(S, memory, step)
-        if S.sequences == 1:
-            await_row_blocks(S, memory, step, source, distance, COUNT)
+        wait_made(S, memory, step, source, distance, COUNT)
         every = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, L))
         scales = gl.zeros([MMA_COLUMNS], gl.float32, gl.SliceLayout(1, L))
         for first in gl.static_range(0, MMA_COLUMNS, TOGETHER):

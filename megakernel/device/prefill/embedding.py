@@ -6,7 +6,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.formats.plain import TILE
-from megakernel.device.matvec import PAGE_COLUMNS, PAGE_ELEMENTS, ROWS, power_of_two
+from megakernel.device.matvec import PAGE_COLUMNS, PAGE_ELEMENTS, ROWS
+from megakernel.device.numbers import power_of_two
 from megakernel.device.prefill.order import let_next_start
 from megakernel.device.prefill.product import read_chunk
 

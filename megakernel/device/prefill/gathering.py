@@ -7,7 +7,7 @@ found; `read_sum` adds what the experts' products left there, slot after slot, t
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.matvec import power_of_two
+from megakernel.device.numbers import power_of_two
 from megakernel.device.prefill.embedding import ROW, keep_row
 from megakernel.device.prefill.order import let_next_start, wait_for_previous
 from megakernel.device.prefill.product import read_chunk

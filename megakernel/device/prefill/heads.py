@@ -9,7 +9,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megakernel.device.cache import cache_address, finite
-from megakernel.device.matvec import layer_constants, power_of_two
+from megakernel.device.matvec import layer_constants
+from megakernel.device.numbers import power_of_two
 from megakernel.device.prefill.order import let_next_start, wait_for_previous
 from megakernel.device.prefill.product import BLOCK, read_chunk
 from megakernel.device.prefill.projections import HALF, Model

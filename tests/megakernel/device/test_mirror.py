@@ -41,6 +41,7 @@ DEVICE_ONLY = ROLES | {
     "context",
     "draws",
     "heads",
+    "numbers",
     "opaque",
     "pages",
     "stream",
