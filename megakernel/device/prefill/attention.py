@@ -15,7 +15,17 @@ from megakernel.device.compat import aggregate, copy_page, reinterpret
 from megakernel.device.prefill.order import let_next_start, wait_for_previous
 from megakernel.device.prefill.product import read_chunk
 from megakernel.device.prefill.ring import make_ring, release, wait_free, wait_landed
-from megakernel.device.prefill.softmax import LEAST, QUERIES, bases, finish_weights, masked, raised, sums_of_none, too_large, weigh
+from megakernel.device.prefill.softmax import (
+    LEAST,
+    QUERIES,
+    bases,
+    finish_weights,
+    masked,
+    raised,
+    sums_of_none,
+    too_large,
+    weigh,
+)
 from megakernel.device.prefill.verdict import make_verdict, say, wait_for_verdict
 from megakernel.options import TMA_LAYOUT
 
