@@ -8,9 +8,12 @@ names: whoever wants to end at the model's own end tokens passes `config.eos_tok
 from __future__ import annotations
 
 import operator
+from array import array
 from collections import deque
 from collections.abc import Sequence as Tokens
+from contextlib import suppress
 
+import numpy as np
 import torch
 
 from megakernel.backend import Backend
@@ -160,8 +163,12 @@ def checked_prompt(prompt: Tokens[int], vocab_size: int) -> list[int]:
     """The prompt as plain integers; raises UserError for an empty one and for ids outside the vocabulary."""
     if not len(prompt):
         raise UserError("the prompt is empty: give at least one token")
-    if isinstance(prompt, list) and set(map(type, prompt)) == {int} and 0 <= min(prompt) <= max(prompt) < vocab_size:
-        return list(prompt)  # as good as always, and then a long prompt shall not take a millisecond
+    if isinstance(prompt, list):
+        with suppress(TypeError, OverflowError):  # hardly ever, so a long prompt shall not take a millisecond
+            words = array("i", prompt)
+            numbers = np.frombuffer(words, np.int32)
+            if numbers.min() >= 0 and numbers.max() < vocab_size:
+                return words.tolist()
     ids = []
     for place, token in enumerate(prompt):
         try:

@@ -35,7 +35,7 @@ def join_sequence(
     """Enqueue a new request as sequence `number`; the first `kept` of its tokens are there already.  The others go on."""
     words = control_words(len(tokens), sampling, stop_tokens)[:REQUEST]
     first = number * state.stride
-    state.tokens[first + kept : first + len(tokens)] = torch.tensor(list(tokens[kept:]), dtype=torch.int32)
+    state.tokens[first + kept : first + len(tokens)] = torch.from_numpy(np.array(tokens[kept:], dtype=np.int32))
     place, fault = request_place(number), int(Control.FAULT)
     words[fault] = 0
     state.control[place : place + REQUEST].copy_(torch.from_numpy(words))
@@ -126,4 +126,4 @@ def give_drafts(state: GpuState, position: int, tokens: Sequence[int]) -> None:
     """Enqueue drafts for the first sequence, from `position` on; none stand elsewhere."""
     given = state.tokens[state.sequences * state.stride :][: state.stride]
     given.fill_(-1)
-    given[position : position + len(tokens)] = torch.tensor(list(tokens), dtype=torch.int32)
+    given[position : position + len(tokens)] = torch.from_numpy(np.array(tokens, dtype=np.int32))

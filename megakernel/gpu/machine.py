@@ -94,7 +94,7 @@ class GpuState:
     def start(self, prompt: Sequence[int], sampling: SamplingState, stop_tokens: Collection[int], kept: int = 0) -> None:
         """Begin a new sequence; its first `kept` tokens are there already."""
         words = control_words(len(prompt), sampling, stop_tokens)
-        upload(self.tokens[kept : len(prompt)], torch.tensor(prompt[kept:], dtype=torch.int32))
+        upload(self.tokens[kept : len(prompt)], torch.from_numpy(np.array(prompt[kept:], dtype=np.int32)))
         upload(self.control, torch.from_numpy(words))
         self.steps = 0
 
