@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Drawing = tuple[Figure, Sequence[Axes]]
 
 BAR, UNFAITHFUL, INK, FLOOR = "#2f6f9f", "#c9c9c9", "#222222", "#b03a2e"
-CUT = 3.0  # times the shortest bar
+CUT = 3.0  # times the shortest bar of those as faithful as the baseline
 TICKS = [value * scale for scale in (0.01, 0.1, 1, 10, 100, 1000) for value in (1, 1.5, 2, 3, 5, 7)]
 STYLE: Any = {
     "font.size": 10,
@@ -114,10 +114,9 @@ def latency(measured: Sequence[Row], record: Record) -> Figure | None:
 
 
 def panel(axes: Axes, engines: Sequence[Row], context: int) -> None:
-    """The bars of one context.  Those far longer than the shortest are cut, so that the others can be told apart."""
+    """The bars of one context.  Those that are far longer than others are cut, so that the others can be told apart."""
     found = [(place, row, entry) for place, row in enumerate(engines) for entry in row.speeds if entry.context == context]
-    shortest = min(entry.step.median for _, _, entry in found)
-    limit = 1.25 * max(entry.step.most for _, _, entry in found if entry.step.median <= CUT * shortest)
+    limit = longest_bar([(row, entry) for _, row, entry in found])
     for place, row, entry in found:
         faithless = unfaithful(row)
         color, hatch = (UNFAITHFUL, "//") if faithless else (BAR, "")
@@ -128,11 +127,19 @@ def panel(axes: Axes, engines: Sequence[Row], context: int) -> None:
                           va="center", ha="right", color=INK if faithless else "white")  # fmt: skip
         else:
             whisker(axes, place, entry)
-            axes.annotate(text, (entry.step.most, place), (4, 0), textcoords="offset points", va="center")
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the floor's line
+            axes.annotate(text, (entry.step.most, place), (4, 0), textcoords="offset points", va="center", bbox=box)
     draw_floor(axes, next((entry.floor for _, _, entry in found if entry.floor is not None), None))
     axes.set_title(f"prompt of {context} tokens")
     axes.set_xlim(0, limit)
     axes.set_xlabel("ms per token" if found[0][2].batch == 1 else "ms per step")
+
+
+def longest_bar(found: Sequence[tuple[Row, Speed]]) -> float:
+    """Milliseconds up to which bars are drawn: a little more than `CUT` times what the fastest engine takes, or the longest of
+    all; the fastest of the faithful ones, if there are any, as weights of fewer bits would have all others cut."""
+    shortest = min(entry.step.median for row, entry in found if not unfaithful(row) or all(unfaithful(row) for row, _ in found))
+    return 1.25 * max(entry.step.most for _, entry in found if entry.step.median <= CUT * shortest)
 
 
 def draw_floor(axes: Axes, floor: float | None) -> None:

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from bench.compare import cli
-from bench.compare.charts import draw
+from bench.compare.charts import draw, longest_bar
 from bench.compare.engines import BASELINE, REGISTRY, ROOT, select, worker_environment
 from bench.compare.fidelity import Distances
 from bench.compare.floor import measure
 from bench.compare.plan import Plan
 from bench.compare.prompts import Prompts, draw_prompts
+from bench.compare.summary import rows
 from bench.record import fingerprint
 from models.checkpoint import open_checkpoint
 from models.config import ModelConfig
@@ -235,6 +236,18 @@ def test_charts_of_records_with_and_without_scores(tmp_path: Path) -> None:
     unscored = record(run([engine("b", "B", [2.0], None)]))
     assert [path.name for path in draw(unscored, tmp_path)] == ["latency.png", "latency.svg"]
     assert draw(record(run([])), tmp_path) == []
+
+
+def test_bars_are_cut_by_the_fastest_of_the_faithful(tmp_path: Path) -> None:
+    """One that reads a fraction of the bytes does not have all others cut."""
+    engines = [engine(BASELINE, "Base", [30.0], [1e-4] * 8), engine("b", "B", [2.0], [1e-4] * 8)]
+    fewer_bits = engine("c", "C", [0.3], [0.5] * 8)
+
+    def limit(*found: dict[str, Any]) -> float:
+        return longest_bar([(row, entry) for row in rows(record(run([*found]))["runs"]) for entry in row.speeds])
+
+    assert limit(*engines) == limit(*engines, fewer_bits) < 20
+    assert limit(fewer_bits) < 2, "by itself it is drawn as any other"
 
 
 def test_no_floor_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
