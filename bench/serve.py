@@ -5,8 +5,8 @@
 First one stream: milliseconds to the first token and a token, of the engine alone in a process of its own, then of the server
 with such an engine over HTTP, the same prompts.  Then tokens a second of several streams at once.  Then an open loop: requests
 arrive at random, at several shares of what the server can do, and wait for nobody; time to the first token, time a token and
-time between pieces at their percentiles.  Prints a table, writes a record and a picture, and ends with the record as one line
-of JSON.
+time between pieces at their percentiles.  The same then of vLLM's and SGLang's servers, where they are installed or `--peer`
+says where.  Prints a table, writes a record and a picture, and ends with the record as one line of JSON.
 """
 
 from __future__ import annotations
@@ -19,19 +19,33 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from bench.decode import ROOT
 from bench.record import Spread, describe, gpu_state
 from bench.record_file import make_folder, save_record
 from bench.serve_chart import draw
-from bench.serve_client import Answer, Load, Stream, open_loop
+from bench.serve_client import NOTHING, Answer, Load, Stream, open_loop
+from bench.serve_peers import (
+    RANDOM,
+    WHOLE,
+    Peer,
+    can_serve,
+    choose_peers,
+    free_port,
+    peer_model,
+    peer_server,
+    peer_version,
+    server_options,
+)
 from megakernel.loading import BACKENDS, load_engine
 from megakernel.request import SamplingParams
 from models.checkpoint import open_checkpoint
@@ -81,19 +95,23 @@ def apart(*arguments: Any) -> Times:
         return pool.apply(engine_alone, arguments)
 
 
-def served_stream(url: str, asked: Sequence[Sequence[int]], tokens: int) -> Times:
-    """The same over HTTP, on one connection."""
-    stream = Stream(url)
+def served_stream(url: str, asked: Sequence[Sequence[int]], tokens: int, more: Mapping[str, Any] = NOTHING) -> Times:
+    """The same over HTTP, on one connection; `more`: further fields of each request."""
+    stream = Stream(url, more)
     answers = [stream.ask(NAME, prompt, tokens) for prompt in asked][WARM:]
     stream.close()
+    if refused := [one.status for one in answers if one.status != 200 or not one.pieces]:
+        raise MachineError(
+            f"the server answered {len(refused)} of {len(answers)} requests with status {refused[0]} or with nothing"
+        )
     return {"first_ms": [one.first_ms for one in answers], "ms_per_token": [one.ms_per_token for one in answers]}
 
 
-def together(url: str, asked: Sequence[Sequence[int]], tokens: int, streams: int) -> float:
+def together(url: str, asked: Sequence[Sequence[int]], tokens: int, streams: int, more: Mapping[str, Any] = NOTHING) -> float:
     """Tokens a second of all streams, each with a connection of its own that asks for one prompt after the other."""
 
     def one(mine: Sequence[Sequence[int]]) -> int:
-        stream = Stream(url)
+        stream = Stream(url, more)
         try:
             return sum(stream.ask(NAME, prompt, tokens).tokens for prompt in mine)
         finally:
@@ -175,7 +193,59 @@ def overhead(engine: Times, served: Times) -> dict[str, Any]:
     }
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def all_streams(url: str, options: argparse.Namespace, vocab_size: int, more: Mapping[str, Any] = NOTHING) -> dict[int, float]:
+    """Tokens a second of so many streams together."""
+    found = {}
+    for streams in STREAMS:
+        others = prompts(options.prompt, ROUNDS * max(STREAMS), vocab_size, seed=streams)
+        found[streams] = round(together(url, others, options.tokens, streams, more), 1)
+    rates = ", ".join(f"{rate:.0f} of {streams}" for streams, rate in found.items())
+    print(f"tokens a second of so many streams together: {rates}", flush=True)
+    return found
+
+
+def all_loads(
+    url: str, options: argparse.Namespace, vocab_size: int, rates: Sequence[float], more: Mapping[str, Any] = NOTHING
+) -> list[dict[str, Any]]:
+    """What clients see at so many requests a second, each some share of what our server can do."""
+    found = []
+    for number, (share, rate) in enumerate(zip(SHARES, rates, strict=True)):
+        sizes = (max(1, options.prompt // 2), options.prompt), (1, options.tokens)
+        load = Load(rate, options.requests, *sizes, vocab_size, number)
+        found.append(load_record(load, share, asyncio.run(open_loop(url, NAME, load, more))))
+        print(line(found[-1]), flush=True)
+    return found
+
+
+def beside(
+    peer: Peer, options: argparse.Namespace, vocab_size: int, asked: Sequence[Sequence[int]], rates: Sequence[float]
+) -> dict[str, Any]:
+    """The same of another server, at the same requests a second; or why there is nothing of it."""
+    print(f"{peer.label}:", flush=True)
+    context = options.context or -(-(options.prompt + options.tokens) // 256) * 256
+    made_up, port = options.model.startswith(RANDOM), free_port()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "model").mkdir()
+        model = str(peer_model(options.model, folder / "model"))
+        started = server_options(peer, model, context, options.sequences or max(STREAMS), port, NAME, made_up)
+        told = ["python", "-m", *(options.model if part == model else part for part in started)]
+        found: dict[str, Any] = {"version": peer_version(peer), "command": told}
+        try:
+            with peer_server(peer, started, port, folder / "log") as url:
+                times = served_stream(url, asked, options.tokens, WHOLE)
+                found["one_stream"] = {name: asdict(Spread.of(values)) for name, values in times.items()}
+                first, each = (found["one_stream"][name]["median"] for name in ("first_ms", "ms_per_token"))
+                print(f"one stream: first token after {first:.2f} ms, a token {each:.3f} ms", flush=True)
+                found["streams"] = all_streams(url, options, vocab_size, WHOLE)
+                found["loads"] = all_loads(url, options, vocab_size, rates, WHOLE)
+        except (MachineError, OSError, ValueError) as error:
+            found["error"] = str(error).replace(name, "")
+            print(found["error"], flush=True)
+    return found
+
+
+def measure(options: argparse.Namespace, peers: Sequence[Peer] = ()) -> dict[str, Any]:
     """Everything, as the record."""
     vocab_size = open_checkpoint(options.model).config.vocab_size
     asked = prompts(options.prompt, WARM + options.runs, vocab_size)
@@ -199,20 +269,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             f"serving one stream costs {cost['ms_per_token']:.4f} ms a token, {cost['first_ms']:.3f} ms on the first",
             flush=True,
         )
-        record["streams"] = {}
-        for streams in STREAMS:
-            others = prompts(options.prompt, ROUNDS * max(STREAMS), vocab_size, seed=streams)
-            record["streams"][streams] = round(together(url, others, options.tokens, streams), 1)
-        rates = ", ".join(f"{rate:.0f} of {streams}" for streams, rate in record["streams"].items())
-        print(f"tokens a second of so many streams together: {rates}", flush=True)
+        record["streams"] = all_streams(url, options, vocab_size)
         first, each = (record["one_stream"][name]["served"]["median"] for name in ("first_ms", "ms_per_token"))
         seconds = (first + options.tokens / 2 * each) / 1000  # of a request, on average
-        record["loads"] = []
-        for number, share in enumerate(SHARES):
-            sizes = (max(1, options.prompt // 2), options.prompt), (1, options.tokens)
-            load = Load(share / seconds, options.requests, *sizes, vocab_size, number)
-            record["loads"].append(load_record(load, share, asyncio.run(open_loop(url, NAME, load))))
-            print(line(record["loads"][-1]), flush=True)
+        record["loads"] = all_loads(url, options, vocab_size, [share / seconds for share in SHARES])
+    rates = [load["requests_a_second"] for load in record["loads"]]
+    record["peers"] = {peer.name: beside(peer, options, vocab_size, asked, rates) for peer in peers}
     record["clocks_after"] = gpu_state()
     return record
 
@@ -228,6 +290,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=whole(2, 2**20), default=128, help="tokens of an answer at most (default %(default)s)")
     parser.add_argument("--runs", type=whole(1, 1000), default=20, help="of the one stream (default %(default)s)")
     parser.add_argument("--requests", type=whole(2, 10**6), default=200, help="at each rate (default %(default)s)")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        metavar="NAME=PYTHON[:PATH]",
+        help="measure vllm or sglang, too, in this interpreter, with a folder for the front of its PYTHONPATH; may be "
+        "repeated; none: no other server (default: those installed here)",
+    )
     parser.add_argument("--output", type=output_path, default=ROOT / "bench" / "results", help="folder (default %(default)s)")
     parser.add_argument("--commit", help="the commit measured, where git cannot tell")
     return parser
@@ -237,8 +306,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0, 1 where serving one stream costs more than it may, 2 with one line where the request cannot be met."""
     options = parser().parse_args(arguments)
+    peers = choose_peers(options.peer)
+    if peers and not can_serve(options.model):
+        print(f"{options.model} is no directory that other servers read: they are left out", file=sys.stderr)
+        peers = []
     make_folder(options.output)
-    record = measure(options)
+    record = measure(options, peers)
     save_record(record, options.output, draw)
     return 0 if record["one_stream"]["within_limits"] else 1
 

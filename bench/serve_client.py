@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
 DONE = b"data: [DONE]"
-COUNTED = b'"completion_tokens":'
+COUNTED = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
+PIECE = re.compile(rb'"finish_reason"\s*:\s*null|"text"\s*:\s*"[^"]')  # the last piece of some servers says why it is the last
 PATIENCE = 600.0  # seconds for an answer
 READ = 1 << 16
 
@@ -45,10 +49,13 @@ class Answer:
         return [1000 * (after - before) for before, after in zip(self.pieces, self.pieces[1:], strict=False)]
 
 
-def request(model: str, host: str, prompt: Sequence[int], tokens: int) -> bytes:
-    """The bytes of one request."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def request(model: str, host: str, prompt: Sequence[int], tokens: int, more: Mapping[str, Any] = NOTHING) -> bytes:
+    """The bytes of one request; `more` of its fields."""
     asked = {"model": model, "prompt": list(prompt), "max_tokens": tokens, "temperature": 0, "stream": True}
-    body = json.dumps(asked | {"stream_options": {"include_usage": True}}).encode()
+    body = json.dumps({**asked, "stream_options": {"include_usage": True}, **more}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
@@ -67,26 +74,26 @@ class Reading:
         if self.answer.status and self.answer.status != 200:
             return True
         *events, self._rest = self._rest.split(b"\n\n")
-        if any(b'"finish_reason":null' in event for event in events):
+        if any(PIECE.search(event) for event in events):
             self.answer.pieces.append(at)
         for event in events:
-            if COUNTED in event:
-                self.answer.tokens = int(event.split(COUNTED)[1].split(b",")[0])
+            if counted := COUNTED.search(event):
+                self.answer.tokens = int(counted[1])
         return any(DONE in event for event in events)
 
 
 class Stream:
-    """One connection that asks one request after the other."""
+    """One connection that asks one request after the other; `more`: fields of each."""
 
-    def __init__(self, url: str) -> None:
-        self._host = urlsplit(url).netloc
+    def __init__(self, url: str, more: Mapping[str, Any] = NOTHING) -> None:
+        self._host, self._more = urlsplit(url).netloc, more
         name, port = self._host.rsplit(":", 1)
         self._socket = socket.create_connection((name, int(port)), timeout=PATIENCE)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def ask(self, model: str, prompt: Sequence[int], tokens: int) -> Answer:
         """Send, and wait for the whole answer."""
-        sent = request(model, self._host, prompt, tokens)
+        sent = request(model, self._host, prompt, tokens, self._more)
         reading = Reading(time.perf_counter())
         self._socket.sendall(sent)
         while True:
@@ -100,14 +107,14 @@ class Stream:
         self._socket.close()
 
 
-async def ask_once(url: str, model: str, prompt: Sequence[int], tokens: int) -> Answer:
+async def ask_once(url: str, model: str, prompt: Sequence[int], tokens: int, more: Mapping[str, Any] = NOTHING) -> Answer:
     """One request on a connection of its own."""
     host = urlsplit(url).netloc
     name, port = host.rsplit(":", 1)
     reading = Reading(time.perf_counter())
     reader, writer = await asyncio.open_connection(name, int(port))
     try:
-        writer.write(request(model, host, prompt, tokens))
+        writer.write(request(model, host, prompt, tokens, more))
         while chunk := await asyncio.wait_for(reader.read(READ), PATIENCE):
             if reading.take(chunk, time.perf_counter()):
                 break
@@ -128,7 +135,7 @@ class Load:
     seed: int
 
 
-async def open_loop(url: str, model: str, load: Load) -> list[Answer]:
+async def open_loop(url: str, model: str, load: Load, more: Mapping[str, Any] = NOTHING) -> list[Answer]:
     """Poisson arrivals that wait for nobody: each request is sent when its time has come, whatever became of those before."""
     draws = random.Random(load.seed)
     waiting: list[asyncio.Task[Answer]] = []
@@ -138,5 +145,5 @@ async def open_loop(url: str, model: str, load: Load) -> list[Answer]:
         prompt = [draws.randrange(load.vocab_size) for _ in range(draws.randint(*load.prompt))]
         tokens = draws.randint(*load.tokens)
         await asyncio.sleep(due - time.perf_counter())
-        waiting.append(asyncio.create_task(ask_once(url, model, prompt, tokens)))
+        waiting.append(asyncio.create_task(ask_once(url, model, prompt, tokens, more)))
     return list(await asyncio.gather(*waiting))

@@ -140,16 +140,16 @@ def select(names: str | None, pythons: list[str], quick: bool) -> list[EngineSpe
     return specs
 
 
-def split_python(entry: str) -> tuple[str, tuple[str, str]]:
+def split_python(entry: str, option: str = "--engine") -> tuple[str, tuple[str, str]]:
     """(name, (interpreter, extra PYTHONPATH)) of "NAME=PYTHON[:PATH...]"; the name may itself hold one colon."""
     name, equals, value = entry.partition("=")
     python, _, site = value.partition(":")
     if not (name and equals and python):
-        raise UserError(f"--engine {entry}: write NAME=PYTHON or NAME=PYTHON:PATH")
+        raise UserError(f"{option} {entry}: write NAME=PYTHON or NAME=PYTHON:PATH")
     paths = [os.path.abspath(path) for path in site.split(":") if path]
     for path in paths:
         if not os.path.isdir(path):
-            raise UserError(f"--engine {entry}: {path} is no directory, give the folder that holds the packages")
+            raise UserError(f"{option} {entry}: {path} is no directory, give the folder that holds the packages")
     return name, (find_python(python), os.pathsep.join(paths))
 
 
