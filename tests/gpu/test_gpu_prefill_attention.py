@@ -63,7 +63,7 @@ class Heads:
         return self.chain.mixed[:count].view(count, self.config.num_heads, -1).clone()
 
     def truth(self, head: int, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The fp32 results of a query head, and each query's largest value."""
+        """The fp32 results of a query head, and the largest value of its head."""
         a, kv = self.plan.attention, head // self.config.group
         keys, values = (
             self.rows(kv, value).permute(1, 2, 0, 3).reshape(-1, self.plan.head_width)[: start + count].float()

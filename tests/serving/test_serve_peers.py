@@ -11,7 +11,6 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -31,9 +30,8 @@ def fake(kind: str) -> Peer:
     return Peer("vllm", "Fake", "tokenizers", ("tests.support.fake_peer", kind, "{model}", "{port}"), ())
 
 
-def options(**changed: Any) -> argparse.Namespace:
-    found = parser().parse_args(["--model", MODEL, "--prompt", "8", "--tokens", "6", "--requests", "6"])
-    return argparse.Namespace(**{**vars(found), **changed})
+def options() -> argparse.Namespace:
+    return parser().parse_args(["--model", MODEL, "--prompt", "8", "--tokens", "6", "--requests", "6"])
 
 
 @pytest.fixture
