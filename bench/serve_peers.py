@@ -57,11 +57,15 @@ DUMMY = ("--load-format", "dummy")
 _VLLM = (
     "vllm.entrypoints.openai.api_server --model {model} --served-model-name {name} --dtype bfloat16 --max-model-len {context} "
 )
-_VLLM += "--max-num-seqs {sequences} --no-enable-prefix-caching --gpu-memory-utilization 0.5"
+_VLLM += "--max-num-seqs {sequences} --no-enable-prefix-caching --gpu-memory-utilization 0.5 --disable-uvicorn-access-log"
 _SGLANG = "sglang.launch_server --model-path {model} --served-model-name {name} --dtype bfloat16 --context-length {context} "
-_SGLANG += "--max-running-requests {sequences} --disable-radix-cache --mem-fraction-static 0.5"
+_SGLANG += "--max-running-requests {sequences} --disable-radix-cache --mem-fraction-static 0.5 --log-level-http warning"
+VLLM_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # which may not be installed; greedy requests do without
+}
 PEERS = (
-    Peer("vllm", "vLLM", "vllm", (*_VLLM.split(), *ADDRESS), DUMMY, {"VLLM_NO_USAGE_STATS": "1"}),
+    Peer("vllm", "vLLM", "vllm", (*_VLLM.split(), *ADDRESS), DUMMY, VLLM_ENVIRONMENT),
     Peer("sglang", "SGLang", "sglang", (*_SGLANG.split(), *ADDRESS), DUMMY),
 )
 

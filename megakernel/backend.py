@@ -52,11 +52,14 @@ def sampling_state(sampling: SamplingParams) -> SamplingState:
     return SamplingState(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
 
 
-def shared_length(one: list[int], other: list[int]) -> int:
-    """How many tokens two sequences have in common from their beginning: halves are compared whole, which is fast."""
-    low, high = 0, min(len(one), len(other))
+def shared_length(one: list[int], other: list[int], most: int | None = None) -> int:
+    """How many tokens, `most` at most, two sequences have in common from their beginning: pieces are compared whole, which is
+    fast, and first of all everything."""
+    low, high = 0, min(len(one), len(other), len(one) if most is None else most)
     if one[:1] != other[:1]:  # most often so
         return 0
+    if one[:high] == other[:high]:
+        return high
     while low < high:
         middle = (low + high + 1) // 2
         if one[low:middle] == other[low:middle]:

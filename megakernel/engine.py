@@ -160,15 +160,13 @@ class Engine:
 
 
 def checked_prompt(prompt: Tokens[int], vocab_size: int) -> list[int]:
-    """The prompt as plain integers; raises UserError for an empty one and for ids outside the vocabulary."""
+    """The prompt as a list of its own; raises UserError for an empty one and for ids outside the vocabulary."""
     if not len(prompt):
         raise UserError("the prompt is empty: give at least one token")
     if isinstance(prompt, list):
         with suppress(TypeError, OverflowError):  # hardly ever, so a long prompt shall not take a millisecond
-            words = array("i", prompt)
-            numbers = np.frombuffer(words, np.int32)
-            if numbers.min() >= 0 and numbers.max() < vocab_size:
-                return words.tolist()
+            if np.frombuffer(array("I", prompt), np.uint32).max() < vocab_size:
+                return prompt.copy()
     ids = []
     for place, token in enumerate(prompt):
         try:

@@ -106,7 +106,7 @@ class GpuBackend(OnGpu):
         self.abandon()
         before, prompt, sampling = self.sequence, sequence.prompt, sequence.sampling
         # The last token is computed in any case: its logits are asked for.
-        kept = shared_length(before.tokens[: before.position], prompt[:-1]) if sequence.reuse else 0
+        kept = shared_length(before.tokens, prompt, min(before.position, len(prompt) - 1)) if sequence.reuse else 0
         sequence.kept = sequence.position = kept
         self.sequence = sequence
         self.state.start(prompt, sampling_state(sampling), sampling.stop_token_ids, kept)

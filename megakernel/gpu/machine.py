@@ -6,6 +6,7 @@ text.  Everything is enqueued on the current stream; results land in pinned host
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -47,12 +48,16 @@ def page_descriptor(pages: torch.Tensor, parts: int = 1) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(pages.view(-1, 64), [128 // parts, 64], TMA_LAYOUT)
 
 
-def upload(target: torch.Tensor, values: torch.Tensor) -> None:
-    """Enqueue that GPU memory takes values of the host.  Waits for nothing: a copy from memory that is not pinned would, for
-    all that was enqueued before it."""
-    staged = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
-    staged.copy_(values)
-    target.copy_(staged, non_blocking=True)
+def upload(*pieces: tuple[torch.Tensor, np.ndarray]) -> None:
+    """Enqueue that GPU memory takes words of the host: each tensor, int32, the array beside it.  Waits for nothing: a copy from
+    memory that is not pinned would, for all that was enqueued before it."""
+    staged = torch.empty(sum(words.size for _, words in pieces), dtype=torch.int32, device="cpu", pin_memory=True)
+    held, first = staged.numpy(), 0
+    for target, words in pieces:
+        end = first + words.size
+        held[first:end] = words.reshape(-1)
+        target.copy_(staged[first:end].view(words.shape), non_blocking=True)
+        first = end
 
 
 class GpuState:
@@ -93,9 +98,8 @@ class GpuState:
 
     def start(self, prompt: Sequence[int], sampling: SamplingState, stop_tokens: Collection[int], kept: int = 0) -> None:
         """Begin a new sequence; its first `kept` tokens are there already."""
-        words = control_words(len(prompt), sampling, stop_tokens)
-        upload(self.tokens[kept : len(prompt)], torch.from_numpy(np.array(prompt[kept:], dtype=np.int32)))
-        upload(self.control, torch.from_numpy(words))
+        words = np.frombuffer(array("I", prompt[kept:]), np.int32)
+        upload((self.tokens[kept : len(prompt)], words), (self.control, control_words(len(prompt), sampling, stop_tokens)))
         self.steps = 0
 
 
@@ -145,6 +149,7 @@ class GpuProgram:
         self.words, self.starts, self.uses = (
             torch.tensor(array, device=device) for array in (device_words(program), program.starts, program.uses)
         )
+        self.most_signals = int(program.targets.max())  # that a counter gets in one token
         self.trace_tokens = trace_tokens
         size = program.sms * len(Clock) + trace_tokens * len(program.words) * len(Point)
         if size > np.iinfo(np.int32).max:
@@ -238,7 +243,7 @@ class GpuProgram:
     @property
     def worn(self) -> bool:
         """Whether counters might overflow int32 within another sequence; they should then begin anew before it does."""
-        return (self.epoch + self.state.capacity) * int(self.program.targets.max()) > np.iinfo(np.int32).max
+        return (self.epoch + self.state.capacity) * self.most_signals > np.iinfo(np.int32).max
 
     def reset(self) -> None:
         """Begin all counters anew, when no launch is under way, and forget all activations."""

@@ -324,7 +324,7 @@ class SharingBackend(OnGpu):
         placed = tuple((slot.number, id(slot.sequence), *words[slot.number, 1:]) for slot in group)
         if placed != self.placed:
             rows = self.state.control[SEQUENCES:].view(MOST_SEQUENCES, SEQUENCE_WORDS)
-            upload(rows[:, : words.shape[1]], torch.from_numpy(words))
+            upload((rows[:, : words.shape[1]], words))
             self.placed = placed
 
     def enqueue(self, flight: Flight | ColumnFlight, group: list[Slot]) -> None:

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 
+import numpy as np
 import torch
 
 from megakernel.gpu.machine import GpuState, upload
@@ -76,5 +77,5 @@ class Prefill:
 
     def read(self, start: int, count: int) -> None:
         """Enqueue one chunk."""
-        upload(self.chain.words, torch.tensor([start, count], dtype=torch.int32))
+        upload((self.chain.words, np.array([start, count], dtype=np.int32)))
         self.graphs[self.plan.classes[bisect_left(self.plan.classes, count)]].replay()

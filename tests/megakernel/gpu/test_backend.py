@@ -331,3 +331,4 @@ def test_the_shared_length_is_that_of_the_common_beginning(count: int) -> None:
         other = [*same[:place], -1, *same[place + 1 :]]
         assert shared_length(same, other) == shared_length(other, same) == place
         assert shared_length(same, same[:place]) == shared_length(same[:place], same) == place
+        assert all(shared_length(same, other, most) == min(place, most) for most in range(count + 1))
