@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.chart import plotting, save
+from bench.serve_peers import PEERS
 
 COLOURS = {"p50": "#2f6f9f", "p95": "#5b9a68", "p99": "#b03a2e"}
-
 PEER_COLOURS = ("#7a5195", "#d98f2b")
+LABELS = {peer.name: peer.label for peer in PEERS}
 
 
 def draw(record: dict[str, Any], path: Path) -> Path:
@@ -28,8 +29,10 @@ def draw(record: dict[str, Any], path: Path) -> Path:
                 axes.semilogy(shares, [load[field][name] for load in loads], "o-", color=colour, label=name)
             for (name, peer), colour in zip(peers.items(), PEER_COLOURS, strict=False):
                 values = [load[field]["p50"] for load in peer["loads"]]
-                axes.semilogy(shares, values, "o--", color=colour, label=f"{name}, p50")
+                axes.semilogy(shares, values, "o--", color=colour, label=f"{LABELS.get(name, name)}, p50")
             axes.set(xlabel="load, % of one request after the other", ylabel="ms", title=title)
             axes.set_xticks(shares, [f"{share:.0f}" for share in shares])
-            axes.legend(frameon=False)
+            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                which("{x:g}")
+        figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
         return save(plt, figure, path)
