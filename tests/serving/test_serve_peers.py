@@ -67,8 +67,8 @@ def test_a_peer_is_measured_as_we_are(quick: None, tmp_path: Path, capsys: pytes
     assert printed.startswith("Fake:\n") and line(found["loads"][0]) in printed
     record = {"loads": found["loads"], "peers": {"vllm": found, "sglang": {"error": "none"}}}
     both = draw(record, tmp_path / "both.svg").read_text()
-    assert "vLLM, p50" in both and "sglang" not in both
-    assert "vllm" not in draw({"loads": found["loads"]}, tmp_path / "alone.svg").read_text()
+    assert "vLLM, p50" in both and "SGLang" not in both
+    assert "vLLM" not in draw({"loads": found["loads"]}, tmp_path / "alone.svg").read_text()
 
 
 @pytest.mark.parametrize(
