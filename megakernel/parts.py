@@ -87,11 +87,11 @@ class Parts:
 
         The last token is computed in any case: its logits are asked for.
         """
-        best, most, prompt = Held([], []), 0, sequence.prompt[:-1]
+        best, most, prompt = Held([], []), 0, sequence.prompt
         if sequence.reuse:
             running = (Held(one.tokens[: one.position], one.part, left=False) for one in self.running)
             for known in chain(self.held, running):
-                length = shared_length(known.tokens, prompt)
+                length = shared_length(known.tokens, prompt, len(prompt) - 1)
                 if length > most:
                     best, most = known, length
         return best, most

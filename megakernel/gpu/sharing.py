@@ -164,8 +164,8 @@ class SharingBackend(OnGpu):
 
         The last token is computed in any case: its logits are asked for.
         """
-        wanted = sequence.prompt[:-1] if sequence.reuse else []
-        return max(((shared_length(slot.known, wanted), slot) for slot in slots), key=lambda found: found[0])
+        prompt, most = sequence.prompt, len(sequence.prompt) - 1 if sequence.reuse else 0
+        return max(((shared_length(slot.known, prompt, most), slot) for slot in slots), key=lambda found: found[0])
 
     def rows(self, slot: Slot, count: int) -> torch.Tensor:
         """The pages of a slot's cache that hold its first positions, [heads, pages, elements]."""

@@ -56,7 +56,7 @@ class ScriptedBackend:
         rows = sum(one.rows for one in self.answers) + sequence.rows
         if len(self.answers) == self.columns or rows > self.capacity:
             return False
-        sequence.kept = shared_length(self._held, sequence.prompt[:-1]) if sequence.reuse else 0
+        sequence.kept = shared_length(self._held, sequence.prompt, len(sequence.prompt) - 1) if sequence.reuse else 0
         self.answers[sequence] = scripted_answer(sequence.prompt, self.config.vocab_size, sequence.limit)
         return True
 
