@@ -15,6 +15,7 @@ from megakernel.device.prefill.along import read_widened
 from megakernel.device.prefill.attention import read_attention
 from megakernel.device.prefill.embedding import read_embedding
 from megakernel.device.prefill.heads import read_heads
+from megakernel.device.prefill.past import add_parts, read_past
 from megakernel.device.prefill.projections import read_product
 from megakernel.device.prefill.single import read_single
 from megakernel.device.prefill.widening import UNITS, widen_matrix
@@ -23,7 +24,7 @@ from megakernel.options import BOX_LAYOUT, TMA_LAYOUT, Sizes
 from megakernel.prefill.launch import ROW_BLOCKS, WIDENERS, Launch
 from megakernel.prefill.mixture import Mixture
 from megakernel.prefill.plan import BUFFERS, Plan
-from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP
+from megakernel.prefill.tiling import CONSUMER_TOKENS, STEP, AttentionTiling
 from models.tape import BLOCK_ROWS, PAGE_BYTES, TILES_PER_PAGE, TapeLayout
 
 LINES = TILES_PER_PAGE * BLOCK_ROWS  # 128-byte lines of a page
@@ -57,8 +58,9 @@ class Chain:
         other.state, other.box = state, cache(other._box)
         return other
 
-    def launches(self, size: int) -> Iterator[Launch]:
-        """The chain for a chunk of up to `size` tokens: all layers but the last, and the keys and values of that one."""
+    def launches(self, size: int, past: AttentionTiling | None = None) -> Iterator[Launch]:
+        """The chain for a chunk of up to `size` tokens: all layers but the last, and the keys and values of that one; with
+        attention over a long past, if so."""
         state, plan, last = self.state, self.plan, self.state.config.num_layers - 1
         buffers = (self.words, self.residual, self.normed, self.squares)
         arguments = (state.weights, state.tokens, state.constants, *buffers, self.sizes, Sizes(plan.embedding))
@@ -66,7 +68,7 @@ class Chain:
         yield from (self.widening(kind, 0) for kind in plan.buffers if self.wanted(kind, 0))
         for layer in range(last):
             yield from self.heads(size, layer)
-            yield self.attention(layer)
+            yield from [self.attention(layer)] if past is None else self.attention_of_past(size, layer, past)
             yield self.product(size, "o", layer, plan.tape.norm_offset(plan.tape.norm_before(plan.after_attention), layer))
             yield from self.mlp(size, layer, plan.tape.norm_offset(plan.tape.norm_before("qkv"), layer + 1))
         yield from self.heads(size, last, keys_alone=True)
@@ -153,6 +155,14 @@ class Chain:
         operands = (self.box("queries", CONSUMER_TOKENS), self.box("cache", 0), self.words, self.mixed)
         arguments = (*operands, layer, self.head_pages, Sizes(self.plan.attention))
         return Launch(read_attention, self.plan.sms, arguments)
+
+    def attention_of_past(self, size: int, layer: int, tiling: AttentionTiling) -> Iterator[Launch]:
+        """The same of few tokens after a long past: by parts of the keys, which are then added."""
+        left = (self.tensors["past"], self.tensors["past_sums"])
+        operands = (self.box("queries", CONSUMER_TOKENS), self.box("cache", 0), self.words, *left)
+        yield Launch(read_past, self.plan.sms, (*operands, layer, self.head_pages, Sizes(tiling)))
+        rows = min(size * tiling.heads, ROW_BLOCKS * self.plan.sms)
+        yield Launch(add_parts, rows, (self.words, *left, self.mixed, Sizes(tiling)))
 
     @property
     def head_pages(self) -> int:

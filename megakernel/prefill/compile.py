@@ -18,6 +18,7 @@ from megakernel.device.prefill.embedding import read_embedding
 from megakernel.device.prefill.experts import read_experts
 from megakernel.device.prefill.gathering import read_rows, read_sum
 from megakernel.device.prefill.heads import read_heads
+from megakernel.device.prefill.past import add_parts, read_past
 from megakernel.device.prefill.projections import read_product
 from megakernel.device.prefill.routing import read_choice, read_places
 from megakernel.device.prefill.single import read_single
@@ -60,6 +61,7 @@ POINTERS = {
     "tape": "*i32",
     "widened": "*bf16",
     "tokens": "*i32",
+    "sums": "*fp32",
 }
 ALIGNED = ("n", "k", "stride")  # numbers that are multiples of 16
 
@@ -101,6 +103,8 @@ def kernels(plan: Plan) -> list[tuple[Any, AnyTiling, Widening | None]]:
         (read_embedding, plan.embedding, None): None,
         (read_attention, plan.attention, None): None,
     }
+    for past in filter(None, map(plan.past, plan.classes)):
+        found |= {(read_past, past, None): None, (add_parts, past, None): None}
     if plan.dimensions.norms_together:
         found[read_heads, plan.embedding, None] = None
     for kind in plan.kinds:

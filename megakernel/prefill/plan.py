@@ -25,6 +25,8 @@ MIXTURE_KINDS = ("qkv", "o", "router")  # and where layers hold experts
 EXPERT_KINDS = ("expert_gate_up", "expert_down")
 SINGLE, HALF, WHOLE = torch.float32, torch.bfloat16, torch.int32
 Tensors = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # by name: type and shape
+LONG_PAST = 2048  # positions before a chunk from which on the keys of few queries are shared by SMs,
+MOST_PARTS = 8  # in so many parts at most
 BUFFERS = 2  # to which the quantised matrices of a kind are widened, layer by layer in turn
 PIECE = 64  # columns of the residual stream whose squares are summed together
 NORMED_TILE = 128  # least rows of a tile of the QKV matrix where heads are normed: it holds whole heads
@@ -182,6 +184,21 @@ class Plan:
             scale=config.attention_scale,
         )
 
+    def past(self, size: int) -> AttentionTiling | None:
+        """What attention's kernel is told of a class of so few tokens that, after a long past, a head's keys are shared by
+        several SMs; None where they are not: two heads of a group go together."""
+        pairs = ceil_div(size, CONSUMER_TOKENS) * (self.config.num_heads // 2)
+        parts = 2 ** (min(MOST_PARTS, self.sms // pairs).bit_length() - 1) if self.sms >= pairs else 1
+        shared = parts > 1 and self.config.group % 2 == 0 and self.capacity > LONG_PAST
+        return replace(self.attention, parts=parts) if shared else None
+
+    @cached_property
+    def past_rows(self) -> int:
+        """Rows that all parts of a past leave at most: one a query, head and part."""
+        tilings = {size: self.past(size) for size in self.classes}
+        rows = {size: ceil_div(size, CONSUMER_TOKENS) * CONSUMER_TOKENS * self.config.num_heads for size in tilings}
+        return max((rows[size] * tiling.parts for size, tiling in tilings.items() if tiling is not None), default=0)
+
     def tiles(self, size: int, kind: str) -> int:
         """Tiles of a product of a class."""
         cut = self.cut(size, kind)
@@ -223,6 +240,9 @@ class Plan:
             "parts": (SINGLE, (self.parts,)),
             "arrivals": (WHOLE, (self.arrivals,)),
         }
+        if self.past_rows:
+            found["past"] = SINGLE, (self.past_rows, self.head_width)
+            found["past_sums"] = SINGLE, (self.past_rows, 2)
         if self.dimensions.norms_together:
             found["products"] = (SINGLE, (rows, self.tape.matrix("qkv").rows))
         return found | (self.routed if config.num_experts else {"units": (HALF, (rows, padded(config.intermediate_size)))})

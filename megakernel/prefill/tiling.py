@@ -48,7 +48,10 @@ class Widening:
 
 @dataclass(frozen=True)
 class AttentionTiling:
-    """Attention's tiles: `consumers` times 64 queries, by blocks of `keys` keys, `slots` blocks of keys or values ahead."""
+    """Attention's tiles: `consumers` times 64 queries, by blocks of `keys` keys, `slots` blocks of keys or values ahead.
+
+    `parts`: in which a head's keys are shared by as many SMs.
+    """
 
     consumers: int
     keys: int
@@ -62,6 +65,7 @@ class AttentionTiling:
     kv_heads: int
     head_rows: int
     scale: float
+    parts: int = 1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from bench.rig import device_sms
 from megakernel.prefill.chain import PAGE_ELEMENTS, Chain
 from megakernel.prefill.plan import Plan
-from megakernel.prefill.tiling import STEP
+from megakernel.prefill.tiling import STEP, AttentionTiling
 from models.config import ModelConfig
 
 pytestmark = pytest.mark.gpu
@@ -53,12 +53,14 @@ class Heads:
             for position in positions:
                 keys[:, position // a.page_positions, position % a.page_positions] *= times
 
-    def run(self, start: int, count: int) -> torch.Tensor:
-        """Results of `count` queries from position `start` on, bf16 [count, heads, head rows]."""
+    def run(self, start: int, count: int, past: AttentionTiling | None = None) -> torch.Tensor:
+        """Results of `count` queries from position `start` on, bf16 [count, heads, head rows]; by parts of the keys, if so."""
         self.chain.queries[:count] = self.queries[start : start + count]
         self.chain.words.copy_(torch.tensor([start, count], dtype=torch.int32))
         self.chain.mixed.zero_()
-        self.chain.attention(1).enqueue()
+        launches = [self.chain.attention(1)] if past is None else self.chain.attention_of_past(count, 1, past)
+        for launch in launches:
+            launch.enqueue()
         torch.cuda.synchronize()
         return self.chain.mixed[:count].view(count, self.config.num_heads, -1).clone()
 
@@ -76,8 +78,8 @@ class Heads:
         return found[:, : a.head_rows], values.abs().amax()
 
 
-def check(heads: Heads, start: int, count: int) -> None:
-    found = heads.run(start, count)
+def check(heads: Heads, start: int, count: int, past: AttentionTiling | None = None) -> None:
+    found = heads.run(start, count, past)
     for head in range(heads.config.num_heads):
         truth, largest = heads.truth(head, start, count)
         assert (found[:, head].float() - truth).abs().max() <= ROUNDINGS * largest, f"head {head}"
@@ -102,6 +104,19 @@ def test_scores_may_exceed_those_of_the_first_block_by_any_amount(shape: tuple[i
     heads.enlarge([0, 5, 130, 131, 640, 1500], times)
     check(heads, 0, 2000)
     check(heads, 777, 1111)
+
+
+@pytest.mark.parametrize("shape", [(32, 8, 64), (8, 2, 128), (4, 1, 80), (2, 1, 256)])
+@pytest.mark.parametrize("times", [1.0, 30.0, 3000.0])
+def test_few_tokens_after_a_long_past(shape: tuple[int, int, int], times: float) -> None:
+    """By parts of the keys, in as many as each class has; twice, with the same bits."""
+    heads = Heads(shape)
+    heads.enlarge([0, 130, 1500, 4001], times)
+    for start, count in ((2048, 1), (4000, 50), (4100, 124), (3000, 256), (3968, 129)):
+        past = heads.plan.past(next(size for size in heads.plan.classes if count <= size))
+        assert past is not None and past.parts > 1
+        check(heads, start, count, past)
+        assert torch.equal(heads.run(start, count, past), heads.run(start, count, past))
 
 
 @pytest.mark.parametrize("times", [1.0, 30.0])

@@ -141,10 +141,10 @@ def part_at(A: gl.constexpr, share, chunk, turn, WHO: gl.constexpr):
 
 @gluon.jit
 def attend_blocks(
-    A: gl.constexpr, chunk, part, scores, queries, blocks, ring, use, RESULT: gl.constexpr, RAISING: gl.constexpr
+    A: gl.constexpr, chunk, part, least, scores, queries, blocks, ring, use, RESULT: gl.constexpr, RAISING: gl.constexpr
 ):
-    """All of a part but the last product, whose scores with the first block are there: the last block's weights, the results
-    and sums before it, and the ring's use of that block."""
+    """All of a part's blocks down to `least` but the last product, whose scores with the first block are there: the last
+    block's weights, the results and sums before it, the bases, and the ring's use of that block."""
     TOKENS: gl.constexpr = gl.SliceLayout(1, scores.type.layout)
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, RESULT, 2)
     clear = (chunk.start + part.first) // A.keys  # blocks that come before every query
@@ -155,7 +155,7 @@ def attend_blocks(
     weights, total = weigh(A, scores, base)
     p = gl.convert_layout(weights.to(gl.bfloat16), WEIGHTS)
     acc = gl.zeros([QUERIES, A.width], gl.float32, RESULT)
-    for i in range(1, part.seen):
+    for i in range(1, part.seen - least):
         slot = wait_landed(A.slots, ring, use + 2)
         flying = warpgroup_mma(queries, keys_of(A, blocks, slot).permute([1, 0]), nothing, use_acc=False, is_async=True)
         slot = wait_landed(A.slots, ring, use + 1)
@@ -179,7 +179,7 @@ def attend_blocks(
             acc *= gl.convert_layout(shrink, gl.SliceLayout(1, RESULT))[:, None]
         p = gl.convert_layout(weights.to(gl.bfloat16), WEIGHTS)
         use += 2
-    return p, acc, total, use
+    return p, acc, total, base, use
 
 
 @gluon.jit
@@ -222,7 +222,7 @@ def attend_heads(
             slot = wait_landed(A.slots, ring, use)
             scores = warpgroup_mma(queries, keys_of(A, blocks, slot).permute([1, 0]), nothing, use_acc=False)
             release(A.slots, ring, use)
-        p, acc, total, use = attend_blocks(A, chunk, part, scores, queries, blocks, ring, use, RESULT, RAISING)
+        p, acc, total, _, use = attend_blocks(A, chunk, part, 0, scores, queries, blocks, ring, use, RESULT, RAISING)
         largest = gl.maximum(largest, total)
         under_way = (turn + 1 < count) & (part_at(A, share, chunk, turn + 1, WHO).later == 0)
         slot = wait_landed(A.slots, ring, use + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -84,12 +83,12 @@ class EmulatedPrefill(Prefill):
     def compile(self) -> None:
         """Nothing to compile."""
 
-    def capture(self, size: int) -> Any:
+    def capture(self, launches: list[Launch]) -> Any:
         """Nothing to capture."""
 
     def read(self, start: int, count: int) -> None:
         self.chain.words.copy_(torch.tensor([start, count], dtype=torch.int32))
-        for one in self.chain.launches(self.plan.classes[bisect_left(self.plan.classes, count)]):
+        for one in self.chains()[self.which(start, count)]:
             self.seed += 1
             run(one, self.seed)
 
