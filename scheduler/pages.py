@@ -14,7 +14,7 @@ from instructions.base import Instruction
 from instructions.codec import Wait
 from instructions.matvec import RowBlocks
 from instructions.registry import INSTRUCTIONS
-from instructions.shape import HELD_PAGES, MMA_COLUMNS, Shape, ceil_div, next_power_of_two
+from instructions.shape import HELD_PAGES, Shape, ceil_div, next_power_of_two
 from models.tape import PAGE_BYTES, TILE_BYTES
 from scheduler.dependencies import Dependencies
 from scheduler.errors import ScheduleError
@@ -36,7 +36,7 @@ def staging_bytes(shape: Shape) -> int:
     """Shared memory for staged activations in the weight type, whole pages of K columns of one row: the widest input of a
     projection in whole parts, the normalised hidden state at a power of two of pages, or the queries of an attention group.
 
-    With several columns the hidden state is staged for all columns of the matrix instruction, and other inputs are not.  The
+    With several columns the hidden state is staged for a power of two of columns, and other inputs are not.  The
     sums that formats need follow at a multiple of their own size, and what lies beside pages at a multiple of its size.
     """
     kinds = [kind for kind in INSTRUCTIONS if issubclass(kind, RowBlocks) and kind.MATRIX in (*shape.tape.kinds, "head")]
@@ -44,7 +44,7 @@ def staging_bytes(shape: Shape) -> int:
     normed = [shape.matrix(kind) for kind in ("qkv", "head", *(["router"] if shape.config.num_experts else []))]
     hidden = max(next_power_of_two(matrix.pages_per_block) * matrix.format.columns for matrix in normed)
     queries = ceil_div(shape.staged_queries, shape.page_columns) * shape.page_columns
-    staged = max(widest, hidden) if shape.columns == 1 else MMA_COLUMNS * hidden
+    staged = max(widest, hidden) if shape.columns == 1 else next_power_of_two(shape.columns) * hidden
     sums = sums_bytes(shape)
     return rounded_up(rounded_up(max(staged, queries) * shape.itemsize, sums) + sums, beside_bytes(shape))
 

@@ -93,7 +93,7 @@ def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
     if S.columns == 1:
         x = F.activation(S, ring, page)
     else:
-        x = staged_page(F, ring, page)
+        x = staged_page(S, F, ring, page)
     return multiply_by(S, F, ring, step, use, slot, x, acc)
 
 

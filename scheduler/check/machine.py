@@ -38,7 +38,7 @@ def shared_bytes(shape: Shape, ring: int) -> int:
 
     Staged are, one at a time, the input of a projection, padded to whole parts, that of the experts' down projections once for
     each that is chosen; the hidden state, padded to a power of two of pages; the queries of an attention group.  Of several
-    columns none but the hidden state, eight times, and the queries.  Behind it lie the sums that formats need of its groups, a
+    columns none but the hidden state, once for each of a power of two of columns, and the queries.  Behind it lie the sums that formats need of its groups, a
     power of two of KiB, and what lies beside the pages of the ring, either at a multiple of its size.
     """
     staged, beside, sums = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0, 0
@@ -49,7 +49,7 @@ def shared_bytes(shape: Shape, ring: int) -> int:
         if matrix.format.summed:
             sums = max(sums, 1024, 4 * (columns << (pages - 1).bit_length()) // matrix.format.summed)
         if matrix.columns == shape.config.hidden_size and not mixed:
-            pages = (1 if shape.columns == 1 else 8) << (pages - 1).bit_length()
+            pages = 1 << (shape.columns - 1).bit_length() << (pages - 1).bit_length()
         elif shape.columns == 1 and not mixed:
             part = staged_pages(pages, matrix.format)
             pages = -(-pages // part) * part

@@ -1,7 +1,7 @@
 """The input of a matrix, of several columns, normed and staged in shared memory.
 
-Every column's numbers are those that it would have alone, bit for bit: sums go in the same order.  Rows of the matrix
-instruction that hold no column are zeros.
+Every column's numbers are those that it would have alone, bit for bit: sums go in the same order.  Staged are as many columns
+as there are, or the next power of two; the columns of the matrix instruction beyond them repeat them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from triton.experimental.gluon import language as gl
 
 from megakernel.device.clocks import cycles
 from megakernel.device.compat import barrier, reinterpret
-from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout
+from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, bits, block_layout, log2
 from megakernel.device.numbers import power_of_two
 from megakernel.device.sync import wait_all
 from megakernel.device.trace import STAGED, stamp
@@ -28,9 +28,19 @@ def norm_layout():
 
 
 @gluon.constexpr_function
-def columns_together(size):
-    """How many columns of so many values are normed at a time."""
-    return max(1, min(MMA_COLUMNS.value, HELD.value // size))
+def columns_together(size, columns):
+    """How many of so many staged columns, of so many values each, are normed at a time."""
+    return max(1, min(columns, HELD.value // size))
+
+
+@gluon.constexpr_function
+def repeated_layout(tiles, tile, lane, columns):
+    """[tiles, columns of a tile, how often, staged columns]: the B operand, a lane holding `lane` columns of a tile side by side
+    in each chunk, its 8 columns cut into as many repetitions of the staged ones."""
+    shape, own, kept = [tiles, tile, MMA_COLUMNS.value // columns, columns], log2(lane), log2(columns)
+    registers = bits(shape, 1, range(own)) + bits(shape, 1, range(own + 2, log2(tile))) + bits(shape, 0, range(2, log2(tiles)))
+    lanes = bits(shape, 1, range(own, own + 2)) + bits(shape, 3, range(kept)) + bits(shape, 2, range(3 - kept))
+    return gl.DistributedLinearLayout(registers, lanes, bits(shape, 0, range(2)), [], shape)
 
 
 @gluon.constexpr_function
@@ -40,19 +50,27 @@ def blocks_looked_for(count):
 
 
 @gluon.jit
-def staged_tiles(ring, COLUMNS: gl.constexpr, TILE: gl.constexpr):
-    """The staging memory as tiles of all columns, [1, tiles, 8, columns of a tile]."""
-    return reinterpret(ring.staging, gl.bfloat16, [1, COLUMNS // TILE, MMA_COLUMNS, TILE], STAGED_LAYOUT).index(0)
+def staged_tiles(ring, SIZE: gl.constexpr, TILES: gl.constexpr, TILE: gl.constexpr, STAGED: gl.constexpr, index):
+    """The staging memory as vectors of SIZE values, of which `index` is one: [tiles, STAGED columns, columns of a tile]."""
+    COUNT: gl.constexpr = ring.staging.shape[0] * ring.staging.shape[1] // (SIZE * STAGED)
+    return reinterpret(ring.staging, gl.bfloat16, [COUNT, TILES, STAGED, TILE], STAGED_LAYOUT).index(index)
 
 
 @gluon.jit
-def staged_page(F: gl.constexpr, ring, page):
+def staged_page(S: gl.constexpr, F: gl.constexpr, ring, page):
     """Page `page` of the staged columns as the B operand, [tiles, columns of a tile, 8]."""
     B: gl.constexpr = gl.DotOperandLayout(1, block_layout(), F.LANE)
     TILE: gl.constexpr = F.COLUMNS // F.TILES
-    PAGES: gl.constexpr = ring.staging.shape[0] * ring.staging.shape[1] // (F.COLUMNS * MMA_COLUMNS)
-    tiles = reinterpret(ring.staging, gl.bfloat16, [PAGES, F.TILES, MMA_COLUMNS, TILE], STAGED_LAYOUT).index(page)
-    return tiles.permute([0, 2, 1]).load(B)
+    STAGED: gl.constexpr = power_of_two(S.columns)
+    tiles = staged_tiles(ring, F.COLUMNS, F.TILES, TILE, STAGED, page).permute([0, 2, 1])
+    if STAGED == MMA_COLUMNS:
+        x = tiles.load(B)
+    else:
+        FULL: gl.constexpr = repeated_layout(F.TILES, TILE, F.LANE, STAGED)
+        x = gl.expand_dims(tiles.load(gl.SliceLayout(2, FULL)), 2)
+        x, _ = gl.broadcast(x, gl.zeros([F.TILES, TILE, MMA_COLUMNS // STAGED, STAGED], gl.bfloat16, FULL))
+        x = gl.convert_layout(gl.reshape(x, [F.TILES, TILE, MMA_COLUMNS]), B, assert_trivial=True)
+    return x
 
 
 @gluon.jit
@@ -109,23 +127,24 @@ def stage_norms(
     F: gl.constexpr = matrix.format
     TILE: gl.constexpr = F.COLUMNS // F.TILES
     COUNT: gl.constexpr = matrix.columns
+    STAGED: gl.constexpr = power_of_two(S.columns)
     L: gl.constexpr = norm_layout()
-    TOGETHER: gl.constexpr = columns_together(SIZE)
+    TOGETHER: gl.constexpr = columns_together(SIZE, STAGED)
     index = gl.arange(0, SIZE, gl.SliceLayout(0, L))
     column = gl.arange(0, TOGETHER, gl.SliceLayout(1, L))
-    if TOGETHER == MMA_COLUMNS:
+    if TOGETHER == STAGED:
         w = gl.load(weight + index, mask=index < COUNT, other=0.0)
         wait_made(S, memory, step, source, distance, COUNT)
         x, squares = squares_of(S, memory, step, source, distance, COUNT, column, index)
         scale = gl.rsqrt(squares / COUNT + S.epsilon)
         y = (x * scale[:, None] * w[None, :]).to(gl.bfloat16)
-        tiles = gl.permute(gl.reshape(y, [MMA_COLUMNS, SIZE // TILE, TILE]), [1, 0, 2])
-        staged_tiles(ring, SIZE, TILE).store(tiles)
+        tiles = gl.permute(gl.reshape(y, [STAGED, SIZE // TILE, TILE]), [1, 0, 2])
+        staged_tiles(ring, SIZE, SIZE // TILE, TILE, STAGED, 0).store(tiles)
     else:
         wait_made(S, memory, step, source, distance, COUNT)
-        every = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(1, L))
-        scales = gl.zeros([MMA_COLUMNS], gl.float32, gl.SliceLayout(1, L))
-        for first in gl.static_range(0, MMA_COLUMNS, TOGETHER):
+        every = gl.arange(0, STAGED, gl.SliceLayout(1, L))
+        scales = gl.zeros([STAGED], gl.float32, gl.SliceLayout(1, L))
+        for first in gl.static_range(0, STAGED, TOGETHER):
             if first < S.columns:
                 _, squares = squares_of(S, memory, step, source, distance, COUNT, first + column, index)
                 scale = gl.rsqrt(squares / COUNT + S.epsilon)
@@ -139,8 +158,7 @@ def stage_norms(
             known = (every < S.columns)[:, None] & (at < COUNT)[None, :]
             x = gl.load(source + every[:, None] * distance + at[None, :], mask=known, other=0.0, cache_modifier=".cg")
             y = (x * scales[:, None] * w[None, :]).to(gl.bfloat16)
-            tiles = gl.permute(gl.reshape(y, [MMA_COLUMNS, F.TILES, TILE]), [1, 0, 2])
-            PAGES: gl.constexpr = ring.staging.shape[0] * ring.staging.shape[1] // (F.COLUMNS * MMA_COLUMNS)
-            reinterpret(ring.staging, gl.bfloat16, [PAGES, F.TILES, MMA_COLUMNS, TILE], STAGED_LAYOUT).index(page).store(tiles)
+            tiles = gl.permute(gl.reshape(y, [STAGED, F.TILES, TILE]), [1, 0, 2])
+            staged_tiles(ring, F.COLUMNS, F.TILES, TILE, STAGED, page).store(tiles)
     barrier()
     stamp(S, step.trace, STAGED)

@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
 from megakernel.device.compat import reinterpret
-from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout
+from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, bits, block_layout, log2
 from megakernel.device.formats.packed import ITEM, UNIT, beside_of, many, sums_of
 from models.formats.blocks import GROUP as COLUMNS
 from models.formats.blocks import TILE_GROUPS
@@ -29,18 +29,6 @@ HALVES = gl.constexpr("""{
     cvt.f32.f16 $0, low;
     cvt.f32.f16 $1, high;
 }""")
-
-
-@gluon.constexpr_function
-def bits(shape, dimension, count):
-    """Bases of a linear layout that count through the first bits of a dimension, from `count.start` to `count.stop`."""
-    return [[1 << bit if at == dimension else 0 for at in range(len(shape))] for bit in count]
-
-
-@gluon.constexpr_function
-def log2(count):
-    """Of a power of two."""
-    return count.bit_length() - 1
 
 
 @gluon.constexpr_function

@@ -15,6 +15,18 @@ WORDS = gl.constexpr(2)  # consecutive 32-bit words of a row that a lane takes
 
 
 @gluon.constexpr_function
+def bits(shape, dimension, count):
+    """Bases of a linear layout that count through the first bits of a dimension, from `count.start` to `count.stop`."""
+    return [[1 << bit if at == dimension else 0 for at in range(len(shape))] for bit in count]
+
+
+@gluon.constexpr_function
+def log2(count):
+    """Of a power of two."""
+    return count.bit_length() - 1
+
+
+@gluon.constexpr_function
 def block_layout():
     """Accumulators of a row block, [tiles, 16 rows, 8 columns], the tiles spread over the warps."""
     return gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[4, 1, 1], instr_shape=[1, 16, 8])
