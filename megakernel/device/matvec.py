@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.clocks import cycles
-from megakernel.device.columns.operand import arrived, operand_of, page_of
+from megakernel.device.columns.operand import arrived, operand_of, pages_of, pages_together
 from megakernel.device.columns.staging import stage_norms, staged_page
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import ROWS, staged
@@ -185,18 +185,21 @@ def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance:
     the next, whose words lie as `megakernel.device.columns.operand` says, as soon as they are there; returns what
     `row_block` does.
 
-    Nothing is staged: every word is loaded by the thread that the tensor cores take it from.  The words of the next page are
+    Nothing is staged: every word is loaded by the thread that the tensor cores take it from.  The words of the next pages are
     asked for early, but not waited for any later: more of them on their way made it slower (docs/notebook/columns.md).
     """
     F: gl.constexpr = matrix.format
+    GROUP: gl.constexpr = largest_divisor(matrix.pages, pages_together(S.columns))
     acc = F.nothing()
     begin = cycles()
-    words = page_of(S, source, 0, distance, matrix)
-    for page in range(matrix.pages):
-        after = page_of(S, source, page + 1, distance, matrix)
-        words = arrived(S, memory, step, begin, words, source, page, distance, matrix)
-        here = use + page
-        acc = multiply_by(S, F, ring, step, here, here % S.ring, operand_of(F, words), acc)
+    words = pages_of(S, source, 0, GROUP, distance, matrix)
+    for group in range(matrix.pages // GROUP):
+        page = group * GROUP
+        after = pages_of(S, source, page + GROUP, GROUP, distance, matrix)
+        words = arrived(S, memory, step, begin, words, source, page, GROUP, distance, matrix)
+        for j in gl.static_range(GROUP):
+            here = use + page + j
+            acc = multiply_by(S, F, ring, step, here, here % S.ring, operand_of(F, words[j]), acc)
         words = after
     stamp(S, step.trace, COMPUTED)
     return sum_of(S, F.total(acc))

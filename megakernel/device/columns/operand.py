@@ -37,6 +37,12 @@ def words_layout(tiles, words):
     return gl.DistributedLinearLayout(registers, lanes, [[1, 0, 0], [2, 0, 0]], [], [tiles, words, MMA_COLUMNS.value])
 
 
+@gluon.constexpr_function
+def pages_together(columns):
+    """Of so many columns, the pages whose words are asked for at a time: of more columns more of them are slower."""
+    return 4 if columns <= 2 else 1
+
+
 @gluon.jit
 def place_of(word):
     """Where word `word` of a column lies, and which word lies there."""
@@ -88,12 +94,32 @@ def page_of(S: gl.constexpr, source, page, distance: gl.constexpr, matrix: gl.co
 
 
 @gluon.jit
-def arrived(S: gl.constexpr, memory, step, begin, words, source, page, distance: gl.constexpr, matrix: gl.constexpr):
-    """What `page_of` saw, looked for again until nothing is vacant."""
-    waiting = any_missing(absent(words))
+def pages_of(S: gl.constexpr, source, first, COUNT: gl.constexpr, distance: gl.constexpr, matrix: gl.constexpr):
+    """`page_of` COUNT pages from page `first` on."""
+    words = ()
+    for page in gl.static_range(COUNT):
+        words += (page_of(S, source, first + page, distance, matrix),)
+    return words
+
+
+@gluon.jit
+def absent_in(words, COUNT: gl.constexpr):
+    """`absent`, of what `pages_of` saw."""
+    missing = absent(words[0])
+    for page in gl.static_range(1, COUNT):
+        missing |= absent(words[page])
+    return missing
+
+
+@gluon.jit
+def arrived(
+    S: gl.constexpr, memory, step, begin, words, source, first, COUNT: gl.constexpr, distance: gl.constexpr, matrix: gl.constexpr
+):
+    """What `pages_of` saw, looked for again until nothing is vacant."""
+    waiting = any_missing(absent_in(words, COUNT))
     while waiting != 0:
-        words = page_of(S, source, page, distance, matrix)
-        waiting = look_again(memory, step, begin, absent(words))
+        words = pages_of(S, source, first, COUNT, distance, matrix)
+        waiting = look_again(memory, step, begin, absent_in(words, COUNT))
     return words
 
 
