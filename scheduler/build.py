@@ -10,7 +10,7 @@ from instructions.codec import WORDS, Scheduled, encode
 from instructions.shape import HELD_PAGES, MMA_COLUMNS, Shape, ceil_div, next_power_of_two
 from models.config import ModelConfig
 from models.families import family_of
-from models.formats import PLAIN, Formats, check_formats
+from models.formats import FORMATS, PLAIN, PLAIN_NAME, Formats, check_formats
 from scheduler.check import require_valid
 from scheduler.dependencies import derive
 from scheduler.errors import ScheduleError
@@ -42,8 +42,8 @@ def alone(config: ModelConfig, formats: Formats) -> str | None:
         return "experts, which each token chooses for itself"
     if any(linear.norms_together for linear in family_of(config).layer.linears):
         return "queries that are normed together"
-    if formats != PLAIN:
-        return "quantised weights, whose row blocks are summed in another order"
+    if one := [name for name in formats if name != PLAIN_NAME and not FORMATS[name].several]:
+        return f"weights in {one[0]}, whose groups are multiplied for one column at a time"
     return None
 
 

@@ -156,4 +156,4 @@ def put_heads(S: gl.constexpr, step, target, first, out):
     heads = gl.arange(0, out.shape[0], gl.SliceLayout(1, even.type.layout))[:, None]
     pair = gl.arange(0, PAIRS, gl.SliceLayout(0, even.type.layout))[None, :]
     word = (first + heads * S.head_rows) // 2 + pair
-    put(S, step, target + place_of(word), words_of(even, odd), (heads < S.group) & (2 * pair < S.head_rows))
+    put(S, step, target + place_of(S.o.format, word), words_of(even, odd), (heads < S.group) & (2 * pair < S.head_rows))

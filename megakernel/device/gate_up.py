@@ -33,7 +33,7 @@ def put_units(S: gl.constexpr, memory, step, here, y, known, state):
         unit = here * UNITS + row
         put_once(S, step, target + unit, swiglu(gate, up), known & (unit < S.down.columns) & (column == 0))
     else:
-        put_rows(S, step, target, S.mlp.column, here * UNITS, S.down.columns, swiglu(gate, up), known)
+        put_rows(S, step, target, S.mlp.column, here * UNITS, S.down, swiglu(gate, up), known)
     return state
 
 

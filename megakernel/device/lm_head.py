@@ -74,11 +74,30 @@ def score_one(S: gl.constexpr, memory, ring, step):
 
 
 @gluon.jit
-def score_columns(S: gl.constexpr, memory, ring, step):
-    """The same of several columns, each by its own request and position."""
-    OUT: gl.constexpr = result_layout(S.columns)
+def put_columns(S: gl.constexpr, memory, step, here, logits, known, state):
+    """`put_logits` of several columns, each by its own request and position."""
+    best, best_row, position, inverse, seed_low, seed_high, drawn = state
     index = block_index(S)
     row, column = index // 16, index % 16
+    rows = here * ROWS + row
+    inside = known & (rows < S.vocabulary)
+    if S.logits_multiplier != 1.0:
+        logits *= S.logits_multiplier
+    target = memory.activations + S.logits + column * S.logits_column + rows
+    gl.store(target, logits, mask=inside & (column < S.columns))
+    scores = gl.where(gl.abs(logits) < float("inf"), logits, float("inf"))  # so that `Sample` learns of it
+    if drawn != 0:
+        noisy = score(scores, rows, position[None, :], inverse[None, :], seed_low[None, :], seed_high[None, :])
+        scores = gl.where((inverse > 0.0)[None, :], noisy, scores)
+    better = inside & (scores > best)
+    best = gl.where(better, scores, best)
+    return best, gl.where(better, rows, best_row), position, inverse, seed_low, seed_high, drawn
+
+
+@gluon.jit
+def score_columns(S: gl.constexpr, memory, ring, step):
+    """The row blocks' logits, and the best of them, of each of several columns."""
+    OUT: gl.constexpr = result_layout(S.columns)
     columns = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, OUT))
     inverse, seed_low, seed_high = load_sampling(request(S, memory, sequence_of(S, columns)))
     position = position_of(S, memory, step, columns)
@@ -86,21 +105,14 @@ def score_columns(S: gl.constexpr, memory, ring, step):
     best = gl.full([ROWS, MMA_COLUMNS], float("-inf"), gl.float32, OUT)
     best_row = gl.full([ROWS, MMA_COLUMNS], 0, gl.int32, OUT)
     block, blocks, slot = step.record.a, step.record.b, step.record.c
-    for i in range(blocks):
-        rows = (block + i) * ROWS + row
-        inside = rows < S.vocabulary
-        logits = row_block(S, ring, step, step.use + i * S.head.pages, S.head)
-        if S.logits_multiplier != 1.0:
-            logits *= S.logits_multiplier
-        target = memory.activations + S.logits + column * S.logits_column + rows
-        gl.store(target, logits, mask=inside & (column < S.columns))
-        scores = gl.where(gl.abs(logits) < float("inf"), logits, float("inf"))  # so that `Sample` learns of it
-        if drawn != 0:
-            noisy = score(scores, rows, position[None, :], inverse[None, :], seed_low[None, :], seed_high[None, :])
-            scores = gl.where((inverse > 0.0)[None, :], noisy, scores)
-        better = inside & (scores > best)
-        best = gl.where(better, scores, best)
-        best_row = gl.where(better, rows, best_row)
+    state = (best, best_row, position, inverse, seed_low, seed_high, drawn)
+    if streams(S.head):
+        state = each_row_block(S, memory, ring, step, block, blocks, S.head, put_columns, state)
+    else:
+        for i in range(blocks):
+            logits = row_block(S, ring, step, step.use + i * S.head.pages, S.head)
+            state = put_columns(S, memory, step, block + i, logits, True, state)
+    best, best_row = state[0], state[1]
     top = gl.max(best, axis=0)
     top_row = gl.min(gl.where(best == top[None, :], best_row, NO_ROW), axis=0)
     target = memory.activations + S.best + columns * S.best_column + slot * 2

@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from megakernel.device.clocks import cycles
 from megakernel.device.columns.operand import arrived, operand_of, pages_of, pages_together
-from megakernel.device.columns.staging import stage_norms, staged_page
+from megakernel.device.columns.staging import activation_of, stage_norms
 from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import ROWS, staged
 from megakernel.device.numbers import largest_divisor, power_of_two
@@ -90,11 +90,7 @@ def stage_one(
 def multiply_page(S: gl.constexpr, F: gl.constexpr, ring, step, use, page, acc):
     """Wait for page use `use`, of format F, release it, and add its product with page `page` of the staged activation."""
     slot = use % S.ring
-    if S.columns == 1:
-        x = F.activation(S, ring, page)
-    else:
-        x = staged_page(S, F, ring, page)
-    return multiply_by(S, F, ring, step, use, slot, x, acc)
+    return multiply_by(S, F, ring, step, use, slot, activation_of(S, F, ring, page), acc)
 
 
 @gluon.jit
@@ -189,7 +185,7 @@ def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance:
     asked for early, but not waited for any later: more of them on their way made it slower (docs/notebook/columns.md).
     """
     F: gl.constexpr = matrix.format
-    GROUP: gl.constexpr = largest_divisor(matrix.pages, pages_together(S.columns))
+    GROUP: gl.constexpr = pages_together(matrix.pages, S.columns, F.TOGETHER)
     acc = F.nothing()
     begin = cycles()
     words = pages_of(S, source, 0, GROUP, distance, matrix)

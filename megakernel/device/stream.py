@@ -10,6 +10,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from megakernel.device.columns.staging import activation_of
 from megakernel.device.compat import barrier
 from megakernel.device.pages import give_back
 from megakernel.device.sums import leave, make_places, parts_of, result_of, take
@@ -32,7 +33,7 @@ def held_activation(S: gl.constexpr, ring, matrix: gl.constexpr):
     held = ()
     if matrix.pages * F.COLUMNS <= HELD_COLUMNS:
         for page in gl.static_range(matrix.pages):
-            held += (F.activation(S, ring, page),)
+            held += (activation_of(S, F, ring, page),)
     return held
 
 
@@ -47,7 +48,7 @@ def warp_sums(S: gl.constexpr, ring, step, use, matrix: gl.constexpr, held):
         if PAGES * F.COLUMNS <= HELD_COLUMNS:
             x = held[page]
         else:
-            x = F.activation(S, ring, page)
+            x = activation_of(S, F, ring, page)
         mbarrier.wait(ring.full.index(slot), ((use + page) // S.ring) & 1)
         if S.trace:
             if use + page == step.use:

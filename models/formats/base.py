@@ -64,6 +64,7 @@ class WeightFormat:
     columns: int
     scale_words: int = 0
     summed: int = 0  # columns of which the kernel needs the activations' sums
+    several: bool = True  # whether programs of several columns multiply it
 
     @property
     def plain(self) -> bool:

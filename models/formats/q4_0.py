@@ -39,4 +39,4 @@ class Q4(Blocks):
         return (steps * codes.scales[..., None]).flatten(1)
 
 
-Q4_0 = Q4("q4_0", columns=2048, scale_words=2048 // GROUP * PAGE_ROWS // 2, summed=GROUP, group=GROUP)
+Q4_0 = Q4("q4_0", columns=2048, scale_words=2048 // GROUP * PAGE_ROWS // 2, summed=GROUP, group=GROUP, several=False)

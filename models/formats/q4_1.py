@@ -66,4 +66,4 @@ def tries(groups: torch.Tensor) -> Iterator[Try]:
         yield error, scale, offset, steps
 
 
-Q4_1 = Q4Offset("q4_1", columns=2048, scale_words=2048 // GROUP * PAGE_ROWS, summed=GROUP, group=GROUP)
+Q4_1 = Q4Offset("q4_1", columns=2048, scale_words=2048 // GROUP * PAGE_ROWS, summed=GROUP, group=GROUP, several=False)

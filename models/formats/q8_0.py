@@ -38,4 +38,4 @@ class Q8(Blocks):
         return (steps * codes.scales[..., None]).flatten(1)
 
 
-Q8_0 = Q8("q8_0", columns=1024, scale_words=1024 // GROUP * PAGE_ROWS // 2, group=GROUP)
+Q8_0 = Q8("q8_0", columns=1024, scale_words=1024 // GROUP * PAGE_ROWS // 2, group=GROUP, several=False)

@@ -10,7 +10,6 @@ import numpy as np
 from instructions.codec import WORDS
 from instructions.matvec import staged_pages
 from instructions.shape import ANNOUNCED, HELD_PAGES, Shape
-from models.formats import PLAIN
 from models.tape import PAGE_BYTES, TILE_BYTES
 from scheduler.check.findings import Finding
 from scheduler.check.listing import Listing
@@ -38,8 +37,9 @@ def shared_bytes(shape: Shape, ring: int) -> int:
 
     Staged are, one at a time, the input of a projection, padded to whole parts, that of the experts' down projections once for
     each that is chosen; the hidden state, padded to a power of two of pages; the queries of an attention group.  Of several
-    columns none but the hidden state, once for each of a power of two of columns, and the queries.  Behind it lie the sums that formats need of its groups, a
-    power of two of KiB, and what lies beside the pages of the ring, either at a multiple of its size.
+    columns none but the queries and the hidden state, that once for each of a power of two of columns.  Behind it lie the sums
+    that formats need of its groups, a power of two of KiB, and what lies beside the pages of the ring, either at a multiple of
+    its size.
     """
     staged, beside, sums = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0, 0
     reserved = RESERVED
@@ -75,8 +75,9 @@ def shape_findings(shape: Shape) -> Iterator[Finding]:
         )
     if shape.tail and shape.columns > 1:
         yield Finding("limits", f"a tail of {shape.columns} columns; it is for one token")
-    if shape.columns > 1 and (shape.config.num_experts or shape.norms_together or shape.formats != PLAIN):
-        yield Finding("limits", f"{shape.columns} columns; a model with experts, common norms or quantised weights has one")
+    one = shape.config.num_experts or shape.norms_together or not all(matrix.format.several for matrix in shape.tape.matrices)
+    if shape.columns > 1 and one:
+        yield Finding("limits", f"{shape.columns} columns; a model with experts, common norms or weights in groups has one")
     if not 1 <= shape.bucket <= shape.capacity:
         yield Finding("limits", f"a context bucket of {shape.bucket} positions in a KV cache of {shape.capacity}")
 

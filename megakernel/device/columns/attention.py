@@ -337,7 +337,7 @@ def store_queries(S: gl.constexpr, memory, step, head, columns, heads, out):
     """The normalised output of some queries to "attn", each column's to its own rows."""
     rows = output_dims(S)
     columns, heads = gl.expand_dims(gl.expand_dims(columns, 0), 0), gl.expand_dims(gl.expand_dims(heads, 0), 0)
-    place = place_of(((head * S.group + heads) * S.head_rows + rows) // 2)
+    place = place_of(S.o.format, ((head * S.group + heads) * S.head_rows + rows) // 2)
     target = rows_of(S, memory, step, S.attn, step.record.layer) + columns * S.o.columns + place
     put(S, step, target, paired(out, rows), (heads < S.group) & (rows < S.head_rows) & (rows % 2 == 0))
 

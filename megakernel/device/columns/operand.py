@@ -1,9 +1,10 @@
 """Inputs of the output and the down projection, of several columns: from who makes them straight to the tensor cores.
 
 Who makes two neighbouring rows of a column rounds them to bf16 and stores them as one word, in the place where a lane takes it:
-of every sixteen words of a column, the four that a lane multiplies lie side by side.  So a lane loads its part of two matrix
-instructions at once, every value is rounded once instead of by each reader, and readers load half the bytes.  A word is VACANT
-until it is there, as an fp32 value is: its halves are NaNs that rounding does not give.
+of every sixteen words of a column, the four that a lane multiplies by plain weights lie side by side, and those that it
+multiplies by quantised ones do so in their order.  So a lane loads its part of two matrix instructions at once, every value is
+rounded once instead of by each reader, and readers load half the bytes.  A word is VACANT until it is there, as an fp32 value
+is: its halves are NaNs that rounding does not give.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, block_layout
+from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, bits, block_layout, log2
+from megakernel.device.numbers import largest_divisor
 from megakernel.device.values import absent, any_missing, in_first_warp, look, look_again, put
 
-GROUP = gl.constexpr(16)  # words whose places are shuffled: two matrix instructions of one column
+GROUP = gl.constexpr(16)  # words of two matrix instructions of one column, whose places are shuffled where
+SHUFFLED = gl.constexpr(2)  # so many columns of a word lie side by side in a lane
 LANES = gl.constexpr(4)  # that share them
+FEW = 2  # columns
 
 PAIRED = gl.constexpr("""{
     .reg .b32 other, low, high;
@@ -29,24 +33,29 @@ PAIRED = gl.constexpr("""{
 
 
 @gluon.constexpr_function
-def words_layout(tiles, words):
-    """[tiles, words, columns] as they lie: where the tensor cores take them from, 16 bytes a lane side by side."""
-    registers = [[0, 1, 0], [0, 2, 0]] + [[0, 1 << bit, 0] for bit in range(4, words.bit_length() - 1)]
-    registers += [[1 << bit, 0, 0] for bit in range(2, tiles.bit_length() - 1)]
-    lanes = [[0, 4, 0], [0, 8, 0], [0, 0, 1], [0, 0, 2], [0, 0, 4]]
-    return gl.DistributedLinearLayout(registers, lanes, [[1, 0, 0], [2, 0, 0]], [], [tiles, words, MMA_COLUMNS.value])
+def words_layout(tiles, words, lane):
+    """[tiles, words, columns] as they lie: where the tensor cores take them from, at least 16 bytes a lane side by side; `lane`
+    columns of a tile in each lane."""
+    shape, own = [tiles, words, MMA_COLUMNS.value], max(2, log2(lane) - 1)
+    registers = bits(shape, 1, range(own)) + bits(shape, 1, range(own + 2, log2(words))) + bits(shape, 0, range(2, log2(tiles)))
+    lanes = bits(shape, 1, range(own, own + 2)) + bits(shape, 2, range(3))
+    return gl.DistributedLinearLayout(registers, lanes, bits(shape, 0, range(2)), [], shape)
 
 
 @gluon.constexpr_function
-def pages_together(columns):
-    """Of so many columns, the pages whose words are asked for at a time: of more columns more of them are slower."""
-    return 4 if columns <= 2 else 1
+def pages_together(pages, columns, most):
+    """Of so many pages those whose words are asked for at a time, at most so many: of more columns more of them are slower."""
+    return largest_divisor(pages, most if columns <= FEW else 1)
 
 
 @gluon.jit
-def place_of(word):
-    """Where word `word` of a column lies, and which word lies there."""
-    return word // GROUP * GROUP + word % LANES * LANES + word // LANES % LANES
+def place_of(F: gl.constexpr, word):
+    """Where word `word` of a column lies that is multiplied by weights of format F, and which word lies there."""
+    if F.LANE == SHUFFLED:
+        place = word // GROUP * GROUP + word % LANES * LANES + word // LANES % LANES
+    else:
+        place = word
+    return place
 
 
 @gluon.jit
@@ -65,14 +74,14 @@ def paired(values, rows):
 
 
 @gluon.jit
-def put_rows(S: gl.constexpr, step, target, distance: gl.constexpr, first, COUNT: gl.constexpr, values, known):
-    """Store fp32 rows `first` to `first + 8` of all columns, [8, 8], of those up to COUNT, where they are `known`; columns lie
-    `distance` apart at `target`.  Every warp holds all of them."""
+def put_rows(S: gl.constexpr, step, target, distance: gl.constexpr, first, reader: gl.constexpr, values, known):
+    """Store fp32 rows `first` to `first + 8` of all columns, [8, 8], of those that the matrix `reader` has columns for, where
+    they are `known`; columns lie `distance` apart at `target`.  Every warp holds all of them."""
     LAYOUT: gl.constexpr = values.type.layout
     row = gl.arange(0, ROWS // 2, gl.SliceLayout(1, LAYOUT))[:, None]
     column = gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, LAYOUT))[None, :]
-    inside = (row % 2 == 0) & (first + row < COUNT) & (column < S.columns) & known
-    target += column * distance + place_of((first + row) // 2)
+    inside = (row % 2 == 0) & (first + row < reader.columns) & (column < S.columns) & known
+    target += column * distance + place_of(reader.format, (first + row) // 2)
     put(S, step, target, paired(values, row), inside & in_first_warp())
 
 
@@ -81,7 +90,7 @@ def page_of(S: gl.constexpr, source, page, distance: gl.constexpr, matrix: gl.co
     """Page `page` of the words at `source` as they are now, as fp32 [tiles, words, 8]: what is no word yet is VACANT."""
     F: gl.constexpr = matrix.format
     WORDS: gl.constexpr = F.COLUMNS // F.TILES // 2
-    L: gl.constexpr = words_layout(F.TILES, WORDS)
+    L: gl.constexpr = words_layout(F.TILES, WORDS, F.LANE)
     tile = gl.expand_dims(gl.arange(0, F.TILES, gl.SliceLayout(1, gl.SliceLayout(2, L)))[:, None], 2)
     inner = gl.expand_dims(gl.arange(0, WORDS, gl.SliceLayout(0, gl.SliceLayout(2, L)))[None, :], 2)
     column = gl.expand_dims(gl.arange(0, MMA_COLUMNS, gl.SliceLayout(0, gl.SliceLayout(1, L)))[None, :], 1)
@@ -89,7 +98,7 @@ def page_of(S: gl.constexpr, source, page, distance: gl.constexpr, matrix: gl.co
     if matrix.columns % (2 * GROUP) == 0:
         known = place < matrix.columns // 2
     else:
-        known = 2 * place_of(place) < matrix.columns
+        known = 2 * place_of(F, place) < matrix.columns
     return look(source + place + column * distance, known & (column < S.columns))
 
 
@@ -113,7 +122,16 @@ def absent_in(words, COUNT: gl.constexpr):
 
 @gluon.jit
 def arrived(
-    S: gl.constexpr, memory, step, begin, words, source, first, COUNT: gl.constexpr, distance: gl.constexpr, matrix: gl.constexpr
+    S: gl.constexpr,
+    memory,
+    step,
+    begin,
+    words,
+    source,
+    first,
+    COUNT: gl.constexpr,
+    distance: gl.constexpr,
+    matrix: gl.constexpr,
 ):
     """What `pages_of` saw, looked for again until nothing is vacant."""
     waiting = any_missing(absent_in(words, COUNT))
@@ -132,6 +150,9 @@ def operand_of(F: gl.constexpr, words):
     bits = words.to(gl.int32, bitcast=True)
     low = bits.to(gl.int16).to(gl.bfloat16, bitcast=True)
     high = (bits >> 16).to(gl.int16).to(gl.bfloat16, bitcast=True)
-    pairs = gl.reshape(gl.join(low, high), [TILES, WORDS // GROUP, LANES, GROUP // LANES, MMA_COLUMNS, 2])
-    rows = gl.reshape(gl.permute(pairs, [0, 1, 3, 2, 5, 4]), [TILES, 2 * WORDS, MMA_COLUMNS])
+    if F.LANE == SHUFFLED:
+        pairs = gl.reshape(gl.join(low, high), [TILES, WORDS // GROUP, LANES, GROUP // LANES, MMA_COLUMNS, 2])
+        rows = gl.reshape(gl.permute(pairs, [0, 1, 3, 2, 5, 4]), [TILES, 2 * WORDS, MMA_COLUMNS])
+    else:
+        rows = gl.reshape(gl.permute(gl.join(low, high), [0, 1, 3, 2]), [TILES, 2 * WORDS, MMA_COLUMNS])
     return gl.convert_layout(rows, B, assert_trivial=True)

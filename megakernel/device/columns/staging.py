@@ -14,7 +14,7 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, bits, block_layout, log2
 from megakernel.device.numbers import power_of_two
 from megakernel.device.sync import wait_all
-from megakernel.device.trace import STAGED, stamp
+from megakernel.device.trace import stamp
 from megakernel.device.values import absent, any_missing, look, look_again, vacant
 
 STAGED_LAYOUT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0]))  # [tiles, columns, columns of a tile]
@@ -35,8 +35,8 @@ def columns_together(size, columns):
 
 @gluon.constexpr_function
 def repeated_layout(tiles, tile, lane, columns):
-    """[tiles, columns of a tile, how often, staged columns]: the B operand, a lane holding `lane` columns of a tile side by side
-    in each chunk, its 8 columns cut into as many repetitions of the staged ones."""
+    """[tiles, columns of a tile, how often, staged columns]: the B operand, whose 8 columns repeat the staged ones; `lane` columns
+    of a tile lie side by side in a lane."""
     shape, own, kept = [tiles, tile, MMA_COLUMNS.value // columns, columns], log2(lane), log2(columns)
     registers = bits(shape, 1, range(own)) + bits(shape, 1, range(own + 2, log2(tile))) + bits(shape, 0, range(2, log2(tiles)))
     lanes = bits(shape, 1, range(own, own + 2)) + bits(shape, 3, range(kept)) + bits(shape, 2, range(3 - kept))
@@ -70,6 +70,16 @@ def staged_page(S: gl.constexpr, F: gl.constexpr, ring, page):
         x = gl.expand_dims(tiles.load(gl.SliceLayout(2, FULL)), 2)
         x, _ = gl.broadcast(x, gl.zeros([F.TILES, TILE, MMA_COLUMNS // STAGED, STAGED], gl.bfloat16, FULL))
         x = gl.convert_layout(gl.reshape(x, [F.TILES, TILE, MMA_COLUMNS]), B, assert_trivial=True)
+    return x
+
+
+@gluon.jit
+def activation_of(S: gl.constexpr, F: gl.constexpr, ring, page):
+    """Page `page` of what is staged, of one column or several, as a format multiplies it."""
+    if S.columns == 1:
+        x = F.activation(S, ring, page)
+    else:
+        x = staged_page(S, F, ring, page)
     return x
 
 

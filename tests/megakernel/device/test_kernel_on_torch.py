@@ -133,21 +133,22 @@ def test_draws(sampling: SamplingState) -> None:
         assert pair.gpu.tokens[: pair.position + 1].tolist() == pair.state.tokens
 
 
+@pytest.mark.parametrize(("depth", "formats"), [(4, PLAIN), (2, Formats("fp8", "fp8"))], ids=["4", "2 of fp8"])
 @pytest.mark.parametrize("first", [0, pytest.param(EDGE - 3, marks=pytest.mark.full)])
-def test_columns_of_one_sequence(first: int) -> None:
+def test_columns_of_one_sequence(first: int, depth: int, formats: Formats) -> None:
     """What is left of a prompt fills them."""
-    name, depth = "gqa2", 4
+    name = "gqa2"
     with fake_device(EmulatedKernel()) as cpu:
-        tokens, truth = random_tokens(name, first + depth), Pair(name, first)
-        programs = programs_of(name, depth=depth)
-        state = GpuState(model_of(name), programs.shape(CAPACITY).cache_pages, cpu)
+        tokens, truth = random_tokens(name, first + depth), Pair(name, first, formats=formats)
+        programs = programs_of(name, formats=formats, depth=depth)
+        state = GpuState(model_of(name, formats), programs.shape(CAPACITY).cache_pages, cpu)
         state.cache.copy_(truth.gpu.cache)
         state.start(tokens, GREEDY, ())
         place_sequence(state, 0, first, CAPACITY, 1)
         program = ColumnProgram(programs.program(programs.place(first)), state)
         made, [landed] = program.launch_steps(2, [first]).land()
         assert made == 2 and landed.position >= first + 2
-        alone = Pair(name, first)
+        alone = Pair(name, first, formats=formats)
         alone.prompt = tokens
         alone.state.tokens, alone.state.prompt_length = list(tokens), len(tokens)
         alone.machines[alone.programs.place(first)].launch(landed.position - first)
