@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -27,6 +28,7 @@ from megakernel.loading import load_engine
 from megakernel.prefill.prefill import Prefill
 from megakernel.request import SamplingParams
 from models.checkpoint import open_checkpoint
+from models.formats import Formats
 from models.packed import PackedModel, pack
 from models.smollm2 import fetched
 from scheduler.buckets import BucketPrograms
@@ -39,22 +41,26 @@ SAMPLED = SamplingState(temperature=1.0, top_k=0, top_p=1.0, seed=5)
 CUT = SamplingState(temperature=0.9, top_k=40, top_p=0.9, seed=6)
 # Pages of 128 and of 64 positions, heads that are normed, biases and padded heads, a hidden state that is normed in two passes.
 NAMES = ["bundled", "head128", "qwen3", "all_biases_linear_head24", "llama-3-8b"]
-DRAWN = [*((name, GREEDY) for name in NAMES), ("bundled", SAMPLED), ("bundled", CUT)]
+FP8 = {f"{name} in fp8": name for name in ("bundled", "head128", "llama-3-8b")}
+DRAWN = [*((name, GREEDY) for name in (*NAMES, *FP8)), ("bundled", SAMPLED), ("bundled", CUT)]
 
 
 def case_of(name: str) -> Case:
+    if name in FP8:
+        return replace(case_of(FP8[name]), formats=Formats("fp8", "fp8"))
     return CASES[name] if name in CASES else PRESET_CASES[name]
 
 
 @functools.cache
 def model_of(name: str) -> PackedModel:
-    return pack(weights_of(name), config_of(name), torch.bfloat16, case_of(name).capacity)
+    case = case_of(name)
+    return pack(weights_of(case.name), config_of(case.name), torch.bfloat16, case.capacity, case.formats)
 
 
 def columns_of(name: str, sequences: int = 1, depth: int = 1) -> BucketPrograms:
     """A case's programs with so many columns."""
     case = case_of(name)
-    sizes = (config_of(name), device_sms(), case.capacity, ITEMSIZE)
+    sizes = (config_of(case.name), device_sms(), case.capacity, ITEMSIZE)
     return CasePrograms(*sizes, formats=case.formats, sequences=sequences, depth=depth, buckets=case.buckets)
 
 
@@ -76,16 +82,16 @@ class Truth:
 @functools.cache
 def truth_of(name: str, sampling: SamplingState = GREEDY) -> Truth:
     case = case_of(name)
-    return Truth(name, random_tokens(name, 40), min(case.positions, 150), sampling)
+    return Truth(name, random_tokens(case.name, 40), min(case.positions, 150), sampling)
 
 
-@pytest.mark.parametrize(("name", "sampling"), DRAWN, ids=[*NAMES, "sampled", "cut"])
+@pytest.mark.parametrize(("name", "sampling"), DRAWN, ids=[*NAMES, *FP8, "sampled", "cut"])
 def test_drafts_of_which_some_are_right(name: str, sampling: SamplingState) -> None:
     """Steps of 8 columns one by one, around the edges of pages, slices and buckets: tokens, logits and cache bit for bit."""
     true, positions = truth_of(name, sampling), len(truth_of(name, sampling).logits)
     rig = ColumnRig(model_of(name), columns_of(name, depth=8), programs_of(case_of(name), device_sms()))
     rig.join(0, true.prompt, positions, sampling)
-    rig.give(len(true.prompt), spoilt(true.tokens[len(true.prompt) :], 0.7, config_of(name).vocab_size, seed=1))
+    rig.give(len(true.prompt), spoilt(true.tokens[len(true.prompt) :], 0.7, rig.programs.config.vocab_size, seed=1))
     steps, found = 0, list[int]()
     while rig.positions[0] < positions:
         before = rig.positions[0]
@@ -151,12 +157,19 @@ def test_a_stop_token_ends_a_step() -> None:
     assert rig.run(4) == (0, rig.run(4)[1]), "nothing is decoded after it"
 
 
-@pytest.mark.parametrize("sequences", [2, 8])
-def test_sequences_share_steps_and_nothing_else(sequences: int) -> None:
+@pytest.mark.parametrize(
+    ("sequences", "name"),
+    [
+        *((count, name) for count in (2, 4, 8) for name in ("bundled", "bundled in fp8")),
+        (2, "llama-3-8b"),
+        (4, "llama-3-8b in fp8"),
+    ],
+)
+def test_sequences_share_steps_and_nothing_else(sequences: int, name: str) -> None:
     """Of different lengths and samplings, joining and leaving at random: each its own tokens, as alone."""
-    random, case = Random(sequences), CASES["bundled"]
-    alone = Rig(model_of("bundled"), programs_of(case, device_sms()))
-    rig = ColumnRig(model_of("bundled"), columns_of("bundled", sequences), programs_of(case, device_sms()))
+    random, case = Random(sequences), case_of(name)
+    alone = Rig(model_of(name), programs_of(case, device_sms()))
+    rig = ColumnRig(model_of(name), columns_of(name, sequences), programs_of(case, device_sms()))
     wanted: dict[int, list[int]] = {}
     found: dict[int, list[int]] = {}
     begun = 0
@@ -164,7 +177,7 @@ def test_sequences_share_steps_and_nothing_else(sequences: int) -> None:
         free = [number for number in range(sequences) if rig.positions[number] >= rig.ends[number]]
         if free and begun < 3 * sequences and (random.random() < 0.7 or len(free) == sequences):
             number, begun = random.choice(free), begun + 1
-            prompt = random_tokens("bundled", random.randrange(1, 100), seed=begun)
+            prompt = random_tokens(case.name, random.randrange(1, 100), seed=begun)
             sampling = [GREEDY, SAMPLED, CUT][begun % 3]._replace(seed=begun)
             end = len(prompt) + random.randrange(1, 90)
             alone.start(prompt, sampling)

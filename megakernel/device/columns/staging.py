@@ -35,8 +35,8 @@ def columns_together(size, columns):
 
 @gluon.constexpr_function
 def repeated_layout(tiles, tile, lane, columns):
-    """[tiles, columns of a tile, how often, staged columns]: the B operand, whose 8 columns repeat the staged ones; `lane` columns
-    of a tile lie side by side in a lane."""
+    """[tiles, columns of a tile, how often, staged columns]: the B operand, whose 8 columns repeat the staged ones; in a lane
+    `lane` columns of a tile lie side by side."""
     shape, own, kept = [tiles, tile, MMA_COLUMNS.value // columns, columns], log2(lane), log2(columns)
     registers = bits(shape, 1, range(own)) + bits(shape, 1, range(own + 2, log2(tile))) + bits(shape, 0, range(2, log2(tiles)))
     lanes = bits(shape, 1, range(own, own + 2)) + bits(shape, 3, range(kept)) + bits(shape, 2, range(3 - kept))
