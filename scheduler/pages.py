@@ -55,13 +55,14 @@ def rounded_up(count: int, unit: int) -> int:
 
 
 def sums_bytes(shape: Shape) -> int:
-    """Shared memory for the sums of a staged activation that formats need, a power of two of KiB."""
-    most = 0
+    """Shared memory for the sums of a staged activation, or of several columns of it, that formats need, a power of two of
+    KiB."""
+    most, staged = 0, next_power_of_two(shape.columns)
     for matrix in shape.tape.matrices:
-        if matrix.format.summed:
+        if matrix.format.summed and (staged == 1 or matrix.columns == shape.config.hidden_size):
             slots = shape.config.experts_per_token if matrix.kind == "expert_down" else 1
             columns = next_power_of_two(slots * matrix.pages_per_block) * matrix.format.columns
-            most = max(most, columns // matrix.format.summed)
+            most = max(most, staged * columns // matrix.format.summed)
     return ceil_div(4 * most, 1024) * 1024
 
 

@@ -195,7 +195,7 @@ def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance:
         words = arrived(S, memory, step, begin, words, source, page, GROUP, distance, matrix)
         for j in gl.static_range(GROUP):
             here = use + page + j
-            acc = multiply_by(S, F, ring, step, here, here % S.ring, operand_of(F, words[j]), acc)
+            acc = multiply_by(S, F, ring, step, here, here % S.ring, F.with_words(operand_of(F, words[j])), acc)
         words = after
     stamp(S, step.trace, COMPUTED)
     return sum_of(S, F.total(acc))

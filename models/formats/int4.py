@@ -72,4 +72,4 @@ def shortened(scales: torch.Tensor) -> torch.Tensor:
     return (scales.contiguous().view(torch.int32) & ~ZERO_BITS).view(torch.float32)
 
 
-INT4 = Int4("int4", columns=2048, scale_words=16 * PAGE_ROWS, summed=128, group=128, several=False)
+INT4 = Int4("int4", columns=2048, scale_words=16 * PAGE_ROWS, summed=128, group=128)

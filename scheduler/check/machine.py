@@ -46,10 +46,11 @@ def shared_bytes(shape: Shape, ring: int) -> int:
     for matrix in shape.tape.matrices:
         columns, mixed = matrix.format.columns, matrix.kind == "expert_down"
         pages = -(-matrix.columns // columns) * (shape.config.experts_per_token if mixed else 1)
-        if matrix.format.summed:
-            sums = max(sums, 1024, 4 * (columns << (pages - 1).bit_length()) // matrix.format.summed)
+        repeated = (shape.columns - 1).bit_length()
+        if matrix.format.summed and (not repeated or matrix.columns == shape.config.hidden_size):
+            sums = max(sums, 1024, 4 * (columns << (pages - 1).bit_length() << repeated) // matrix.format.summed)
         if matrix.columns == shape.config.hidden_size and not mixed:
-            pages = 1 << (shape.columns - 1).bit_length() << (pages - 1).bit_length()
+            pages = 1 << repeated << (pages - 1).bit_length()
         elif shape.columns == 1 and not mixed:
             part = staged_pages(pages, matrix.format)
             pages = -(-pages // part) * part

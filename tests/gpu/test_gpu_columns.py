@@ -41,13 +41,17 @@ SAMPLED = SamplingState(temperature=1.0, top_k=0, top_p=1.0, seed=5)
 CUT = SamplingState(temperature=0.9, top_k=40, top_p=0.9, seed=6)
 # Pages of 128 and of 64 positions, heads that are normed, biases and padded heads, a hidden state that is normed in two passes.
 NAMES = ["bundled", "head128", "qwen3", "all_biases_linear_head24", "llama-3-8b"]
-FP8 = {f"{name} in fp8": name for name in ("bundled", "head128", "llama-3-8b")}
-DRAWN = [*((name, GREEDY) for name in (*NAMES, *FP8)), ("bundled", SAMPLED), ("bundled", CUT)]
+QUANTISED = {
+    f"{name} in {weights}": (name, Formats(weights, weights)) for name, weights in (
+        ("bundled", "fp8"), ("llama-3-8b", "fp8"), ("bundled", "int4"), ("head128", "int4"), ("llama-3-8b", "int4"))
+}  # fmt: skip
+DRAWN = [*((name, GREEDY) for name in (*NAMES, *QUANTISED)), ("bundled", SAMPLED), ("bundled", CUT)]
 
 
 def case_of(name: str) -> Case:
-    if name in FP8:
-        return replace(case_of(FP8[name]), formats=Formats("fp8", "fp8"))
+    if name in QUANTISED:
+        plain, formats = QUANTISED[name]
+        return replace(case_of(plain), formats=formats)
     return CASES[name] if name in CASES else PRESET_CASES[name]
 
 
@@ -85,7 +89,7 @@ def truth_of(name: str, sampling: SamplingState = GREEDY) -> Truth:
     return Truth(name, random_tokens(case.name, 40), min(case.positions, 150), sampling)
 
 
-@pytest.mark.parametrize(("name", "sampling"), DRAWN, ids=[*NAMES, *FP8, "sampled", "cut"])
+@pytest.mark.parametrize(("name", "sampling"), DRAWN, ids=[*NAMES, *QUANTISED, "sampled", "cut"])
 def test_drafts_of_which_some_are_right(name: str, sampling: SamplingState) -> None:
     """Steps of 8 columns one by one, around the edges of pages, slices and buckets: tokens, logits and cache bit for bit."""
     true, positions = truth_of(name, sampling), len(truth_of(name, sampling).logits)
@@ -160,7 +164,10 @@ def test_a_stop_token_ends_a_step() -> None:
 @pytest.mark.parametrize(
     ("sequences", "name"),
     [
-        *((count, name) for count in (2, 4, 8) for name in ("bundled", "bundled in fp8")),
+        *((count, "bundled") for count in (2, 4, 8)),
+        (2, "bundled in fp8"),
+        (4, "bundled in int4"),
+        (8, "bundled in int4"),
         (2, "llama-3-8b"),
         (4, "llama-3-8b in fp8"),
     ],

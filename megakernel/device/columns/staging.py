@@ -79,7 +79,7 @@ def activation_of(S: gl.constexpr, F: gl.constexpr, ring, page):
     if S.columns == 1:
         x = F.activation(S, ring, page)
     else:
-        x = staged_page(S, F, ring, page)
+        x = F.with_staged(S, ring, page, staged_page(S, F, ring, page))
     return x
 
 
@@ -150,6 +150,7 @@ def stage_norms(
         y = (x * scale[:, None] * w[None, :]).to(gl.bfloat16)
         tiles = gl.permute(gl.reshape(y, [STAGED, SIZE // TILE, TILE]), [1, 0, 2])
         staged_tiles(ring, SIZE, SIZE // TILE, TILE, STAGED, 0).store(tiles)
+        F.stage_columns(S, ring, 0, y)
     else:
         wait_made(S, memory, step, source, distance, COUNT)
         every = gl.arange(0, STAGED, gl.SliceLayout(1, L))
@@ -170,5 +171,6 @@ def stage_norms(
             y = (x * scales[:, None] * w[None, :]).to(gl.bfloat16)
             tiles = gl.permute(gl.reshape(y, [STAGED, F.TILES, TILE]), [1, 0, 2])
             staged_tiles(ring, F.COLUMNS, F.TILES, TILE, STAGED, page).store(tiles)
+            F.stage_columns(S, ring, page, y)
     barrier()
     stamp(S, step.trace, STAGED)

@@ -16,6 +16,7 @@ from models.formats import WeightFormat
 
 FUNCTIONS = ("stage_sums", "activation", "nothing", "take", "product", "total", "copy_beside")
 PACKED_FUNCTIONS = ("numbers",)  # of formats that are not plain
+COLUMN_FUNCTIONS = ("stage_columns", "with_staged", "with_words")  # of those that several columns share
 TOGETHER = 2048  # columns whose pages are unrolled together
 MODULES: dict[str, ModuleType] = {"bf16": plain, "fp8": fp8, "int4": int4, "q8_0": q8_0, "q4_0": q4_0, "q4_1": q4_1}
 
@@ -28,7 +29,8 @@ class Twin:
     BESIDE: bytes copied with each page; and the functions: `stage_sums` keeps the sums of the staged vector that a product
     needs, `activation` loads page `page` of the vector as the B operand, `take` what a slot of the ring holds, `product` adds
     the product of the two to accumulators, which begin as `nothing`, `total` makes of them the sums of some tiles, fp32 [tiles,
-    16 rows, 8 columns]; `copy_beside` asks for what lies beside a page.
+    16 rows, 8 columns]; `copy_beside` asks for what lies beside a page.  Of several columns `stage_columns` keeps the sums of
+    staged pages, and `with_staged` and `with_words` make of a page's B operand what `product` takes, the operand staged or not.
     """
 
     def __init__(self, format: WeightFormat) -> None:
@@ -37,7 +39,7 @@ class Twin:
         self.LANE, self.STAGED = module.LANE, module.STAGED
         self.TOGETHER = gl.constexpr(max(1, TOGETHER // format.columns))
         self.BESIDE = gl.constexpr(4 * format.scale_words)
-        names = FUNCTIONS if format.plain else (*FUNCTIONS, *PACKED_FUNCTIONS)
+        names = (*FUNCTIONS, *(() if format.plain else PACKED_FUNCTIONS), *(COLUMN_FUNCTIONS if format.several else ()))
         self.functions: dict[str, Any] = {name: getattr(module, name) for name in names}
         vars(self).update(self.functions)
 

@@ -10,9 +10,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
-from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout
+from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, accumulators, block_layout
 from megakernel.device.formats.nibbles import CODES, LANE, operand_of, values_of
 from megakernel.device.formats.packed import beside_of, copy_words, page_activation, page_words, stage_sums_of, sums_of
+from megakernel.device.numbers import power_of_two
 from models.formats.int4 import INT4
 
 TILES = gl.constexpr(INT4.columns // INT4.group)
@@ -45,6 +46,40 @@ def activation(S: gl.constexpr, ring, page):
     LAYOUT: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, block_layout()))
     tiles = gl.expand_dims(gl.expand_dims(sums.index(first + page).load(LAYOUT), 1), 2)
     return page_activation(ring, page, TILES, TILE, LANE), tiles
+
+
+@gluon.jit
+def stage_columns(S: gl.constexpr, ring, page, values):
+    """The sums of the groups of whole pages from page `page` on, of bf16 [staged columns, columns of the pages]."""
+    STAGED_COLUMNS: gl.constexpr = values.shape[0]
+    PAGES: gl.constexpr = values.shape[1] // (TILES * TILE)
+    sums, first = sums_of(S, ring, PAGES * STAGED_COLUMNS * TILES)
+    groups = gl.sum(gl.reshape(values.to(gl.float32), [STAGED_COLUMNS, PAGES * TILES, TILE]), axis=2)
+    groups = gl.permute(gl.reshape(groups, [STAGED_COLUMNS, PAGES, TILES]), [1, 0, 2])
+    sums.index(first + page // PAGES).reshape([PAGES, STAGED_COLUMNS, TILES]).store(groups)
+
+
+@gluon.jit
+def with_staged(S: gl.constexpr, ring, page, x):
+    """The operand, and the sums of its tiles, fp32 [tiles, 16 rows, 8 columns]."""
+    STAGED_COLUMNS: gl.constexpr = power_of_two(S.columns)
+    FULL: gl.constexpr = accumulators(TILES, STAGED_COLUMNS)
+    sums, first = sums_of(S, ring, STAGED_COLUMNS * TILES)
+    tiles = sums.index(first + page).reshape([STAGED_COLUMNS, TILES]).permute([1, 0])
+    tiles = gl.expand_dims(gl.expand_dims(tiles.load(gl.SliceLayout(1, gl.SliceLayout(2, FULL))), 1), 2)
+    SHAPE: gl.constexpr = [TILES, ROWS, MMA_COLUMNS // STAGED_COLUMNS, STAGED_COLUMNS]
+    tiles, _ = gl.broadcast(tiles, gl.zeros(SHAPE, gl.float32, FULL))
+    return x, gl.convert_layout(gl.reshape(tiles, [TILES, ROWS, MMA_COLUMNS]), block_layout(), assert_trivial=True)
+
+
+@gluon.jit
+def with_words(x):
+    """The operand, and the sums of its tiles, fp32 [tiles, 1, 8 columns]: added in the order in which a warp adds a staged
+    vector, four values side by side and then by halves, the farthest first."""
+    sums = gl.sum(gl.reshape(x.to(gl.float32), [TILES, 2, 2, 2, 2, 2, 4, MMA_COLUMNS]), axis=6)
+    for _ in gl.static_range(5):
+        sums = gl.sum(sums, axis=1)
+    return x, gl.expand_dims(gl.convert_layout(sums, gl.SliceLayout(1, block_layout())), 1)
 
 
 @gluon.jit

@@ -33,6 +33,15 @@ def block_layout():
 
 
 @gluon.constexpr_function
+def accumulators(tiles, columns):
+    """`block_layout` as [tiles, 16 rows, how often, columns], of so many columns that repeat."""
+    shape, own = [tiles, ROWS.value, MMA_COLUMNS.value // columns, columns], log2(columns)
+    each = bits(shape, 3, range(own)) + bits(shape, 2, range(3 - own))
+    registers = [each[0], *bits(shape, 1, range(3, 4)), *bits(shape, 0, range(2, log2(tiles)))]
+    return gl.DistributedLinearLayout(registers, each[1:] + bits(shape, 1, range(3)), bits(shape, 0, range(2)), [], shape)
+
+
+@gluon.constexpr_function
 def staged(together, shape):
     """Staged bf16 values [columns] or [tiles, columns] where a lane holds `together` columns side by side of either half of an
     operand: what one instruction takes of both halves lies together, so that 16 bytes are the operands of two."""

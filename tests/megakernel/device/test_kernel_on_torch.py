@@ -133,7 +133,11 @@ def test_draws(sampling: SamplingState) -> None:
         assert pair.gpu.tokens[: pair.position + 1].tolist() == pair.state.tokens
 
 
-@pytest.mark.parametrize(("depth", "formats"), [(4, PLAIN), (2, Formats("fp8", "fp8"))], ids=["4", "2 of fp8"])
+@pytest.mark.parametrize(
+    ("depth", "formats"),
+    [(4, PLAIN), (2, Formats("fp8", "fp8")), (4, Formats("int4", "int4"))],
+    ids=["4", "2 of fp8", "4 of int4"],
+)
 @pytest.mark.parametrize("first", [0, pytest.param(EDGE - 3, marks=pytest.mark.full)])
 def test_columns_of_one_sequence(first: int, depth: int, formats: Formats) -> None:
     """What is left of a prompt fills them."""
