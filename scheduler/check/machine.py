@@ -10,6 +10,7 @@ import numpy as np
 from instructions.codec import WORDS
 from instructions.matvec import staged_pages
 from instructions.shape import ANNOUNCED, HELD_PAGES, Shape
+from models.formats import FORMATS, PLAIN_NAME
 from models.tape import PAGE_BYTES, TILE_BYTES
 from scheduler.check.findings import Finding
 from scheduler.check.listing import Listing
@@ -76,8 +77,8 @@ def shape_findings(shape: Shape) -> Iterator[Finding]:
         )
     if shape.tail and shape.columns > 1:
         yield Finding("limits", f"a tail of {shape.columns} columns; it is for one token")
-    one = shape.config.num_experts or shape.norms_together or not all(matrix.format.several for matrix in shape.tape.matrices)
-    if shape.columns > 1 and one:
+    several = {PLAIN_NAME, *(name for name, format in FORMATS.items() if format.several)}
+    if shape.columns > 1 and (shape.config.num_experts or shape.norms_together or not several.issuperset(shape.formats)):
         yield Finding("limits", f"{shape.columns} columns; a model with experts, common norms or weights in groups has one")
     if not 1 <= shape.bucket <= shape.capacity:
         yield Finding("limits", f"a context bucket of {shape.bucket} positions in a KV cache of {shape.capacity}")

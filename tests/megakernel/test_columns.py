@@ -23,7 +23,7 @@ from scheduler.lower import lower_attention
 from tests.support.configs import small_config
 
 EXPERTS = "experts, which each token chooses for itself"
-QUANTISED = "quantised weights, whose row blocks are summed in another order"
+GROUPS = "weights in {}, whose groups are multiplied for one column at a time"
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ QUANTISED = "quantised weights, whose row blocks are summed in another order"
     [
         ("qwen3_moe", PLAIN, EXPERTS),
         ("olmoe", PLAIN, EXPERTS),
-        ("gqa2", Formats("fp8", "fp8"), QUANTISED),
-        ("gqa2", Formats("plain", "int4"), QUANTISED),
+        ("gqa2", Formats("q4_1", "fp8"), GROUPS.format("q4_1")),
+        ("gqa2", Formats("plain", "q8_0"), GROUPS.format("q8_0")),
     ],
 )
 @pytest.mark.parametrize(("sequences", "depth"), [(1, 2), (1, 8), (8, 1)])
@@ -49,10 +49,12 @@ def test_some_models_have_one_column(name: str, formats: Formats, why: str, sequ
     assert columns_of(7, "gpu", config, formats) == columns_of(7, "vm", config, formats) == 1
 
 
-def test_others_have_as_many_as_drafts_are_asked_for() -> None:
+@pytest.mark.parametrize("formats", [PLAIN, Formats("fp8", "fp8"), Formats("int4", "int4"), Formats("plain", "int4")])
+def test_others_have_as_many_as_drafts_are_asked_for(formats: Formats) -> None:
     config = small_config("gqa2")
-    assert [columns_of(drafts, "gpu", config, PLAIN) for drafts in (0, 1, 2, 3, 4, 7)] == [1, 2, 4, 4, 8, 8]
-    assert make_shape(config, sms=4, capacity=64, bucket=64, depth=8).columns == 8
+    assert [columns_of(drafts, "gpu", config, formats) for drafts in (0, 1, 2, 3, 4, 7)] == [1, 2, 4, 4, 8, 8]
+    assert make_shape(config, sms=4, capacity=64, bucket=64, depth=8, formats=formats).columns == 8
+    assert build_program(make_shape(config, sms=4, capacity=64, bucket=64, sequences=8, formats=formats), 4).sms == 4
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_the_checker_refuses_columns_of_a_model_that_has_one() -> None:
     """Also in a program that was not made here."""
     program = build_program(make_shape(small_config("qwen3_moe"), sms=4, capacity=64, bucket=64), 4)
     shape = dataclasses.replace(program.shape, depth=2)
-    assert "2 columns; a model with experts, common norms or quantised weights has one" in {
+    assert "2 columns; a model with experts, common norms or weights in groups has one" in {
         finding.message for finding in shape_findings(shape)
     }
     assert not list(shape_findings(program.shape))

@@ -7,7 +7,7 @@ import importlib
 import pytest
 from triton.experimental.gluon.language import constexpr
 
-from megakernel.device.formats import FUNCTIONS, MODULES, fp8, int4, q4_0, q4_1, q8_0, twin_of
+from megakernel.device.formats import COLUMN_FUNCTIONS, FUNCTIONS, MODULES, fp8, int4, q4_0, q4_1, q8_0, twin_of
 from megakernel.device.formats.layouts import WORDS, fragments
 from megakernel.options import Sizes
 from models.formats import FORMATS, Packed
@@ -30,7 +30,7 @@ def test_every_format_has_a_twin() -> None:
 @pytest.mark.parametrize("name", KERNEL)
 def test_a_twin_s_numbers(name: str) -> None:
     format, twin = FORMATS[name], twin_of(FORMATS[name])
-    assert all(callable(getattr(twin, function)) for function in FUNCTIONS)
+    assert all(callable(getattr(twin, function)) for function in FUNCTIONS + COLUMN_FUNCTIONS * format.several)
     assert twin.COLUMNS.value == format.columns
     assert twin.BESIDE.value == 4 * format.scale_words
     assert format.columns % twin.TILES.value == 0
