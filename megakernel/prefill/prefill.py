@@ -1,4 +1,4 @@
-"""A prompt on the GPU, chunk by chunk: two CUDA graphs of kernels a class of chunk lengths.
+"""A prompt on the GPU, chunk by chunk: one CUDA graph of kernels a class of chunk lengths.
 
 A chunk of tokens goes through all layers but the last, and of the last through its keys and values alone: what the rest of
 the last layer makes of the earlier tokens nobody reads.  The last token's residual stream before the last layer is left in
@@ -25,9 +25,6 @@ from megakernel.prefill.launch import Launch
 from megakernel.prefill.plan import LONG_PAST, Plan
 
 COMPILERS = 8  # kernels compiled at once: most of it is spent outside the interpreter
-BEGINNING = 12  # kernels of a chain that are a graph of their own: the GPU begins while the others are being launched
-
-Graphs = tuple[torch.cuda.CUDAGraph, ...]
 
 
 class Prefill:
@@ -55,7 +52,7 @@ class Prefill:
         usual = {(size, False): list(self.chain.launches(size)) for size in pasts}
         return usual | {(size, True): list(self.chain.launches(size, past)) for size, past in pasts.items() if past is not None}
 
-    def captured(self) -> dict[tuple[int, bool], Graphs]:
+    def captured(self) -> dict[tuple[int, bool], torch.cuda.CUDAGraph]:
         """All chains, recorded."""
         return {which: self.capture(launches) for which, launches in self.chains().items()}
 
@@ -65,16 +62,11 @@ class Prefill:
         with ThreadPoolExecutor(COMPILERS) as pool:
             list(pool.map(lambda launch: launch.compile(), launches.values()))
 
-    def capture(self, launches: list[Launch]) -> Graphs:
+    def capture(self, launches: list[Launch]) -> torch.cuda.CUDAGraph:
         """Record a chain."""
         for launch in launches:  # of no token yet: the driver loads a kernel when it is launched first
             launch.enqueue()
         torch.cuda.current_stream(self.state.device).synchronize()
-        parts = (launches[:BEGINNING], launches[BEGINNING:])
-        return tuple(self.capture_part(part) for part in parts if part)
-
-    def capture_part(self, launches: list[Launch]) -> torch.cuda.CUDAGraph:
-        """Record launches that follow one another."""
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(self.state.device)  # torch's own is of the first device that had a graph
         with torch.cuda.graph(graph, stream=stream):
@@ -97,8 +89,7 @@ class Prefill:
     def read(self, start: int, count: int) -> None:
         """Enqueue one chunk."""
         upload((self.chain.words, np.array([start, count], dtype=np.int32)))
-        for graph in self.graphs[self.which(start, count)]:
-            graph.replay()
+        self.graphs[self.which(start, count)].replay()
 
     def which(self, start: int, count: int) -> tuple[int, bool]:
         """The chain of a chunk: its class, and whether it is the one for a long past."""
