@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 OWN, MEMORY, OTHER = "own", "memory", "other"
-MEMORY_PREFIXES = ("Memcpy", "Memset")  # how the profiler names what the copy engines do
+MEMORY_PREFIXES = ("Memcpy", "Memset")  # how the profiler names what the copy engines do,
+COPY = "direct_copy_kernel"  # and what is in the name of the kernel by which torch copies memory that is not in one piece
 GPU = "CUDA"
 
 Kernel = dict[str, Any]
@@ -50,6 +51,6 @@ def tally(events: Iterable[Any], names: Collection[str]) -> list[Kernel]:
 
 def kind_of(name: str, names: Collection[str]) -> str:
     """OWN, MEMORY or OTHER."""
-    if name.startswith(MEMORY_PREFIXES):
+    if name.startswith(MEMORY_PREFIXES) or COPY in name:
         return MEMORY
     return OWN if name in names else OTHER

@@ -185,7 +185,7 @@ def multiply_columns(S: gl.constexpr, memory, ring, step, use, source, distance:
     asked for early, but not waited for any later: more of them on their way made it slower (docs/notebook/columns.md).
     """
     F: gl.constexpr = matrix.format
-    GROUP: gl.constexpr = pages_together(matrix.pages, S.columns, F.TOGETHER)
+    GROUP: gl.constexpr = pages_together(matrix.pages, S.columns, S.down.columns, F.TOGETHER)
     acc = F.nothing()
     begin = cycles()
     words = pages_of(S, source, 0, GROUP, distance, matrix)

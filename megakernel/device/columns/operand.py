@@ -19,7 +19,8 @@ from megakernel.device.values import absent, any_missing, in_first_warp, look, l
 GROUP = gl.constexpr(16)  # words of two matrix instructions of one column, whose places are shuffled where
 SHUFFLED = gl.constexpr(2)  # so many columns of a word lie side by side in a lane
 LANES = gl.constexpr(4)  # that share them
-FEW = 2  # columns
+FEW = 2  # columns of a step
+LONG = 8192  # columns of a row
 
 PAIRED = gl.constexpr("""{
     .reg .b32 other, low, high;
@@ -43,9 +44,10 @@ def words_layout(tiles, words, lane):
 
 
 @gluon.constexpr_function
-def pages_together(pages, columns, most):
-    """Of so many pages those whose words are asked for at a time, at most so many: of more columns more of them are slower."""
-    return largest_divisor(pages, most if columns <= FEW else 1)
+def pages_together(pages, columns, longest, most):
+    """Of so many pages those whose words are asked for at a time, at most so many: it pays for few columns, where the longest
+    rows of the model are long (docs/notebook/columns.md)."""
+    return largest_divisor(pages, most if columns <= FEW and longest > LONG else 1)
 
 
 @gluon.jit

@@ -185,6 +185,7 @@ EVENTS = [
     fake_event("Memset (Device)", "CUDA", 0.5),
     fake_event("cublas_gemm", "CUDA", 2.0),
     fake_event("ProfilerStep#1", "CUDA", 99.0, annotation=True),
+    fake_event("void elementwise_kernel<128, 2, direct_copy_kernel_cuda()>", "CUDA", 0.25),
 ]
 
 
@@ -192,6 +193,7 @@ def test_kernels_are_told_apart() -> None:
     found = kernels.tally(EVENTS, {"one", "two", "three"})
     assert [(kernel["name"], kernel["kind"], kernel["count"], kernel["microseconds"]) for kernel in found] == [
         ("two", "own", 2, 7.0), ("cublas_gemm", "other", 1, 2.0), ("one", "own", 1, 1.0), ("Memset (Device)", "memory", 1, 0.5),
+        ("void elementwise_kernel<128, 2, direct_copy_kernel_cuda()>", "memory", 1, 0.25),
     ]  # fmt: skip
 
 
