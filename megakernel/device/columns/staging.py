@@ -14,7 +14,7 @@ from megakernel.device.compat import barrier, reinterpret
 from megakernel.device.formats.layouts import MMA_COLUMNS, ROWS, bits, block_layout, log2
 from megakernel.device.numbers import power_of_two
 from megakernel.device.sync import wait_all
-from megakernel.device.trace import stamp
+from megakernel.device.trace import STAGED, stamp
 from megakernel.device.values import absent, any_missing, look, look_again, vacant
 
 STAGED_LAYOUT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0]))  # [tiles, columns, columns of a tile]
@@ -50,10 +50,10 @@ def blocks_looked_for(count):
 
 
 @gluon.jit
-def staged_tiles(ring, SIZE: gl.constexpr, TILES: gl.constexpr, TILE: gl.constexpr, STAGED: gl.constexpr, index):
-    """The staging memory as vectors of SIZE values, of which `index` is one: [tiles, STAGED columns, columns of a tile]."""
-    COUNT: gl.constexpr = ring.staging.shape[0] * ring.staging.shape[1] // (SIZE * STAGED)
-    return reinterpret(ring.staging, gl.bfloat16, [COUNT, TILES, STAGED, TILE], STAGED_LAYOUT).index(index)
+def staged_tiles(ring, SIZE: gl.constexpr, TILES: gl.constexpr, TILE: gl.constexpr, STAGED_COLUMNS: gl.constexpr, index):
+    """The staging memory as vectors of SIZE values, of which `index` is one: [tiles, STAGED_COLUMNS, columns of a tile]."""
+    COUNT: gl.constexpr = ring.staging.shape[0] * ring.staging.shape[1] // (SIZE * STAGED_COLUMNS)
+    return reinterpret(ring.staging, gl.bfloat16, [COUNT, TILES, STAGED_COLUMNS, TILE], STAGED_LAYOUT).index(index)
 
 
 @gluon.jit
@@ -61,14 +61,14 @@ def staged_page(S: gl.constexpr, F: gl.constexpr, ring, page):
     """Page `page` of the staged columns as the B operand, [tiles, columns of a tile, 8]."""
     B: gl.constexpr = gl.DotOperandLayout(1, block_layout(), F.LANE)
     TILE: gl.constexpr = F.COLUMNS // F.TILES
-    STAGED: gl.constexpr = power_of_two(S.columns)
-    tiles = staged_tiles(ring, F.COLUMNS, F.TILES, TILE, STAGED, page).permute([0, 2, 1])
-    if STAGED == MMA_COLUMNS:
+    STAGED_COLUMNS: gl.constexpr = power_of_two(S.columns)
+    tiles = staged_tiles(ring, F.COLUMNS, F.TILES, TILE, STAGED_COLUMNS, page).permute([0, 2, 1])
+    if STAGED_COLUMNS == MMA_COLUMNS:
         x = tiles.load(B)
     else:
-        FULL: gl.constexpr = repeated_layout(F.TILES, TILE, F.LANE, STAGED)
+        FULL: gl.constexpr = repeated_layout(F.TILES, TILE, F.LANE, STAGED_COLUMNS)
         x = gl.expand_dims(tiles.load(gl.SliceLayout(2, FULL)), 2)
-        x, _ = gl.broadcast(x, gl.zeros([F.TILES, TILE, MMA_COLUMNS // STAGED, STAGED], gl.bfloat16, FULL))
+        x, _ = gl.broadcast(x, gl.zeros([F.TILES, TILE, MMA_COLUMNS // STAGED_COLUMNS, STAGED_COLUMNS], gl.bfloat16, FULL))
         x = gl.convert_layout(gl.reshape(x, [F.TILES, TILE, MMA_COLUMNS]), B, assert_trivial=True)
     return x
 
@@ -137,25 +137,25 @@ def stage_norms(
     F: gl.constexpr = matrix.format
     TILE: gl.constexpr = F.COLUMNS // F.TILES
     COUNT: gl.constexpr = matrix.columns
-    STAGED: gl.constexpr = power_of_two(S.columns)
+    STAGED_COLUMNS: gl.constexpr = power_of_two(S.columns)
     L: gl.constexpr = norm_layout()
-    TOGETHER: gl.constexpr = columns_together(SIZE, STAGED)
+    TOGETHER: gl.constexpr = columns_together(SIZE, STAGED_COLUMNS)
     index = gl.arange(0, SIZE, gl.SliceLayout(0, L))
     column = gl.arange(0, TOGETHER, gl.SliceLayout(1, L))
-    if TOGETHER == STAGED:
+    if TOGETHER == STAGED_COLUMNS:
         w = gl.load(weight + index, mask=index < COUNT, other=0.0)
         wait_made(S, memory, step, source, distance, COUNT)
         x, squares = squares_of(S, memory, step, source, distance, COUNT, column, index)
         scale = gl.rsqrt(squares / COUNT + S.epsilon)
         y = (x * scale[:, None] * w[None, :]).to(gl.bfloat16)
-        tiles = gl.permute(gl.reshape(y, [STAGED, SIZE // TILE, TILE]), [1, 0, 2])
-        staged_tiles(ring, SIZE, SIZE // TILE, TILE, STAGED, 0).store(tiles)
+        tiles = gl.permute(gl.reshape(y, [STAGED_COLUMNS, SIZE // TILE, TILE]), [1, 0, 2])
+        staged_tiles(ring, SIZE, SIZE // TILE, TILE, STAGED_COLUMNS, 0).store(tiles)
         F.stage_columns(S, ring, 0, y)
     else:
         wait_made(S, memory, step, source, distance, COUNT)
-        every = gl.arange(0, STAGED, gl.SliceLayout(1, L))
-        scales = gl.zeros([STAGED], gl.float32, gl.SliceLayout(1, L))
-        for first in gl.static_range(0, STAGED, TOGETHER):
+        every = gl.arange(0, STAGED_COLUMNS, gl.SliceLayout(1, L))
+        scales = gl.zeros([STAGED_COLUMNS], gl.float32, gl.SliceLayout(1, L))
+        for first in gl.static_range(0, STAGED_COLUMNS, TOGETHER):
             if first < S.columns:
                 _, squares = squares_of(S, memory, step, source, distance, COUNT, first + column, index)
                 scale = gl.rsqrt(squares / COUNT + S.epsilon)
@@ -169,8 +169,8 @@ def stage_norms(
             known = (every < S.columns)[:, None] & (at < COUNT)[None, :]
             x = gl.load(source + every[:, None] * distance + at[None, :], mask=known, other=0.0, cache_modifier=".cg")
             y = (x * scales[:, None] * w[None, :]).to(gl.bfloat16)
-            tiles = gl.permute(gl.reshape(y, [STAGED, F.TILES, TILE]), [1, 0, 2])
-            staged_tiles(ring, F.COLUMNS, F.TILES, TILE, STAGED, page).store(tiles)
+            tiles = gl.permute(gl.reshape(y, [STAGED_COLUMNS, F.TILES, TILE]), [1, 0, 2])
+            staged_tiles(ring, F.COLUMNS, F.TILES, TILE, STAGED_COLUMNS, page).store(tiles)
             F.stage_columns(S, ring, page, y)
     barrier()
     stamp(S, step.trace, STAGED)

@@ -9,6 +9,10 @@ from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
 from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout
 from megakernel.device.formats.packed import beside_of, copy_words, four_values, operand, page_activation, page_words
+from megakernel.device.formats.sumless import stage_columns as stage_columns
+from megakernel.device.formats.sumless import stage_sums as stage_sums
+from megakernel.device.formats.sumless import with_staged as with_staged
+from megakernel.device.formats.sumless import with_words as with_words
 from models.formats.fp8 import FP8
 
 TILES = gl.constexpr(8)
@@ -48,31 +52,9 @@ def widen(words):
 
 
 @gluon.jit
-def stage_sums(S: gl.constexpr, ring, part, values):
-    """No sums are needed."""
-
-
-@gluon.jit
 def activation(S: gl.constexpr, ring, page):
     """See `page_activation`."""
     return page_activation(ring, page, TILES, TILE, LANE)
-
-
-@gluon.jit
-def stage_columns(S: gl.constexpr, ring, page, values):
-    """No sums are needed."""
-
-
-@gluon.jit
-def with_staged(S: gl.constexpr, ring, page, x):
-    """The operand alone."""
-    return x
-
-
-@gluon.jit
-def with_words(x):
-    """The operand alone."""
-    return x
 
 
 @gluon.jit

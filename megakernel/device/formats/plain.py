@@ -8,6 +8,10 @@ from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
 from megakernel.device.compat import reinterpret
 from megakernel.device.formats.layouts import FLAT_TILES, MMA_COLUMNS, ROWS, block_layout
+from megakernel.device.formats.sumless import stage_columns as stage_columns
+from megakernel.device.formats.sumless import stage_sums as stage_sums
+from megakernel.device.formats.sumless import with_staged as with_staged
+from megakernel.device.formats.sumless import with_words as with_words
 from megakernel.geometry import ITEM_BYTES
 from models.tape import TILE_BYTES, TILES_PER_PAGE
 
@@ -19,34 +23,12 @@ PAGE_LAYOUT = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0]))  # as TM
 
 
 @gluon.jit
-def stage_sums(S: gl.constexpr, ring, part, values):
-    """No sums are needed."""
-
-
-@gluon.jit
 def activation(S: gl.constexpr, ring, page):
     """The same bf16 values in all columns, [tiles, columns of a tile, 8]."""
     B: gl.constexpr = gl.DotOperandLayout(1, block_layout(), 2)
     tiles = reinterpret(ring.staging.index(page), gl.bfloat16, [TILES, TILE], FLAT_TILES)
     x = gl.expand_dims(tiles.load(gl.SliceLayout(2, B)), 2)
     x, _ = gl.broadcast(x, gl.zeros([TILES, TILE, MMA_COLUMNS], gl.bfloat16, B))
-    return x
-
-
-@gluon.jit
-def stage_columns(S: gl.constexpr, ring, page, values):
-    """No sums are needed."""
-
-
-@gluon.jit
-def with_staged(S: gl.constexpr, ring, page, x):
-    """The operand alone."""
-    return x
-
-
-@gluon.jit
-def with_words(x):
-    """The operand alone."""
     return x
 
 

@@ -225,3 +225,21 @@ def test_drafts_have_one_set_of_constants() -> None:
     found = constants(drafts)
     assert [found[name] for name in ("LEAST", "MOST", "WINDOW")] == [host.LEAST, host.MOST, host.WINDOW]
     assert (found["MOST"] + 1) * 2 * found["WINDOW"] < 2**31, "a key holds how many agree and where"
+
+
+@pytest.mark.parametrize("path", sorted(DEVICE.rglob("*.py")), ids=lambda path: str(path.relative_to(DEVICE)))
+def test_a_stamp_names_a_point_of_the_trace(path: Path) -> None:
+    """And no number of the same name that the module has of its own."""
+    tree = ast.parse(path.read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "stamp"]
+    points = {node.args[2].id for node in calls if isinstance(node.args[2], ast.Name)}
+    assert len(points) > 0 or not calls
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == trace.__name__
+        for alias in node.names
+    }
+    own = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own |= {argument.arg for argument in ast.walk(tree) if isinstance(argument, ast.arg)}
+    assert points <= imported - own
