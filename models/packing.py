@@ -20,6 +20,7 @@ from models.tape import BLOCK_ROWS, HALF_BLOCK, TILE_BYTES, TILES_PER_PAGE, Matr
 _LINE = np.dtype((np.void, TILE_BYTES))  # one row of one tile, moved as a whole
 CHUNKS = 32  # of a quantised page along K
 CHUNK_ELEMENTS = 2**22  # what is converted or padded at a time, so that packing needs little memory beside its input
+TRIED_ELEMENTS = 2**20  # what is quantised at a time, so that what is tried stays in the processor's caches
 
 
 def pack_weight(
@@ -38,13 +39,15 @@ def pack_weight(
     that is not finite, or no longer is once it is rounded.
     """
     packed_rows = _packed_rows(matrix, source)
-    step = max(1, CHUNK_ELEMENTS // (matrix.pages_per_block * matrix.format.columns))
+    wide = matrix.pages_per_block * matrix.format.columns
     if isinstance(matrix.format, Packed):
+        step = max(1, TRIED_ELEMENTS // wide)
         for start in range(0, len(packed_rows), step):
             codes = _codes(matrix, matrix.format, source, tensor, slice(start, start + step))
             place_codes(matrix, packed_rows[start : start + step], codes, weights, constants)
         return
     lines = _lines(_region(layout, matrix, weights))
+    step = max(1, CHUNK_ELEMENTS // wide)
     for start in range(0, len(packed_rows), step):
         target = packed_rows[start : start + step]
         rows = tensor[start : start + step].to(weights.dtype)

@@ -27,8 +27,9 @@ class Int4(Packed):
     """See above."""
 
     def quantise(self, rows: torch.Tensor) -> Codes:
-        scale, zero, steps = best(tries(rows.view(len(rows), -1, self.group)))
-        values = (steps + zero[..., None]).flatten(1).to(torch.uint8)
+        groups = rows.view(len(rows), -1, self.group)
+        first, zero, scale = best(tries(groups))
+        values = codes_of(groups, first, zero, torch.empty_like(groups)).flatten(1).to(torch.uint8)
         return Codes(values, scale, zero.to(torch.uint8))
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
@@ -53,18 +54,24 @@ class Int4(Packed):
 
 
 def tries(groups: torch.Tensor) -> Iterator[Try]:
-    """Errors, scales, zero points and codes less these, for each share."""
+    """Errors, the scales that codes are made with, zero points, and the scales that suit the codes best, for each share."""
     low, high = groups.aminmax(dim=2)
     low, high = low.clamp(max=0), high.clamp(min=0)  # 0 has a code
+    steps, room = torch.empty_like(groups), torch.empty_like(groups)  # new memory for each result would take most of the time
     for share in SHARES:
-        scale = shortened(torch.where(high > low, (high - low) * (share / ZERO_BITS), 1.0))
-        zero = (-low * share / scale).round().clamp(0, ZERO_BITS)
-        steps = ((groups / scale[..., None]).round_() + zero[..., None]).clamp_(0, ZERO_BITS).sub_(zero[..., None])
-        weight = steps.square().sum(2)  # the scale that suits these codes best, by least squares
-        product = (steps * groups).sum(2)
-        scale = shortened(torch.where(product > 0, product / weight, scale))
-        error = (groups - steps * scale[..., None]).square_().sum(2)
-        yield error, scale, zero, steps
+        first = shortened(torch.where(high > low, (high - low) * (share / ZERO_BITS), 1.0))
+        zero = (-low * share / first).round().clamp(0, ZERO_BITS)
+        codes_of(groups, first, zero, steps).sub_(zero[..., None])
+        weight = torch.mul(steps, steps, out=room).sum(2)  # by least squares
+        product = torch.mul(steps, groups, out=room).sum(2)
+        scale = shortened(torch.where(product > 0, product / weight, first))
+        error = torch.mul(steps, scale[..., None], out=room).sub_(groups).square_().sum(2)
+        yield error, first, zero, scale
+
+
+def codes_of(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The codes nearest to groups of numbers, fp32, in `out`."""
+    return torch.div(groups, scale[..., None], out=out).round_().add_(zero[..., None]).clamp_(0, ZERO_BITS)
 
 
 def shortened(scales: torch.Tensor) -> torch.Tensor:

@@ -141,7 +141,7 @@ def test_a_whole_run_on_the_cpu_machine(
     [
         (["--backend", "vm", "--model", "random:llama-3.2-1b"], "say --raw"),
         (["--backend", "vm", "--model", str(BUNDLED), "--raw", "--tokens", "2000"], "ask for fewer --tokens"),
-        (["--backend", "vm", "--model", "random:llama-3.2-1b", "--weights", "int4"], "one token a step"),
+        (["--backend", "vm", "--model", "random:llama-3.2-1b", "--weights", "q4_1"], "one token a step"),
         (["--backend", "vm", "--model", str(BUNDLED), "--tasks", "/no/such/file"], "/no/such/file"),
         (["--speculate", "8"], "--speculate"),
         pytest.param([], "needs a GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
