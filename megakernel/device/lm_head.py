@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megakernel.device.columns.places import position_of, request, sequence_of
+from megakernel.device.columns.places import in_column, kept, position_of, request, sequence_of
 from megakernel.device.formats.layouts import MMA_COLUMNS
 from megakernel.device.matvec import ROWS, block_index, row_block, stage_norm
 from megakernel.device.sampling import NO_ROW, best_of, load_sampling, score
@@ -15,18 +15,27 @@ from megakernel.device.values import rows_of
 
 
 @gluon.jit
-def put_logits(S: gl.constexpr, memory, step, here, logits, known, state):
-    """Store the logits of a row block, where it is `known`; returns the state with what is best of them and of those before,
-    and its rows."""
-    best, best_row, inverse_temperature, seed_low, seed_high = state
+def put_scores(S: gl.constexpr, memory, here, logits, known):
+    """Store the logits of a row block, where it is `known`; returns their rows, which of them there are, and their scores
+    without noise."""
     index = block_index(S)
     row, column = index // 16, index % 16
     rows = here * ROWS + row
     inside = known & (rows < S.vocabulary)
     if S.logits_multiplier != 1.0:
         logits *= S.logits_multiplier
-    gl.store(memory.activations + S.logits + rows, logits, mask=inside & (column == 0))
+    target = in_column(S, memory.activations + S.logits, column, S.logits_column) + rows
+    gl.store(target, logits, mask=inside & kept(S, column))
     scores = gl.where(gl.abs(logits) < float("inf"), logits, float("inf"))  # so that `Sample` learns of it
+    return rows, inside, scores
+
+
+@gluon.jit
+def put_logits(S: gl.constexpr, memory, step, here, logits, known, state):
+    """Store the logits of a row block, where it is `known`; returns the state with what is best of them and of those before,
+    and its rows."""
+    best, best_row, inverse_temperature, seed_low, seed_high = state
+    rows, inside, scores = put_scores(S, memory, here, logits, known)
     if inverse_temperature > 0.0:
         scores = score(scores, rows, step.position, inverse_temperature, seed_low, seed_high)
     better = inside & (scores > best)
@@ -77,15 +86,7 @@ def score_one(S: gl.constexpr, memory, ring, step):
 def put_columns(S: gl.constexpr, memory, step, here, logits, known, state):
     """`put_logits` of several columns, each by its own request and position."""
     best, best_row, position, inverse, seed_low, seed_high, drawn = state
-    index = block_index(S)
-    row, column = index // 16, index % 16
-    rows = here * ROWS + row
-    inside = known & (rows < S.vocabulary)
-    if S.logits_multiplier != 1.0:
-        logits *= S.logits_multiplier
-    target = memory.activations + S.logits + column * S.logits_column + rows
-    gl.store(target, logits, mask=inside & (column < S.columns))
-    scores = gl.where(gl.abs(logits) < float("inf"), logits, float("inf"))  # so that `Sample` learns of it
+    rows, inside, scores = put_scores(S, memory, here, logits, known)
     if drawn != 0:
         noisy = score(scores, rows, position[None, :], inverse[None, :], seed_low[None, :], seed_high[None, :])
         scores = gl.where((inverse > 0.0)[None, :], noisy, scores)

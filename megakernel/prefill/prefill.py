@@ -94,4 +94,4 @@ class Prefill:
     def which(self, start: int, count: int) -> tuple[int, bool]:
         """The chain of a chunk: its class, and whether it is the one for a long past."""
         size = self.plan.classes[bisect_left(self.plan.classes, count)]
-        return size, start >= LONG_PAST and self.plan.past(size) is not None
+        return size, start >= LONG_PAST and (size, True) in self.graphs

@@ -43,11 +43,10 @@ def shared_bytes(shape: Shape, ring: int) -> int:
     its size.
     """
     staged, beside, sums = -(-shape.staged_queries // shape.page_columns) * shape.page_columns, 0, 0
-    reserved = RESERVED
+    reserved, repeated = RESERVED, (shape.columns - 1).bit_length()
     for matrix in shape.tape.matrices:
         columns, mixed = matrix.format.columns, matrix.kind == "expert_down"
         pages = -(-matrix.columns // columns) * (shape.config.experts_per_token if mixed else 1)
-        repeated = (shape.columns - 1).bit_length()
         if matrix.format.summed and (not repeated or matrix.columns == shape.config.hidden_size):
             sums = max(sums, 1024, 4 * (columns << (pages - 1).bit_length() << repeated) // matrix.format.summed)
         if matrix.columns == shape.config.hidden_size and not mixed:

@@ -62,15 +62,12 @@ def staged_page(S: gl.constexpr, F: gl.constexpr, ring, page):
     B: gl.constexpr = gl.DotOperandLayout(1, block_layout(), F.LANE)
     TILE: gl.constexpr = F.COLUMNS // F.TILES
     STAGED_COLUMNS: gl.constexpr = power_of_two(S.columns)
+    FULL: gl.constexpr = repeated_layout(F.TILES, TILE, F.LANE, STAGED_COLUMNS)
+    SHAPE: gl.constexpr = [F.TILES, TILE, MMA_COLUMNS // STAGED_COLUMNS, STAGED_COLUMNS]
     tiles = staged_tiles(ring, F.COLUMNS, F.TILES, TILE, STAGED_COLUMNS, page).permute([0, 2, 1])
-    if STAGED_COLUMNS == MMA_COLUMNS:
-        x = tiles.load(B)
-    else:
-        FULL: gl.constexpr = repeated_layout(F.TILES, TILE, F.LANE, STAGED_COLUMNS)
-        x = gl.expand_dims(tiles.load(gl.SliceLayout(2, FULL)), 2)
-        x, _ = gl.broadcast(x, gl.zeros([F.TILES, TILE, MMA_COLUMNS // STAGED_COLUMNS, STAGED_COLUMNS], gl.bfloat16, FULL))
-        x = gl.convert_layout(gl.reshape(x, [F.TILES, TILE, MMA_COLUMNS]), B, assert_trivial=True)
-    return x
+    x = gl.expand_dims(tiles.load(gl.SliceLayout(2, FULL)), 2)
+    x, _ = gl.broadcast(x, gl.zeros(SHAPE, gl.bfloat16, FULL))
+    return gl.convert_layout(gl.reshape(x, [F.TILES, TILE, MMA_COLUMNS]), B, assert_trivial=True)
 
 
 @gluon.jit

@@ -104,7 +104,6 @@ def load(A: gl.constexpr, queries, cache, chunk, layer, head_pages, staged, turn
 def load_heads(A: gl.constexpr, queries, cache, chunk, layer, head_pages, staged, turns, blocks, ring, use, taken):
     """Queries, then keys and values from the last block to the first; returns the uses of both rings after it."""
     share = share_of(A, chunk)
-    BYTES: gl.constexpr = A.keys * A.width * 2
     for turn in range(share.rounds):
         number = tile_number(turn)
         if number < share.tiles:
@@ -114,14 +113,21 @@ def load_heads(A: gl.constexpr, queries, cache, chunk, layer, head_pages, staged
                 at = [tile.first + who * QUERIES, tile.head * A.width]
                 copy_page(queries, at, turns.full.index(place), staged.index(place * A.consumers + who))
             taken += 1
-            page = (layer * A.kv_heads + tile.head // A.group) * 2 * head_pages
-            for i in range(tile.blocks):
-                first = page + (tile.blocks - 1 - i) * A.pages
-                for value in gl.static_range(2):
-                    slot = wait_free(A.slots, ring, use, BYTES)
-                    copy_page(cache, [0, first + value * head_pages, 0, 0], ring.full.index(slot), blocks.index(slot))
-                    use += 1
+            use = load_blocks(A, cache, layer, tile.head, head_pages, 0, tile.blocks, blocks, ring, use)
     return use, taken
+
+
+@gluon.jit
+def load_blocks(A: gl.constexpr, cache, layer, head, head_pages, least, end, blocks, ring, use):
+    """Keys and values of a query head, from block `end`, not included, to block `least`; returns the ring's use after them."""
+    page = (layer * A.kv_heads + head // A.group) * 2 * head_pages
+    for i in range(end - least):
+        first = page + (end - 1 - i) * A.pages
+        for value in gl.static_range(2):
+            slot = wait_free(A.slots, ring, use, A.keys * A.width * 2)
+            copy_page(cache, [0, first + value * head_pages, 0, 0], ring.full.index(slot), blocks.index(slot))
+            use += 1
+    return use
 
 
 @gluon.jit

@@ -17,6 +17,7 @@ from megakernel.device.prefill.attention import (
     attend_blocks,
     blocks_seen,
     keys_of,
+    load_blocks,
 )
 from megakernel.device.prefill.order import let_next_start, wait_for_previous
 from megakernel.device.prefill.product import read_chunk
@@ -64,7 +65,6 @@ def load(A: gl.constexpr, queries, cache, chunk, layer, head_pages, staged, turn
 @gluon.jit
 def load_items(A: gl.constexpr, queries, cache, chunk, layer, head_pages, staged, turns, blocks, ring, use, taken):
     """Queries of both heads, then keys and values from the last block to the first; returns the uses of both rings after it."""
-    BYTES: gl.constexpr = A.keys * A.width * 2
     for number in range(gl.program_id(0), items(A, chunk), gl.num_programs(0)):
         item = item_at(A, chunk, number)
         if item.least < item.end:
@@ -73,13 +73,7 @@ def load_items(A: gl.constexpr, queries, cache, chunk, layer, head_pages, staged
                 at = [item.first, (item.head + who) * A.width]
                 copy_page(queries, at, turns.full.index(place), staged.index(place * A.consumers + who))
             taken += 1
-            page = (layer * A.kv_heads + item.head // A.group) * 2 * head_pages
-            for i in range(item.end - item.least):
-                first = page + (item.end - 1 - i) * A.pages
-                for value in gl.static_range(2):
-                    slot = wait_free(A.slots, ring, use, BYTES)
-                    copy_page(cache, [0, first + value * head_pages, 0, 0], ring.full.index(slot), blocks.index(slot))
-                    use += 1
+            use = load_blocks(A, cache, layer, item.head, head_pages, item.least, item.end, blocks, ring, use)
     return use, taken
 
 
